@@ -1,0 +1,253 @@
+//! What a validated configuration means: the only form of it that the rest of the program sees.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use selfstart_core::id::PoolName;
+use selfstart_core::policy::PoolPolicy;
+use selfstart_core::units::Bytes;
+
+use super::secret::Text;
+
+/// One app on one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `app:`.
+    pub app: String,
+    /// `root:`, absolute; default `/var/lib/selfstart/<app>`.
+    pub root: PathBuf,
+    /// `user:`; `None`: who runs the agent.
+    pub user: Option<UserSpec>,
+    /// `source:`.
+    pub source: SourceSettings,
+    /// `release:`.
+    pub release: ReleaseSettings,
+    /// `build:`.
+    pub build: BuildSettings,
+    /// `queue:`.
+    pub queue: QueueSettings,
+    /// `pools:`, in the order in which they are written.
+    pub pools: Vec<PoolSettings>,
+    /// `control:`.
+    pub control: ControlSettings,
+    /// `log:`.
+    pub log: LogSettings,
+}
+
+/// `user` or `user:group`, by name or number; looked up when it is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserSpec {
+    /// The user.
+    pub user: String,
+    /// The group; `None`: the user's primary group and all its supplementary groups.
+    pub group: Option<String>,
+}
+
+/// `source:`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceSettings {
+    /// `repository:`: https, ssh (`ssh://` or `user@host:path`), git, file, or an absolute path.
+    pub repository: Text,
+    /// What of it.
+    pub wanted: WantedRef,
+    /// How many commits; 0: the whole history.
+    pub depth: u32,
+    /// `ca:`: a PEM file of more certificate authorities to trust.
+    pub ca: Option<PathBuf>,
+    /// `credentials:`.
+    pub credentials: Credentials,
+    /// The longest that one fetch may take.
+    pub timeout: Duration,
+    /// After this long without the source, the last good release starts.
+    pub boot_timeout: Duration,
+}
+
+/// What is deployed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WantedRef {
+    /// The head of a branch.
+    Branch(String),
+    /// A tag, peeled.
+    Tag(String),
+    /// A full commit id.
+    Revision(String),
+}
+
+/// How the source knows us.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Credentials {
+    /// Nothing is said.
+    #[default]
+    None,
+    /// `token:`: https with the token as password (user `x-access-token`).
+    Token(Text),
+    /// `username:` and `password:`.
+    Password {
+        /// Who.
+        username: Text,
+        /// The password.
+        password: Text,
+    },
+    /// `ssh_key:`, and `known_hosts:`.
+    Ssh {
+        /// The private key's file.
+        key: Option<PathBuf>,
+        /// The pinned host keys.
+        known_hosts: Option<PathBuf>,
+    },
+}
+
+/// `release:`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReleaseSettings {
+    /// Whole releases kept, the live one counted; at least 1.
+    pub keep: u32,
+    /// Failed ones kept for inspection.
+    pub keep_failed: u32,
+    /// Relative paths below the release.
+    pub linked_dirs: Vec<PathBuf>,
+    /// Relative paths below the release.
+    pub linked_files: Vec<PathBuf>,
+    /// No deploy with less disk than this.
+    pub min_free: Bytes,
+}
+
+/// `build:`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildSettings {
+    /// Added to the steps' environment.
+    pub env: BTreeMap<String, Text>,
+    /// All steps together.
+    pub timeout: Duration,
+    /// In order.
+    pub steps: Vec<BuildStep>,
+}
+
+/// One build step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildStep {
+    /// Given to `sh -eu -c`; placeholders not yet filled in.
+    pub run: String,
+    /// This step alone; `None`: only the whole build's.
+    pub timeout: Option<Duration>,
+}
+
+/// `queue:`; pools may override it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// `kind:`.
+    pub kind: QueueKind,
+    /// `url:`.
+    pub url: Option<Text>,
+    /// `namespace:`.
+    pub namespace: Option<String>,
+}
+
+/// What the workers work on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the libraries'")]
+pub enum QueueKind {
+    #[default]
+    None,
+    Resque,
+    NodeResque,
+    Sidekiq,
+    Rq,
+    Celery,
+    Bullmq,
+}
+
+/// One pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolSettings {
+    /// Count, order of change, and how each worker is minded.
+    pub policy: PoolPolicy,
+    /// What is executed.
+    pub command: Command,
+    /// `group:`.
+    pub group: Option<PoolName>,
+    /// `user:`; `None`: the app's.
+    pub user: Option<UserSpec>,
+    /// `queue:`, the app's where the pool says nothing.
+    pub queue: QueueSettings,
+    /// `queues:`.
+    pub queues: Vec<String>,
+    /// `env:`; placeholders not yet filled in.
+    pub env: BTreeMap<String, Text>,
+    /// `env_files:`, read at each start.
+    pub env_files: Vec<PathBuf>,
+    /// `port:`: slot i gets PORT = port + i.
+    pub port: Option<u16>,
+    /// `limits:`.
+    pub limits: Limits,
+    /// `log:`.
+    pub log: PoolLog,
+}
+
+/// What a worker executes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `command:` split into words (never empty); placeholders not yet filled in.
+    Words(Vec<String>),
+    /// `shell:`, given to `sh -c`; placeholders not yet filled in.
+    Shell(String),
+}
+
+/// `limits:`; `None`: as the agent's own (nofile: its hard limit).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// RLIMIT_NOFILE.
+    pub nofile: Option<u64>,
+    /// -20 to 19.
+    pub nice: Option<i8>,
+    /// The file mode creation mask.
+    pub umask: Option<u32>,
+}
+
+/// `log:` of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolLog {
+    /// `file:`: joins the pool's slots in one file; relative to `<root>`; `None`: `log/<pool>.<slot>.log`.
+    pub file: Option<PathBuf>,
+    /// A file is rotated when it would grow beyond this.
+    pub max_size: Bytes,
+    /// A file is rotated when its first line is older than this; `None`: only by size.
+    pub max_age: Option<Duration>,
+    /// Rotated files kept.
+    pub keep: u32,
+}
+
+/// `control:`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ControlSettings {
+    /// Owner of the socket; `None`: who runs the agent.
+    pub owner: Option<String>,
+    /// Group of the socket; `None`: the group of who runs the agent.
+    pub group: Option<String>,
+    /// Whether workers may speak to it.
+    pub workers: bool,
+}
+
+/// `log:` of the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// `format:`.
+    pub format: LogFormat,
+    /// `level:`: error, warn, info, debug or trace.
+    pub level: String,
+    /// `buffer:`: the pipe's size, per stream of a worker; 4 KiB to 1 MiB.
+    pub buffer: Bytes,
+}
+
+/// How the agent's own log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Human on a terminal, journal-friendly under systemd.
+    #[default]
+    Auto,
+    /// For people.
+    Human,
+    /// One object a line.
+    Json,
+}
