@@ -1,2 +1,6 @@
-//! The binary.
+//! selfstart: worker machines that deploy themselves.
+
+mod keeper;
+mod sys;
+
 fn main() {}

@@ -1,0 +1,639 @@
+//! The hands: parent of the agent, of every helper and of every worker.
+//!
+//! One thread around one poll: it starts, signals and reaps processes, holds their output and other descriptors, and relays exits.
+//! It has no configuration, no network and no opinion, except one: when the agent ends, it starts it again.
+//! What it must tell the agent is kept in the table of children itself until it is told, so an agent may die at any moment and
+//! the next one hears everything again.
+
+pub(crate) mod protocol;
+mod table;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::epoll;
+use selfstart_core::id::ProcessId;
+use selfstart_core::time::MonoTime;
+
+use crate::sys::process::{self, Ended};
+use crate::sys::signals::SignalFd;
+use crate::sys::spawn::{Credentials, Spawn, SpawnError, Spawner, Step};
+use crate::sys::{clock, packet};
+use protocol::{Ask, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
+use table::{Child, Life, Table};
+
+/// The environment variable that tells the agent which descriptor leads to the keeper.
+pub(crate) const LINE_VARIABLE: &str = "SELFSTART_KEEPER_FD";
+
+/// Where the agent finds the keeper: the first descriptor after standard error.
+const AGENT_LINE_FD: usize = 3;
+
+/// An agent that lived this long has earned a restart at once.
+const AGENT_STEADY: Duration = Duration::from_secs(2);
+
+/// The waits between starts of an agent that does not stay up; the last is repeated.
+const AGENT_BACKOFF: [Duration; 5] =
+    [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
+
+/// Messages taken in one turn, so that signals and exits are seen in between.
+const MESSAGES_A_TURN: usize = 128;
+
+/// Why the keeper could not go on.
+#[derive(Debug, thiserror::Error)]
+#[error("the keeper failed to {what}")]
+pub(crate) struct KeeperError {
+    what: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+/// Adds what was being done to an error.
+fn doing<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> KeeperError {
+    move |source| KeeperError { what, source: source.into() }
+}
+
+/// Room kept between messages; most are smaller.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// What is to be told, in order. At most a handful of notes per child and per kept descriptor, so it is as bounded as the table.
+#[derive(Debug)]
+enum Note {
+    Welcome,
+    Child(Key),
+    SpawnFailed(Key, Step, i32),
+    Exited(Key),
+    TreeGone(Key, u32),
+    Kept(String),
+    Listed,
+    Adopted,
+    Signalled(i32),
+}
+
+/// What woke us.
+const SIGNALS: u64 = 0;
+const AGENT: u64 = 1;
+const PROCESS: u64 = 2;
+
+struct Agent {
+    pid: i32,
+    line: OwnedFd,
+    since: MonoTime,
+    greeted: bool,
+}
+
+/// The keeper.
+struct Keeper {
+    agent_command: Vec<CString>,
+    signals: SignalFd,
+    epoll: OwnedFd,
+    null: OwnedFd,
+    spawner: Spawner,
+    nofile: (u64, u64),
+    reset_oom_score: bool,
+    table: Table,
+    kept: BTreeMap<String, OwnedFd>,
+    /// Leftovers that are not our children and have been killed: their pidfds say when they are gone.
+    dying: BTreeMap<i32, OwnedFd>,
+    notes: VecDeque<Note>,
+    agent: Option<Agent>,
+    agent_starts: u32,
+    agent_failures: usize,
+    last_agent: Option<Ended>,
+    next_agent: MonoTime,
+    quit: Option<u8>,
+    buffer: Vec<u8>,
+}
+
+/// Runs until the agent says that it is over; returns the exit code. `agent_arguments` are what the agent gets after its own verb.
+///
+/// # Errors
+/// When the kernel refuses something without which nothing can be minded.
+pub(crate) fn run(agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
+    process::close_inherited_on_exec();
+    process::become_subreaper().map_err(doing("become the parent of orphans"))?;
+    let signals = SignalFd::take().map_err(doing("take signals"))?;
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(doing("make a poll"))?;
+    epoll::add(&epoll, &signals, epoll::EventData::new_u64(SIGNALS), epoll::EventFlags::IN).map_err(doing("watch signals"))?;
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+        .map_err(doing("open /dev/null"))?;
+    let null = above_standard(null).map_err(doing("move a descriptor"))?;
+    let mut keeper = Keeper {
+        agent_command: [c"selfstart".to_owned(), c"internal-agent".to_owned()].into_iter().chain(agent_arguments).collect(),
+        signals,
+        epoll,
+        null,
+        spawner: Spawner::new(),
+        nofile: raise_descriptor_limit(),
+        reset_oom_score: fs_err::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.trim() != "0"),
+        table: Table::default(),
+        kept: BTreeMap::new(),
+        dying: BTreeMap::new(),
+        notes: VecDeque::new(),
+        agent: None,
+        agent_starts: 0,
+        agent_failures: 0,
+        last_agent: None,
+        next_agent: clock::now(),
+        quit: None,
+        buffer: Vec::new(),
+    };
+    loop {
+        keeper.turn()?;
+        if let Some(code) = keeper.quit {
+            return Ok(code);
+        }
+    }
+}
+
+/// Duplicates a descriptor out of the way of 0, 1 and 2, which a daemon may have been started without.
+fn above_standard(fd: OwnedFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(&fd, 10)?)
+}
+
+/// Raises our own limit to the hard one (two descriptors a worker), and returns what it was, for the workers.
+fn raise_descriptor_limit() -> (u64, u64) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let before = getrlimit(Resource::Nofile);
+    // Refused: then fewer workers fit, and each that does not says so when it fails to start.
+    let _as_before = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum });
+    (before.current.unwrap_or(u64::MAX), before.maximum.unwrap_or(u64::MAX))
+}
+
+impl Keeper {
+    /// Waits for something, deals with all of it, tells the agent.
+    fn turn(&mut self) -> Result<(), KeeperError> {
+        if self.agent.is_none() && clock::now() >= self.next_agent {
+            self.start_agent()?;
+        }
+        let wait = self.agent.is_none().then(|| clock::now().until(self.next_agent) + Duration::from_millis(1));
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
+        let timeout = wait.and_then(|wait| rustix::event::Timespec::try_from(wait).ok());
+        let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
+            Ok(woken) => woken,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(doing("wait")(error)),
+        };
+        let mut ended = Vec::new();
+        let mut hear = false;
+        for event in &events[..woken] {
+            let (flags, token) = (event.flags, event.data.u64());
+            match token & 3 {
+                SIGNALS => self.take_signals(&mut ended)?,
+                AGENT => hear = flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR) || hear,
+                _ => self.adopted_gone(i32::try_from(token >> 2).unwrap_or(0), &mut ended),
+            }
+        }
+        self.note_exits(ended);
+        if hear {
+            self.hear();
+        }
+        self.clear_trees();
+        self.tell();
+        Ok(())
+    }
+
+    /// Reads pending signals; an ended child is reaped at once, any number of them for one signal.
+    fn take_signals(&mut self, ended: &mut Vec<Key>) -> Result<(), KeeperError> {
+        while let Some(number) = self.signals.next().map_err(doing("read signals"))? {
+            if number != libc::SIGCHLD {
+                self.notes.push_back(Note::Signalled(number));
+            }
+        }
+        while let Some((pid, how)) = process::reap().map_err(doing("reap"))? {
+            if self.agent.as_ref().is_some_and(|agent| agent.pid == pid) {
+                self.agent_ended(how);
+            } else if let Some(key) = self.table.ended(pid, how, clock::now()) {
+                ended.push(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// A process that is not our child has ended: an adopted main process, or a leftover that was killed.
+    fn adopted_gone(&mut self, pid: i32, ended: &mut Vec<Key>) {
+        if let Some(watched) = self.dying.remove(&pid) {
+            unwatch(&self.epoll, &watched);
+        }
+        if let Some(pidfd) = self.table.adopted(pid) {
+            unwatch(&self.epoll, &pidfd);
+            ended.extend(self.table.ended(pid, Ended::Unknown, clock::now()));
+        }
+    }
+
+    /// Looks once for what the ended left behind, and notes each exit with the answer.
+    fn note_exits(&mut self, ended: Vec<Key>) {
+        if ended.is_empty() {
+            return;
+        }
+        let left = self.table.leftovers(&ended);
+        for key in ended {
+            self.table.set_tree_gone(&key, !left.contains_key(&key));
+            self.notes.push_back(Note::Exited(key));
+        }
+    }
+
+    /// Kills what is left of each tree that is being cleared; a tree of which nothing is left is told.
+    fn clear_trees(&mut self) {
+        let clearing = self.table.clearing();
+        if clearing.is_empty() {
+            return;
+        }
+        let left = self.table.leftovers(&clearing);
+        for key in clearing {
+            match left.get(&key) {
+                None => {
+                    if let Some(killed) = self.table.cleared(&key) {
+                        self.notes.push_back(Note::TreeGone(key, killed));
+                    }
+                }
+                Some(processes) => {
+                    let killed = self.kill_all(processes);
+                    self.table.count_killed(&key, killed);
+                }
+            }
+        }
+    }
+
+    /// Sends KILL to each process that is still the one it was, and watches it go; returns how many had not been sent it before.
+    fn kill_all(&mut self, processes: &[ProcessId]) -> u32 {
+        let mut killed = 0;
+        for &id in processes {
+            // Gone meanwhile: what was wanted.
+            let Ok(pidfd) = process::open(id) else { continue };
+            let _may_be_gone = process::signal_open(pidfd.as_fd(), libc::SIGKILL);
+            if !self.dying.contains_key(&id.pid) {
+                let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
+                if epoll::add(&self.epoll, &pidfd, token, epoll::EventFlags::IN).is_ok() {
+                    self.dying.insert(id.pid, pidfd);
+                    killed += 1;
+                }
+            }
+        }
+        killed
+    }
+
+    /// Starts an agent at the other end of a new line.
+    fn start_agent(&mut self) -> Result<(), KeeperError> {
+        let (ours, theirs) = packet::pair().map_err(doing("make a line to the agent"))?;
+        let (stdin, theirs) = (self.null.as_fd(), above_standard(theirs).map_err(doing("move a descriptor"))?);
+        let out = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 10).or_else(|_| rustix::io::fcntl_dupfd_cloexec(stdin, 10));
+        let err = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 10).or_else(|_| rustix::io::fcntl_dupfd_cloexec(stdin, 10));
+        let (out, err) = (out.map_err(doing("copy a descriptor"))?, err.map_err(doing("copy a descriptor"))?);
+        let mut env: Vec<CString> = std::env::vars_os()
+            .filter(|(name, _)| name != LINE_VARIABLE && name != protocol::KEY_VARIABLE)
+            .filter_map(|(name, value)| {
+                use std::os::unix::ffi::OsStrExt;
+                CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
+            })
+            .collect();
+        env.extend(CString::new(format!("{LINE_VARIABLE}={AGENT_LINE_FD}")));
+        self.agent_starts += 1;
+        let spawned = self.spawner.spawn(&mut Spawn {
+            programs: &[c"/proc/self/exe".to_owned()],
+            argv: &self.agent_command,
+            env: &mut env,
+            own_pid_at: None,
+            cwd: None,
+            credentials: None,
+            fds: &[stdin, out.as_fd(), err.as_fd(), theirs.as_fd()],
+            nofile: None,
+            nice: None,
+            umask: None,
+            reset_oom_score: false,
+            new_session: false,
+            dies_with_us: true,
+        });
+        match spawned {
+            Ok(pid) => {
+                self.table.agent = Some(pid);
+                epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN)
+                    .map_err(doing("watch the agent"))?;
+                self.agent = Some(Agent { pid, line: ours, since: clock::now(), greeted: false });
+            }
+            Err(SpawnError { source, .. }) => {
+                complain(&format!("the agent could not be started: {source}"));
+                self.plan_agent(clock::now());
+            }
+        }
+        Ok(())
+    }
+
+    /// The agent has ended: hear what it said last, then have another started.
+    fn agent_ended(&mut self, how: Ended) {
+        self.hear();
+        if let Some(agent) = self.agent.take() {
+            unwatch(&self.epoll, &agent.line);
+            self.plan_agent(agent.since);
+        }
+        self.notes.retain(|note| matches!(note, Note::Signalled(_)));
+        self.table.agent = None;
+        self.last_agent = Some(how);
+        if self.quit.is_none() {
+            complain(&format!("the agent has ended ({}); starting it again", describe(how)));
+        }
+    }
+
+    /// Sets when the next agent is started: at once after one that was steady, later and later after those that were not.
+    fn plan_agent(&mut self, since: MonoTime) {
+        let now = clock::now();
+        self.agent_failures = if now.since(since) >= AGENT_STEADY { 0 } else { self.agent_failures + 1 };
+        self.next_agent = now + AGENT_BACKOFF[self.agent_failures.min(AGENT_BACKOFF.len() - 1)];
+    }
+
+    /// Takes what the agent has sent, up to a turn's worth.
+    fn hear(&mut self) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        for _ in 0..MESSAGES_A_TURN {
+            let Some(agent) = &self.agent else { break };
+            let fds = match packet::receive(agent.line.as_fd(), &mut buffer) {
+                Ok(fds) => fds,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    complain(&format!("the line to the agent failed: {error}"));
+                    self.end_agent();
+                    break;
+                }
+            };
+            if buffer.is_empty() {
+                // The other end is closed: it has ended, or is about to; its exit starts the next.
+                unwatch(&self.epoll, &agent.line);
+                break;
+            }
+            match decode::<Ask>(&buffer) {
+                Ok(ask) => self.obey(ask, fds),
+                Err(error) => {
+                    complain(&format!("the agent said something else: {error}"));
+                    self.end_agent();
+                    break;
+                }
+            }
+        }
+        // What a large message needed is given back, so that memory does not grow with the largest.
+        buffer.clear();
+        buffer.shrink_to(BUFFER_BYTES);
+        self.buffer = buffer;
+    }
+
+    /// Ends an agent that cannot be understood; its exit starts the next.
+    fn end_agent(&self) {
+        if let Some(agent) = &self.agent {
+            let _gone_already = process::signal_child(agent.pid, libc::SIGKILL);
+        }
+    }
+
+    fn obey(&mut self, ask: Ask, mut fds: Vec<OwnedFd>) {
+        match ask {
+            Ask::Hello { protocol } => self.greet(protocol),
+            Ask::Spawn(start) => self.start_child(&start, fds.pop()),
+            Ask::Signal { key, number } => {
+                if let Some(error) = self.table.signal(&key, number) {
+                    complain(&format!("{key} could not be signalled: {error}"));
+                }
+            }
+            Ask::SignalJob { pid, start_ticks, title, number } => signal_job(ProcessId { pid, start_ticks }, &title, number),
+            Ask::KillTree { key } => {
+                let everyone = self.table.tree(&key);
+                self.kill_all(&everyone);
+            }
+            Ask::ClearTree { key } => {
+                if !self.table.clear(&key) {
+                    // Not there any more, so nothing is left of it; the agent must hear it all the same.
+                    self.notes.push_back(Note::TreeGone(key, 0));
+                }
+            }
+            Ask::Forget { key } => self.table.forget(&key),
+            Ask::Adopt { root } => self.adopt(root),
+            Ask::Keep { name } => {
+                if let Some(fd) = fds.pop() {
+                    self.kept.insert(name, fd);
+                }
+            }
+            Ask::Notify { state } => notify(&state),
+            Ask::Quit { code } => self.quit = Some(code),
+        }
+    }
+
+    /// Lines up all that an agent must know.
+    fn greet(&mut self, protocol: u32) {
+        if protocol != PROTOCOL {
+            complain(&format!("the agent speaks protocol {protocol}, the keeper {PROTOCOL}"));
+        }
+        if let Some(agent) = &mut self.agent {
+            agent.greeted = true;
+        }
+        let signals: Vec<Note> = self.notes.drain(..).filter(|note| matches!(note, Note::Signalled(_))).collect();
+        self.notes.push_back(Note::Welcome);
+        for (key, ended) in self.table.everything() {
+            self.notes.push_back(Note::Child(key.clone()));
+            if ended {
+                self.notes.push_back(Note::Exited(key));
+            }
+        }
+        self.notes.extend(self.kept.keys().cloned().map(Note::Kept));
+        self.notes.push_back(Note::Listed);
+        self.notes.extend(signals);
+    }
+
+    fn start_child(&mut self, start: &Start, stdin: Option<OwnedFd>) {
+        if self.table.has(&start.key) {
+            self.notes.push_back(Note::Child(start.key.clone()));
+            return;
+        }
+        match self.spawn(start, stdin) {
+            Ok(child) => {
+                self.table.insert(start.key.clone(), child);
+                self.notes.push_back(Note::Child(start.key.clone()));
+            }
+            Err(SpawnError { step, source }) => {
+                self.notes.push_back(Note::SpawnFailed(start.key.clone(), step, source.raw_os_error().unwrap_or(libc::EINVAL)));
+            }
+        }
+    }
+
+    fn spawn(&mut self, start: &Start, stdin: Option<OwnedFd>) -> Result<Child, SpawnError> {
+        let text = |text: &str| {
+            CString::new(text).map_err(|_| SpawnError { step: Step::Execute, source: io::Error::from_raw_os_error(libc::EINVAL) })
+        };
+        let texts = |list: &[String]| list.iter().map(|one| text(one)).collect::<Result<Vec<_>, _>>();
+        let pipes = |source| SpawnError { step: Step::Descriptors, source };
+        let programs = texts(&start.programs)?;
+        let argv = texts(&start.argv)?;
+        let mut env = Vec::with_capacity(start.env.len() + 1);
+        for (name, value) in &start.env {
+            env.push(text(&format!("{name}={value}"))?);
+        }
+        env.push(text(&format!("{}={}:0000000000@{}", protocol::KEY_VARIABLE, start.key, start.root))?);
+        let own_pid_at = Some((env.len() - 1, protocol::KEY_VARIABLE.len() + 1 + start.key.len() + 1));
+        let cwd = text(&start.cwd)?;
+        let size = usize::try_from(start.pipe_bytes).unwrap_or(0);
+        let (out, worker_out) = process::output_pipe(size).map_err(pipes)?;
+        let (err, worker_err) = process::output_pipe(size).map_err(pipes)?;
+        let credentials = start.user.clone().map(|(uid, gid, groups)| Credentials { uid, gid, groups });
+        let pid = self.spawner.spawn(&mut Spawn {
+            programs: &programs,
+            argv: &argv,
+            env: &mut env,
+            own_pid_at,
+            cwd: Some(&cwd),
+            credentials: credentials.as_ref(),
+            fds: &[stdin.as_ref().unwrap_or(&self.null).as_fd(), worker_out.as_fd(), worker_err.as_fd()],
+            nofile: Some(start.nofile.map_or(self.nofile, |limit| (limit, limit))),
+            nice: start.nice,
+            umask: Some(start.umask.unwrap_or(0o022)),
+            reset_oom_score: self.reset_oom_score,
+            new_session: true,
+            dies_with_us: start.helper,
+        })?;
+        // Not reaped yet, so it is there even if it has ended already.
+        let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
+        Ok(Child::new(ProcessId { pid, start_ticks }, None, vec![(1, out), (2, err)], start.root.clone()))
+    }
+
+    /// Takes over the children of an earlier keeper.
+    fn adopt(&mut self, root: String) {
+        for (key, id, child) in table::survivors(&root, &self.table) {
+            let mut life = None;
+            if let Some(pidfd) = &child {
+                let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
+                if let Err(error) = epoll::add(&self.epoll, pidfd, token, epoll::EventFlags::IN) {
+                    complain(&format!("{key} cannot be watched: {error}"));
+                }
+            } else {
+                life = Some(Life::Ended { how: Ended::Unknown, at: clock::now(), tree_gone: false });
+            }
+            let mut streams = Vec::new();
+            for number in [1, 2] {
+                if let Ok(Some(fd)) = process::reopen_output(id.pid, i32::from(number)) {
+                    streams.push((number, fd));
+                }
+            }
+            let gone = life.is_some();
+            let mut adopted = Child::new(id, Some(child), streams, root.clone());
+            if let Some(life) = life {
+                adopted.life = life;
+            }
+            self.table.insert(key.clone(), adopted);
+            self.notes.push_back(Note::Child(key.clone()));
+            if gone {
+                self.notes.push_back(Note::Exited(key));
+            }
+        }
+        self.notes.push_back(Note::Adopted);
+    }
+
+    /// Tells the agent as much as it takes now.
+    fn tell(&mut self) {
+        let Some(agent) = self.agent.as_ref().filter(|agent| agent.greeted) else { return };
+        let mut full = false;
+        while let Some(note) = self.notes.front() {
+            let sent = match self.words(note) {
+                None => Ok(()),
+                Some((tell, fds)) => packet::send(agent.line.as_fd(), &encode(&tell), &fds),
+            };
+            match sent {
+                Ok(()) => {
+                    self.notes.pop_front();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    full = true;
+                    break;
+                }
+                // Its exit is on the way, and the next agent is told everything anew.
+                Err(_) => break,
+            }
+        }
+        let wanted = if full { epoll::EventFlags::IN | epoll::EventFlags::OUT } else { epoll::EventFlags::IN };
+        // A line that was closed at the other end is not watched any more.
+        let _not_watched = epoll::modify(&self.epoll, &agent.line, epoll::EventData::new_u64(AGENT), wanted);
+    }
+
+    /// Puts a note in words; `None` when what it is about is forgotten by now.
+    fn words<'a>(&'a self, note: &Note) -> Option<(Tell, Vec<std::os::fd::BorrowedFd<'a>>)> {
+        let plain = |tell| Some((tell, Vec::new()));
+        match note {
+            Note::Welcome => plain(Tell::Welcome(Welcome {
+                protocol: PROTOCOL,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                keeper_pid: rustix::process::getpid().as_raw_nonzero().get(),
+                agent_starts: self.agent_starts,
+                last_agent: self.last_agent,
+            })),
+            Note::Child(key) => {
+                let child = self.table.get(key)?;
+                let streams = child.streams.iter().map(|(number, _)| *number).collect();
+                let tell = Tell::Child {
+                    key: key.clone(),
+                    pid: child.id.pid,
+                    start_ticks: child.id.start_ticks,
+                    adopted: child.adopted,
+                    streams,
+                };
+                Some((tell, child.streams.iter().map(|(_, fd)| fd.as_fd()).collect()))
+            }
+            Note::SpawnFailed(key, step, errno) => plain(Tell::SpawnFailed { key: key.clone(), step: *step, errno: *errno }),
+            Note::Exited(key) => match self.table.get(key)?.life {
+                Life::Running => None,
+                Life::Ended { how, at, tree_gone } => plain(Tell::Exited {
+                    key: key.clone(),
+                    how,
+                    at_micros: u64::try_from(at.since_boot().as_micros()).unwrap_or(u64::MAX),
+                    tree_gone,
+                }),
+            },
+            Note::TreeGone(key, killed) => plain(Tell::TreeGone { key: key.clone(), killed: *killed }),
+            Note::Kept(name) => Some((Tell::Kept { name: name.clone() }, vec![self.kept.get(name)?.as_fd()])),
+            Note::Listed => plain(Tell::Listed),
+            Note::Adopted => plain(Tell::Adopted),
+            Note::Signalled(number) => plain(Tell::Signalled { number: *number }),
+        }
+    }
+}
+
+/// Takes a descriptor out of the poll, before it is closed: a child that was just started may hold a copy, and then closing alone
+/// does not take it out.
+fn unwatch(epoll: &OwnedFd, fd: &OwnedFd) {
+    let _was_not_in = epoll::delete(epoll, fd);
+}
+
+/// Signals a process below a worker if it is still the one that was judged.
+fn signal_job(id: ProcessId, title: &[u8], number: i32) {
+    let Ok(pidfd) = process::open(id) else { return };
+    if process::title(id.pid).is_ok_and(|now| now == title) {
+        if let Err(error) = process::signal_open(pidfd.as_fd(), number) {
+            complain(&format!("process {} could not be signalled: {error}", id.pid));
+        }
+    }
+}
+
+/// Tells the service manager, if there is one (`sd_notify(3)`).
+fn notify(state: &str) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let path = path.to_string_lossy();
+    let address = match path.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(path.as_ref()),
+    };
+    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(error) = sent {
+        complain(&format!("the service manager could not be told: {error}"));
+    }
+}
+
+fn describe(how: Ended) -> String {
+    match how {
+        Ended::Code(code) => format!("exit {code}"),
+        Ended::Signal { number, .. } => format!("signal {number}"),
+        Ended::Unknown => "nobody knows how".to_owned(),
+    }
+}
+
+/// Says something on standard error; a closed one is nobody to tell.
+fn complain(text: &str) {
+    use std::io::Write;
+    let _nobody_listens = writeln!(io::stderr(), "selfstart keeper: {text}");
+}

@@ -1,0 +1,273 @@
+//! Who the keeper's children are, and what is left of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use selfstart_core::id::ProcessId;
+use selfstart_core::time::MonoTime;
+
+use super::protocol::{KEY_VARIABLE, Key};
+use crate::sys::process::{self, Ended, Stat};
+
+/// Whether a child's main process lives.
+#[derive(Debug)]
+pub(super) enum Life {
+    Running,
+    Ended { how: Ended, at: MonoTime, tree_gone: bool },
+}
+
+/// One child.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) id: ProcessId,
+    /// Whether an earlier keeper started it: then it is not ours to reap, its pidfd says when it ends.
+    pub(super) adopted: bool,
+    pidfd: Option<OwnedFd>,
+    pub(super) streams: Vec<(u8, OwnedFd)>,
+    pub(super) life: Life,
+    root: String,
+    /// While its tree is being cleared: how many were killed.
+    clearing: Option<u32>,
+}
+
+impl Child {
+    /// `adopted` holds the pidfd of a process that is not our child, or nothing when that has ended already.
+    pub(super) fn new(id: ProcessId, adopted: Option<Option<OwnedFd>>, streams: Vec<(u8, OwnedFd)>, root: String) -> Self {
+        Self { id, adopted: adopted.is_some(), pidfd: adopted.flatten(), streams, life: Life::Running, root, clearing: None }
+    }
+
+    fn running(&self) -> bool {
+        matches!(self.life, Life::Running)
+    }
+}
+
+/// The children by name and by process id.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    children: BTreeMap<Key, Child>,
+    running: BTreeMap<i32, Key>,
+    clearing: BTreeSet<Key>,
+    /// The agent: a child too, but nobody's leftover.
+    pub(super) agent: Option<i32>,
+}
+
+impl Table {
+    pub(super) fn insert(&mut self, key: Key, child: Child) {
+        if child.running() {
+            self.running.insert(child.id.pid, key.clone());
+        }
+        self.children.insert(key, child);
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.children.contains_key(key)
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Child> {
+        self.children.get(key)
+    }
+
+    /// Everyone, and whether they have ended.
+    pub(super) fn everything(&self) -> impl Iterator<Item = (Key, bool)> + '_ {
+        self.children.iter().map(|(key, child)| (key.clone(), !child.running()))
+    }
+
+    /// Notes the end of a main process, and returns whose it was.
+    pub(super) fn ended(&mut self, pid: i32, how: Ended, at: MonoTime) -> Option<Key> {
+        let key = self.running.remove(&pid)?;
+        let child = self.children.get_mut(&key)?;
+        child.life = Life::Ended { how, at, tree_gone: false };
+        child.pidfd = None;
+        Some(key)
+    }
+
+    pub(super) fn set_tree_gone(&mut self, key: &str, gone: bool) {
+        if let Some(Life::Ended { tree_gone, .. }) = self.children.get_mut(key).map(|child| &mut child.life) {
+            *tree_gone = gone;
+        }
+    }
+
+    /// Returns a copy of the pidfd of an adopted child that was running until now.
+    pub(super) fn adopted(&mut self, pid: i32) -> Option<OwnedFd> {
+        let key = self.running.get(&pid)?;
+        self.children.get_mut(key)?.pidfd.take()
+    }
+
+    /// Signals a main process; one that has ended is left alone.
+    pub(super) fn signal(&self, key: &str, number: i32) -> Option<io::Error> {
+        let child = self.children.get(key).filter(|child| child.running())?;
+        let sent = match &child.pidfd {
+            Some(pidfd) => process::signal_open(pidfd.as_fd(), number),
+            // Ours and not reaped, so the number is still its own.
+            None if !child.adopted => process::signal_child(child.id.pid, number),
+            None => Ok(()),
+        };
+        sent.err()
+    }
+
+    /// Begins to clear a tree whose main process has ended; false when there is no such child.
+    pub(super) fn clear(&mut self, key: &str) -> bool {
+        match self.children.get_mut(key) {
+            Some(child) if !child.running() => {
+                child.clearing.get_or_insert(0);
+                self.clearing.insert(key.to_owned());
+                true
+            }
+            Some(_) => true,
+            None => false,
+        }
+    }
+
+    /// The trees that are being cleared.
+    pub(super) fn clearing(&self) -> Vec<Key> {
+        self.clearing.iter().cloned().collect()
+    }
+
+    pub(super) fn count_killed(&mut self, key: &str, more: u32) {
+        if let Some(killed) = self.children.get_mut(key).and_then(|child| child.clearing.as_mut()) {
+            *killed = killed.saturating_add(more);
+        }
+    }
+
+    /// Ends the clearing of a tree, and returns how many were killed.
+    pub(super) fn cleared(&mut self, key: &str) -> Option<u32> {
+        self.clearing.remove(key);
+        self.set_tree_gone(key, true);
+        self.children.get_mut(key)?.clearing.take()
+    }
+
+    pub(super) fn forget(&mut self, key: &str) {
+        self.clearing.remove(key);
+        if let Some(child) = self.children.remove(key) {
+            self.running.remove(&child.id.pid);
+        }
+    }
+
+    /// Returns what is left of the trees of ended children, by name; nothing is left of those that are not in it.
+    ///
+    /// What a dead child of ours leaves comes to us, its subreaper, before the child can be reaped. So when we have no children that we do
+    /// not know, nothing is left, and that is one read however many have ended.
+    pub(super) fn leftovers(&self, ended: &[Key]) -> BTreeMap<Key, Vec<ProcessId>> {
+        let ours = ended.iter().all(|key| self.children.get(key).is_none_or(|child| !child.adopted));
+        if ours {
+            if let Ok(children) = process::children() {
+                let strangers = children.into_iter().filter(|pid| !self.running.contains_key(pid) && self.agent != Some(*pid));
+                if !strangers.into_iter().any(|pid| self.is_of(pid, ended)) {
+                    return BTreeMap::new();
+                }
+            }
+        }
+        let Ok(everyone) = process::everyone() else { return BTreeMap::new() };
+        let mut left = BTreeMap::new();
+        for key in ended {
+            let tree = self.members(key, &everyone);
+            if !tree.is_empty() {
+                left.insert(key.clone(), tree);
+            }
+        }
+        left
+    }
+
+    /// Whether a child of ours that we did not start is left over from one of the ended.
+    fn is_of(&self, pid: i32, ended: &[Key]) -> bool {
+        let session = process::stat(pid).map_or(0, |stat| stat.session);
+        let name = process::variable(pid, KEY_VARIABLE);
+        let name = name.as_deref().and_then(name_in);
+        ended.iter().any(|key| {
+            self.children.get(key).is_some_and(|child| {
+                session == child.id.pid || name.as_ref().is_some_and(|name| name.key == key && name.root == child.root)
+            })
+        })
+    }
+
+    /// Returns a child's whole tree, its main process included while it lives.
+    pub(super) fn tree(&self, key: &str) -> Vec<ProcessId> {
+        process::everyone().map(|everyone| self.members(key, &everyone)).unwrap_or_default()
+    }
+
+    /// Who belongs to a child: its main process, its session, whoever carries its name in the environment and has lost its parent, and
+    /// all that descends from these.
+    fn members(&self, key: &str, everyone: &[(i32, Stat)]) -> Vec<ProcessId> {
+        let Some(child) = self.children.get(key) else { return Vec::new() };
+        let me = i32::try_from(std::process::id()).unwrap_or(0);
+        let alive = |stat: &Stat| !stat.zombie;
+        let mut member: BTreeMap<i32, u64> = BTreeMap::new();
+        for (pid, stat) in everyone.iter().filter(|(_, stat)| alive(stat)) {
+            if *pid == me || self.running.get(pid).is_some_and(|other| other != key) {
+                continue;
+            }
+            let main = child.running() && *pid == child.id.pid && stat.start_ticks == child.id.start_ticks;
+            let orphan = stat.ppid == me || (child.adopted && stat.ppid != 2 && *pid != 2);
+            if main || stat.session == child.id.pid || (orphan && carries(*pid, key, &child.root)) {
+                member.insert(*pid, stat.start_ticks);
+            }
+        }
+        // Until nothing is added: a child can have a lower number than its parent.
+        loop {
+            let before = member.len();
+            for (pid, stat) in everyone.iter().filter(|(_, stat)| alive(stat)) {
+                if member.contains_key(&stat.ppid) && !self.running.contains_key(pid) {
+                    member.insert(*pid, stat.start_ticks);
+                }
+            }
+            if member.len() == before {
+                break;
+            }
+        }
+        member.into_iter().map(|(pid, start_ticks)| ProcessId { pid, start_ticks }).collect()
+    }
+}
+
+/// Whether a process was started with this name in its environment.
+fn carries(pid: i32, key: &str, root: &str) -> bool {
+    process::variable(pid, KEY_VARIABLE).as_deref().and_then(name_in).is_some_and(|name| name.key == key && name.root == root)
+}
+
+/// A child's name as its environment has it.
+#[derive(Debug, PartialEq, Eq)]
+struct Name<'a> {
+    key: &'a str,
+    pid: i32,
+    root: &'a str,
+}
+
+/// Parses `KEY:PID@ROOT`.
+fn name_in(value: &str) -> Option<Name<'_>> {
+    let (left, root) = value.split_once('@')?;
+    let (key, pid) = left.rsplit_once(':')?;
+    Some(Name { key, pid: pid.parse().ok()?, root })
+}
+
+/// Finds the children of earlier keepers of this root that `table` does not have: with a pidfd those whose main process lives, without
+/// one those of which only something is left.
+pub(super) fn survivors(root: &str, table: &Table) -> Vec<(Key, ProcessId, Option<OwnedFd>)> {
+    let mut mains: BTreeMap<Key, (ProcessId, Option<OwnedFd>)> = BTreeMap::new();
+    for (pid, stat) in process::everyone().unwrap_or_default() {
+        let Some(value) = process::variable(pid, KEY_VARIABLE) else { continue };
+        let Some(name) = name_in(&value).filter(|name| name.root == root && !table.has(name.key)) else { continue };
+        let id = ProcessId { pid, start_ticks: stat.start_ticks };
+        if name.pid == pid && !stat.zombie {
+            if let Ok(pidfd) = process::open(id) {
+                mains.insert(name.key.to_owned(), (id, Some(pidfd)));
+            }
+        } else {
+            mains.entry(name.key.to_owned()).or_insert((ProcessId { pid: name.pid, start_ticks: 0 }, None));
+        }
+    }
+    mains.into_iter().map(|(key, (id, pidfd))| (key, id, pidfd)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_the_environment_is_taken_apart() {
+        let name = name_in("helper:build#3:0000004711@/srv/a@b");
+        assert_eq!(name, Some(Name { key: "helper:build#3", pid: 4711, root: "/srv/a@b" }));
+        for wrong in ["", "a", "a@/", "a:x@/"] {
+            assert_eq!(name_in(wrong), None, "{wrong}");
+        }
+    }
+}

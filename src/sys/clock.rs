@@ -1,0 +1,18 @@
+//! The two clocks. Everything else gets its time as a value.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use selfstart_core::time::{MonoTime, WallTime};
+
+/// Returns the time since boot, sleep included: the same in every process of one boot (`clock_gettime(2)`, CLOCK_BOOTTIME).
+pub(crate) fn now() -> MonoTime {
+    let time = clock_gettime(ClockId::Boottime);
+    MonoTime::from_boot(Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0)))
+}
+
+/// Returns the date; it may jump.
+pub(crate) fn wall() -> WallTime {
+    let time = clock_gettime(ClockId::Realtime);
+    WallTime::from_unix_millis(time.tv_sec.saturating_mul(1000).saturating_add(time.tv_nsec / 1_000_000))
+}

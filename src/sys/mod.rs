@@ -1,0 +1,9 @@
+//! How Linux does it: processes, descriptors, `/proc`, clocks. The only place with unsafe code.
+//!
+//! It knows how, not when: no policy, no retry, no logging beyond returning errors.
+
+pub(crate) mod clock;
+pub(crate) mod packet;
+pub(crate) mod process;
+pub(crate) mod signals;
+pub(crate) mod spawn;

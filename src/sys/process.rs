@@ -1,0 +1,264 @@
+//! Reaping, signalling and recognising processes.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, pidfd_send_signal};
+use selfstart_core::id::ProcessId;
+
+/// How a process ended, as `waitpid(2)` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) enum Ended {
+    /// It exited with this status.
+    Code(i32),
+    /// This signal ended it.
+    Signal {
+        /// The kernel's number.
+        number: i32,
+        /// Whether it left a core file.
+        core: bool,
+    },
+    /// It was not our child (adopted): nobody told us.
+    Unknown,
+}
+
+/// Reaps one ended child, `None` when there is none now.
+///
+/// # Errors
+/// Anything but "no children", which is `None`.
+pub(crate) fn reap() -> io::Result<Option<(i32, Ended)>> {
+    loop {
+        return match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) => {
+                let ended = match (status.exit_status(), status.terminating_signal()) {
+                    (Some(code), _) => Ended::Code(code),
+                    (_, Some(number)) => Ended::Signal { number, core: status.as_raw() & 0x80 != 0 },
+                    // Stopped or continued: not asked for, so not an end.
+                    _ => continue,
+                };
+                Ok(Some((pid.as_raw_nonzero().get(), ended)))
+            }
+            Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(None),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => Err(error.into()),
+        };
+    }
+}
+
+/// Makes this process the one to which orphaned descendants go (`prctl(2)`, PR_SET_CHILD_SUBREAPER).
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+/// Marks every descriptor from 3 on close-on-exec, so that nothing we inherited reaches a worker.
+pub(crate) fn close_inherited_on_exec() {
+    // SAFETY: only a flag of our own descriptors changes. A kernel without the call (before 5.11) leaves them as they are.
+    #[expect(unsafe_code, reason = "close_range(2) has no safe wrapper")]
+    let _before_5_11 = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+/// Sends a signal to a child that has not been reaped yet (so its number cannot be another's). A process that is gone is no error.
+///
+/// # Errors
+/// When we may not.
+pub(crate) fn signal_child(pid: i32, number: i32) -> io::Result<()> {
+    // SAFETY: kill(2) takes two integers.
+    #[expect(unsafe_code, reason = "any signal number, real-time ones too")]
+    let result = unsafe { libc::kill(pid, number) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
+}
+
+/// Opens a process by number and start, so that it can be signalled and awaited whatever happens to the number.
+///
+/// # Errors
+/// `NotFound` when it is gone or is another by now.
+pub(crate) fn open(id: ProcessId) -> io::Result<OwnedFd> {
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "the process is gone");
+    let pid = Pid::from_raw(id.pid).ok_or_else(gone)?;
+    let fd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| if error == rustix::io::Errno::SRCH { gone() } else { error.into() })?;
+    // Read after the descriptor was opened: from here on the descriptor and what was read are the same process or it is dead.
+    match stat(id.pid) {
+        Ok(seen) if seen.start_ticks == id.start_ticks && !seen.zombie => Ok(fd),
+        _ => Err(gone()),
+    }
+}
+
+/// Sends a signal through a pidfd. A process that is gone is no error.
+///
+/// # Errors
+/// When we may not.
+pub(crate) fn signal_open(process: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    // SAFETY: the number comes from our own protocol, where it is a valid one; an invalid one gives EINVAL.
+    #[expect(unsafe_code, reason = "any signal number, real-time ones too")]
+    let signal = unsafe { rustix::process::Signal::from_raw_unchecked(number) };
+    match pidfd_send_signal(process, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What one line of `/proc/PID/stat` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    /// The parent.
+    pub(crate) ppid: i32,
+    /// The session.
+    pub(crate) session: i32,
+    /// When it started, in clock ticks after boot.
+    pub(crate) start_ticks: u64,
+    /// Whether it has ended and waits to be reaped.
+    pub(crate) zombie: bool,
+}
+
+/// Reads `/proc/PID/stat`.
+///
+/// # Errors
+/// When the process is gone, or `/proc` may not be read.
+pub(crate) fn stat(pid: i32) -> io::Result<Stat> {
+    let mut buffer = [0_u8; 1024];
+    let read = read_file(&format!("/proc/{pid}/stat"), &mut buffer)?;
+    parse_stat(&buffer[..read]).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an unknown form of /proc/PID/stat"))
+}
+
+/// Parses a stat line; the name in it may hold anything, so what follows the *last* parenthesis counts (`proc_pid_stat(5)`).
+fn parse_stat(line: &[u8]) -> Option<Stat> {
+    let after = line.iter().rposition(|&byte| byte == b')')?;
+    let text = std::str::from_utf8(line.get(after + 1..)?).ok()?;
+    let mut fields = text.split_ascii_whitespace();
+    let state = fields.next()?;
+    let ppid = fields.next()?.parse().ok()?;
+    let session = fields.nth(1)?.parse().ok()?;
+    // state is field 3; session was field 6; starttime is field 22.
+    let start_ticks = fields.nth(15)?.parse().ok()?;
+    Some(Stat { ppid, session, start_ticks, zombie: matches!(state, "Z" | "X") })
+}
+
+/// Reads up to a buffer of a file in one go.
+fn read_file(path: &str, buffer: &mut [u8]) -> io::Result<usize> {
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match rustix::io::read(&fd, &mut buffer[filled..])? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    Ok(filled)
+}
+
+/// Returns the children of this (single-threaded) process, those that it inherited as subreaper too.
+///
+/// # Errors
+/// When the kernel has no `/proc/PID/task/TID/children` (CONFIG_PROC_CHILDREN); then [`everyone`] tells it.
+pub(crate) fn children() -> io::Result<Vec<i32>> {
+    let me = std::process::id();
+    let text = fs_err::read(format!("/proc/{me}/task/{me}/children"))?;
+    Ok(text.split(u8::is_ascii_whitespace).filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok()).collect())
+}
+
+/// Returns every process that can be read, in one pass over `/proc`.
+///
+/// # Errors
+/// When `/proc` itself cannot be read.
+pub(crate) fn everyone() -> io::Result<Vec<(i32, Stat)>> {
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        // A process that ends during the pass is not there any more: that is what is being asked.
+        if let Ok(stat) = stat(pid) {
+            found.push((pid, stat));
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the value of a variable in a process's environment as it was at its start; `None` when it has none, or may not be read.
+pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
+    let block = fs_err::read(format!("/proc/{pid}/environ")).ok()?;
+    block.split(|&byte| byte == 0).find_map(|entry| {
+        let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        String::from_utf8(value.to_vec()).ok()
+    })
+}
+
+/// Returns a process's title: its argument bytes without the NULs at the end.
+///
+/// # Errors
+/// When it is gone or may not be read.
+pub(crate) fn title(pid: i32) -> io::Result<Vec<u8>> {
+    let mut bytes = fs_err::read(format!("/proc/{pid}/cmdline"))?;
+    bytes.truncate(bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1));
+    Ok(bytes)
+}
+
+/// Makes a pipe for a worker's output: the end that we read, non-blocking, and the end that the worker gets.
+///
+/// The worker's end is opened for reading too, so that the worker is itself a reader: when everyone else is gone it waits when the pipe
+/// is full instead of being killed by SIGPIPE, and a later process can go on reading through `/proc/PID/fd/1`.
+///
+/// # Errors
+/// When the process is out of descriptors, or `/proc` is not there.
+pub(crate) fn output_pipe(size_bytes: usize) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    if size_bytes != DEFAULT_PIPE_BYTES {
+        // More than fs.pipe-user-pages-soft allows is refused (pipe(7)); the pipe then keeps the size it has.
+        let _kept_size = rustix::pipe::fcntl_setpipe_size(&read, size_bytes);
+    }
+    let both = rustix::fs::open(descriptor_path(write.as_fd()), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    Ok((read, both))
+}
+
+/// What a pipe holds unless told otherwise (`pipe(7)`).
+const DEFAULT_PIPE_BYTES: usize = 64 << 10;
+
+/// Opens the pipe behind a descriptor of a running process for reading, `None` when it is no pipe.
+///
+/// # Errors
+/// When the process is gone or may not be looked into.
+pub(crate) fn reopen_output(pid: i32, fd: i32) -> io::Result<Option<OwnedFd>> {
+    let path = format!("/proc/{pid}/fd/{fd}");
+    let target = rustix::fs::readlink(&path, Vec::new())?;
+    if !target.to_bytes().starts_with(b"pipe:") {
+        return Ok(None);
+    }
+    Ok(Some(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?))
+}
+
+fn descriptor_path(fd: BorrowedFd<'_>) -> String {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stat_line_is_read_whatever_the_name_is() {
+        let line = b"4711 (a) R 1 (b\n) S 12 4711 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1000 200 18446744073709551615";
+        assert_eq!(parse_stat(line), Some(Stat { ppid: 12, session: 4711, start_ticks: 987_654, zombie: false }));
+        assert_eq!(parse_stat(b"4711 (a"), None);
+        assert_eq!(parse_stat(b""), None);
+        assert_eq!(parse_stat(b"1 (x) S 1 2"), None);
+    }
+
+    #[test]
+    fn this_process_is_found() {
+        let me = i32::try_from(std::process::id()).expect("a pid fits");
+        let seen = stat(me).expect("our own stat");
+        assert!(everyone().expect("/proc").contains(&(me, seen)));
+        assert!(open(ProcessId { pid: me, start_ticks: seen.start_ticks }).is_ok());
+        let other = open(ProcessId { pid: me, start_ticks: seen.start_ticks + 1 }).expect_err("another process of that number");
+        assert_eq!(other.kind(), io::ErrorKind::NotFound);
+    }
+}
