@@ -7,3 +7,4 @@ pub(crate) mod packet;
 pub(crate) mod process;
 pub(crate) mod signals;
 pub(crate) mod spawn;
+pub(crate) mod users;

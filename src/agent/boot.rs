@@ -1,0 +1,450 @@
+//! The agent's start: the configuration, what the keeper holds, what the disk remembers, and then the loop.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use selfstart_core::deploy::{Event, Mode, PoolsFound, Saved as DeploySaved, Start};
+use selfstart_core::id::ProcessId;
+use selfstart_core::units::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::deploying::{Deploying, chain, look};
+use super::errands::Errands;
+use super::line::{Line, LineError, Told};
+use super::minding::{self, PoolsSaved};
+use super::output::Outputs;
+use super::run::{Agent, Ending, RunError, Worked, watch_outputs};
+use super::serving::{self, Serving};
+use super::store;
+use super::tell::Telling;
+use crate::cli::exit;
+use crate::config::settings::Settings;
+use crate::config::{self, Loaded, Surroundings};
+use crate::control::server::serve;
+use crate::control::socket;
+use crate::keeper::protocol::{Ask, Key, PROTOCOL, Tell, Welcome};
+use crate::release::layout::{Layout, Owner};
+use crate::release::prune;
+use crate::sys::clock;
+use crate::sys::process::Ended;
+
+/// Under these names the keeper keeps what must outlive an agent.
+const KEPT_LOCK: &str = "lock";
+const KEPT_CONTROL: &str = "control";
+
+/// Operators' calls that wait for the loop.
+const CALLS: usize = 32;
+
+/// Why the agent does not start.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("the configuration cannot be used")]
+    Config(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the line to the keeper")]
+    Line(#[from] LineError),
+    #[error("the keeper speaks protocol {0}, this agent {PROTOCOL}")]
+    Protocol(u32),
+    #[error("another selfstart keeps `{}` (its keeper is process {pid})", .root.display())]
+    Taken { root: PathBuf, pid: String },
+    #[error("failed to {what}")]
+    Io {
+        what: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("the agent's loop ended")]
+    Run(#[from] RunError),
+}
+
+fn doing<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: impl Into<String>) -> impl FnOnce(E) -> BootError {
+    move |source| BootError::Io { what: what.into(), source: source.into() }
+}
+
+/// Runs the agent; the keeper hears whether to end too, and starts it again if not.
+pub(crate) fn main(config: &Path) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().max_blocking_threads(8).build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("error: failed to start the agent: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(start(config)) {
+        Ok(code) => ExitCode::from(code),
+        Err(BootError::Run(RunError::Line(LineError::Closed)) | BootError::Line(LineError::Closed)) => ExitCode::FAILURE,
+        Err(error) => {
+            complain(&format!("error: {}", chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says something on standard error; a closed one is nobody to tell.
+fn complain(text: &str) {
+    use std::io::Write;
+    let _nobody_listens = writeln!(std::io::stderr(), "{text}");
+}
+
+/// What the keeper had when we came.
+#[derive(Default)]
+struct Found {
+    welcome: Option<Welcome>,
+    children: Vec<(Key, ProcessId, bool, Vec<(u8, OwnedFd)>)>,
+    exits: BTreeMap<Key, (Ended, bool)>,
+    kept: BTreeMap<String, OwnedFd>,
+    signals: Vec<i32>,
+}
+
+impl Found {
+    /// Takes messages until `last` says that it was the last.
+    async fn take(&mut self, line: &mut Line, backlog: &mut VecDeque<Told>, last: impl Fn(&Tell) -> bool) -> Result<(), LineError> {
+        loop {
+            if backlog.is_empty() {
+                backlog.extend(line.next().await?);
+            }
+            while let Some((tell, mut fds)) = backlog.pop_front() {
+                let done = last(&tell);
+                match tell {
+                    Tell::Welcome(welcome) => self.welcome = Some(welcome),
+                    Tell::Child { key, pid, start_ticks, adopted, streams } => {
+                        let streams = streams.into_iter().zip(fds).collect();
+                        self.children.push((key, ProcessId { pid, start_ticks }, adopted, streams));
+                    }
+                    Tell::Exited { key, how, tree_gone, .. } => {
+                        self.exits.insert(key, (how, tree_gone));
+                    }
+                    Tell::Kept { name } => {
+                        if let Some(fd) = fds.pop() {
+                            self.kept.insert(name, fd);
+                        }
+                    }
+                    Tell::Signalled { number } => self.signals.push(number),
+                    Tell::SpawnFailed { .. } | Tell::TreeGone { .. } | Tell::Listed | Tell::Adopted => {}
+                }
+                if done {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+async fn start(config: &Path) -> Result<u8, BootError> {
+    let mut line = Line::open()?;
+    let mut found = Found::default();
+    let mut backlog = VecDeque::new();
+    line.ask(&Ask::Hello { protocol: PROTOCOL }, None)?;
+    found.take(&mut line, &mut backlog, |tell| matches!(tell, Tell::Listed)).await?;
+    let welcome = found.welcome.clone().ok_or(BootError::Protocol(0))?;
+    if welcome.protocol != PROTOCOL {
+        return Err(BootError::Protocol(welcome.protocol));
+    }
+    let first = welcome.agent_starts == 1;
+    let (loaded, notes) = match configuration(config) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            complain(&error.to_string());
+            let mut cause = std::error::Error::source(&*error);
+            while let Some(error) = cause {
+                complain(&format!("  caused by: {error}"));
+                cause = error.source();
+            }
+            // Only a first start ends on it; an agent that came back is started again by the keeper until somebody mends the file.
+            if first {
+                line.ask(&Ask::Quit { code: exit::CONFIGURATION }, None)?;
+            }
+            return Err(BootError::Config(error));
+        }
+    };
+    match assemble(config, loaded, notes, line, found, backlog, welcome).await {
+        Ok(agent) => Ok(agent.run().await?),
+        Err((error, mut line)) => {
+            if first {
+                complain(&format!("error: {}", chain(&error)));
+                line.ask(&Ask::Quit { code: exit::FAILED }, None)?;
+                return Ok(exit::FAILED);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Loads the configuration; when it is broken and the node has something to keep running, the last good one, with a note.
+fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::error::Error + Send + Sync>> {
+    let broken = match load(path) {
+        Ok(loaded) => return Ok((loaded, Vec::new())),
+        Err(error) => error,
+    };
+    let Some(root) = config::glimpse(path).map(|(_, root)| root) else { return Err(broken.into()) };
+    let layout = Layout::new(root);
+    let good = layout.good_config();
+    match load(&good) {
+        Ok(loaded) if layout.current().is_symlink() => {
+            let note = format!("`{}` cannot be used, so `{}` is run: {}", path.display(), good.display(), chain(&broken));
+            complain(&format!("warning: {note}"));
+            Ok((loaded, vec![note]))
+        }
+        _ => Err(broken.into()),
+    }
+}
+
+/// Reads a configuration against this machine.
+pub(crate) fn load(path: &Path) -> Result<Loaded, config::ConfigErrors> {
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
+    config::load(path, &Surroundings { env: &config::process_env, cpus, memory: total_memory() })
+}
+
+/// All of the machine's memory; 0 when it cannot be read, and then pools sized by memory get no worker, which `check` shows.
+fn total_memory() -> Bytes {
+    let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Bytes(kib.unwrap_or(0).saturating_mul(1024))
+}
+
+/// Puts the agent together from what the keeper holds and the disk remembers.
+async fn assemble(
+    config: &Path,
+    loaded: Loaded,
+    notes: Vec<String>,
+    line: Line,
+    found: Found,
+    backlog: VecDeque<Told>,
+    welcome: Welcome,
+) -> Result<Agent, (BootError, Line)> {
+    let mut line = line;
+    match put_together(config, loaded, notes, &mut line, found, backlog, &welcome).await {
+        Ok(parts) => Ok(parts.into_agent(line, welcome)),
+        Err(error) => Err((error, line)),
+    }
+}
+
+/// Everything but the line.
+struct Parts {
+    config: PathBuf,
+    settings: Arc<Settings>,
+    notes: Vec<String>,
+    layout: Layout,
+    errands: Errands,
+    outputs: Outputs,
+    outputs_ready: tokio::io::unix::AsyncFd<OwnedFd>,
+    telling: Telling,
+    deploying: Deploying,
+    saved: PoolsSaved,
+    found: Found,
+    listener: tokio::net::UnixListener,
+    bytes: Vec<u8>,
+}
+
+async fn put_together(
+    config: &Path,
+    loaded: Loaded,
+    mut notes: Vec<String>,
+    line: &mut Line,
+    mut found: Found,
+    mut backlog: VecDeque<Told>,
+    welcome: &Welcome,
+) -> Result<Parts, BootError> {
+    let settings = Arc::new(loaded.settings);
+    let layout = Layout::new(&settings.root);
+    crate::telling::log::init(&settings.log);
+    let user = super::launch::who(settings.user.as_ref()).map_err(doing("look up `user`"))?;
+    let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
+    notes.extend(layout.create(owner).map_err(doing("make the folders below `root`"))?);
+    let root = settings.root.display().to_string();
+    if !found.kept.contains_key(KEPT_LOCK) {
+        let lock = lock(&layout, welcome.keeper_pid)?;
+        line.ask(&Ask::Keep { name: KEPT_LOCK.into() }, Some(lock.into()))?;
+        // A keeper that was there before this agent has adopted already.
+        line.ask(&Ask::Adopt { root: root.clone() }, None)?;
+        found.take(line, &mut backlog, |tell| matches!(tell, Tell::Adopted)).await?;
+        for text in prune::clean_leftovers(&layout).map_err(doing("clean up what a killed agent left"))? {
+            tracing::info!("{text}");
+        }
+    }
+    let telling = Telling::open(&layout, &settings, welcome).map_err(doing("open the journal of events"))?;
+    let outputs = outputs(line, &mut found.kept, &mut notes)?;
+    let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
+    let listener = listener(line, &layout, &settings, &mut found.kept)?;
+    let saved: PoolsSaved = store::load(&layout.state()).map_err(doing("read the state"))?.unwrap_or_else(|moved| {
+        notes.extend(moved);
+        PoolsSaved::default()
+    });
+    let journal: DeploySaved = store::load(&layout.journal().join("deploy.json")).map_err(doing("read the journal"))?.unwrap_or_else(|moved| {
+        notes.extend(moved);
+        DeploySaved::default()
+    });
+    let deploying = Deploying::new(journal, &settings);
+    Ok(Parts {
+        config: config.to_owned(),
+        layout,
+        errands: Errands::new(0),
+        outputs,
+        outputs_ready,
+        telling,
+        deploying,
+        saved,
+        found,
+        listener,
+        notes,
+        bytes: loaded.bytes,
+        settings,
+    })
+}
+
+/// Takes the lock of this root, so that it is kept by one keeper only. It belongs to the open file, which the keeper keeps.
+fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
+    use std::io::Write;
+    let path = layout.run().join("lock");
+    let io = |error: std::io::Error| doing(format!("lock `{}`", path.display()))(error);
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let pid = fs_err::read_to_string(&path).unwrap_or_default().trim().to_owned();
+            return Err(BootError::Taken { root: layout.root().to_owned(), pid });
+        }
+        Err(error) => return Err(io(error.into())),
+    }
+    file.set_len(0).map_err(io)?;
+    writeln!(file, "{keeper_pid}").map_err(io)?;
+    Ok(file)
+}
+
+/// Goes on with the output of a former agent, or begins anew; what is kept is given to the keeper.
+fn outputs(line: &mut Line, kept: &mut BTreeMap<String, OwnedFd>, notes: &mut Vec<String>) -> Result<Outputs, BootError> {
+    let names = super::output::KEPT;
+    let former: Vec<OwnedFd> = names.iter().filter_map(|name| kept.remove(*name)).collect();
+    if let Ok(former) = <[OwnedFd; 3]>::try_from(former) {
+        match Outputs::restore(former) {
+            Ok(outputs) => return Ok(outputs),
+            Err(error) => notes.push(format!("output lines may be missing: {}", chain(&error))),
+        }
+    }
+    let outputs = Outputs::create().map_err(doing("prepare the output of workers"))?;
+    for (name, fd) in names.iter().zip(outputs.kept()) {
+        let fd = fd.try_clone_to_owned().map_err(doing("copy a descriptor"))?;
+        line.ask(&Ask::Keep { name: (*name).to_owned() }, Some(fd))?;
+    }
+    Ok(outputs)
+}
+
+/// Takes the control socket that the keeper holds, or binds it.
+fn listener(
+    line: &mut Line,
+    layout: &Layout,
+    settings: &Settings,
+    kept: &mut BTreeMap<String, OwnedFd>,
+) -> Result<tokio::net::UnixListener, BootError> {
+    let path = layout.control_socket();
+    let making = || format!("listen at `{}`", path.display());
+    // A socket file that somebody removed cannot be connected to any more: bound anew.
+    if let Some(fd) = kept.remove(KEPT_CONTROL).filter(|_| path.exists()) {
+        return socket::from_fd(fd, &path).map_err(doing(making()));
+    }
+    let owner = serving::owner(&settings.control).map_err(doing(making()))?;
+    let listener = socket::bind(&path, owner).map_err(doing(making()))?;
+    let copy = listener.as_fd().try_clone_to_owned().map_err(doing("copy a descriptor"))?;
+    line.ask(&Ask::Keep { name: KEPT_CONTROL.into() }, Some(copy))?;
+    Ok(listener)
+}
+
+impl Parts {
+    fn into_agent(self, line: Line, welcome: Welcome) -> Agent {
+        let (calls_in, calls) = mpsc::channel(CALLS);
+        let mut works = JoinSet::new();
+        let gate = serving::gate(&self.settings, welcome.keeper_pid);
+        let listener = self.listener;
+        works.spawn(async move {
+            serve(listener, calls_in, gate).await;
+            Worked::Nothing
+        });
+        let good = self.layout.good_config();
+        let bytes = self.bytes;
+        let mut agent = Agent {
+            config: self.config,
+            settings: self.settings,
+            notes: self.notes,
+            layout: self.layout,
+            line,
+            welcome,
+            errands: self.errands,
+            outputs: self.outputs,
+            outputs_ready: self.outputs_ready,
+            telling: self.telling,
+            deploying: self.deploying,
+            pools: BTreeMap::new(),
+            serving: Serving::default(),
+            calls,
+            works,
+            ending: Ending::No,
+            started_at: clock::wall(),
+            dirty: false,
+            saving_state: false,
+            forget_after_save: Vec::new(),
+            sampling: false,
+            generation: 0,
+            scaled: BTreeMap::new(),
+            pending_reload: VecDeque::new(),
+            quit: None,
+        };
+        if agent.notes.is_empty() {
+            agent.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
+        }
+        agent.recall(self.saved, self.found.children, self.found.exits);
+        for number in self.found.signals {
+            agent.signalled(number);
+        }
+        agent.ask(Ask::Notify { state: format!("READY=1\nSTATUS=minding `{}`", agent.settings.app) });
+        agent
+    }
+}
+
+impl Agent {
+    /// Takes up what runs: workers into their slots, helpers of a former agent to be ended.
+    fn recall(
+        &mut self,
+        saved: PoolsSaved,
+        children: Vec<(Key, ProcessId, bool, Vec<(u8, OwnedFd)>)>,
+        exits: BTreeMap<Key, (Ended, bool)>,
+    ) {
+        self.recall_pools(saved);
+        for (key, process, adopted, streams) in children {
+            if minding::is_worker(&key) {
+                self.worker_recalled(&key, process, adopted, streams);
+            } else {
+                self.errands.adopt(key.clone());
+                self.errands.listen(&key, streams);
+                self.ask(Ask::KillTree { key });
+            }
+        }
+        self.recall_done();
+        let strangers = self.outputs.forget_strangers();
+        if strangers > 0 {
+            tracing::debug!("the output of {strangers} former streams is closed");
+        }
+        for (key, (how, tree_gone)) in exits {
+            if minding::is_worker(&key) {
+                self.worker_exited(&key, how, tree_gone);
+            } else {
+                let over = self.errands.exited(&key, how, tree_gone, clock::now());
+                self.ask(if tree_gone { Ask::Forget { key: key.clone() } } else { Ask::ClearTree { key: key.clone() } });
+                drop(over);
+            }
+        }
+    }
+
+    /// Gives the machine of deploys what the disk says, once nothing of a former agent's helpers is left.
+    pub(crate) fn begin_deploys(&mut self) {
+        let running = self.any_worker();
+        let start = if self.welcome.agent_starts == 1 && !running { Start::Boot } else { Start::Again };
+        let pools = if running { PoolsFound::Running } else { PoolsFound::NotRunning };
+        let mode = if matches!(self.ending, Ending::Draining | Ending::Drained) { Mode::Drained } else { Mode::Minding };
+        let found = look(&self.layout, start, pools, mode);
+        self.deploy_event(Event::Booted(found));
+    }
+}

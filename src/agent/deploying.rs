@@ -1,0 +1,460 @@
+//! Carries out what the machine of deploys decides: one effect after the other, and what is to be saved is durable before what comes
+//! behind it is begun.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use selfstart_core::deploy::{
+    self, Blame, Deploy, DeployPolicy, Effect, Event, FetchTrouble, Fingerprint, Found, FoundRelease, Jitter, Mode, Now, Outcome, PoolsFound,
+    RequestId, RetryPolicy, Saved, Start, Wanted,
+};
+use selfstart_core::id::{ReleaseId, Revision};
+use selfstart_core::retention::KeepPolicy;
+use selfstart_core::time::MonoTime;
+use serde::{Deserialize, Serialize};
+
+use super::errands::{Over, What};
+use super::launch;
+use super::run::{Agent, Worked};
+use super::store;
+use crate::config::settings::{Credentials, Settings, SourceSettings, WantedRef};
+use crate::keeper::protocol::Ask;
+use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
+use crate::release::layout::Layout;
+use crate::release::{prune, switch};
+use crate::sys::clock;
+use crate::sys::process::Ended;
+
+/// How long the writing of a tree may take: the largest trees take seconds, a disk that hangs takes for ever.
+const STAGE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// What the helper needs beyond its own time-out to say so.
+const HELPER_GRACE: Duration = Duration::from_secs(5);
+
+/// The deploys of this node.
+#[derive(Debug)]
+pub(crate) struct Deploying {
+    machine: Option<Deploy>,
+    pub(crate) policy: DeployPolicy,
+    /// Effects that wait for the one before them to be saved.
+    queue: VecDeque<Effect>,
+    saving: bool,
+    /// How far the phase that goes on is.
+    pub(crate) progress: git::Progress,
+    /// Whether [`Event::Booted`] has been taken.
+    pub(crate) booted: bool,
+}
+
+/// Which build a release came from, kept beside the journal: the proof that it is whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BuiltMark {
+    pub(crate) revision: Revision,
+    pub(crate) build: Fingerprint,
+}
+
+impl Deploying {
+    pub(crate) fn new(saved: Saved, settings: &Settings) -> Self {
+        Self {
+            machine: Some(Deploy::new(saved)),
+            policy: policy(settings),
+            queue: VecDeque::new(),
+            saving: false,
+            progress: git::Progress::default(),
+            booted: false,
+        }
+    }
+
+    /// The machine as it is now.
+    pub(crate) fn machine(&self) -> &Deploy {
+        self.machine.as_ref().expect("the machine is only away inside `step`")
+    }
+
+    /// The next moment at which the machine wants to be woken.
+    pub(crate) fn next_deadline(&self) -> Option<MonoTime> {
+        deploy::next_deadline(self.machine())
+    }
+
+    /// Whether something is still to be carried out.
+    pub(crate) fn busy(&self) -> bool {
+        self.saving || !self.queue.is_empty()
+    }
+}
+
+/// What the machine must know of the configuration.
+pub(crate) fn policy(settings: &Settings) -> DeployPolicy {
+    DeployPolicy {
+        boot_timeout: settings.source.boot_timeout,
+        build: fingerprint(settings),
+        steps: u32::try_from(settings.build.steps.len()).unwrap_or(u32::MAX),
+        build_timeout: settings.build.timeout,
+        keep: KeepPolicy { keep: settings.release.keep, keep_failed: settings.release.keep_failed },
+        retry: RetryPolicy::default(),
+    }
+}
+
+/// Names what makes a release of a revision: two builds of one revision with the same name are the same.
+fn fingerprint(settings: &Settings) -> Fingerprint {
+    let mut made_of = String::new();
+    for step in &settings.build.steps {
+        made_of.push_str(&step.run);
+        made_of.push('\0');
+    }
+    for (name, text) in &settings.build.env {
+        // Shown as it is written: a secret counts by where it comes from.
+        made_of.push_str(&format!("{name}={text}\0"));
+    }
+    made_of.push_str(&format!("{:?}{:?}{:?}", settings.release.linked_dirs, settings.release.linked_files, settings.user));
+    // FNV-1a, 64 bits (RFC 9923): stable between versions, and nobody gains by a collision in their own configuration.
+    let hash = made_of.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    Fingerprint(format!("{hash:016x}"))
+}
+
+fn mark_path(layout: &Layout, release: &ReleaseId) -> PathBuf {
+    layout.run().join("built").join(format!("{release}.json"))
+}
+
+/// Looks at the disk: what is there, and which of it is whole.
+pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode) -> Found {
+    let mut releases = Vec::new();
+    for entry in fs_err::read_dir(layout.releases()).into_iter().flatten().flatten() {
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<ReleaseId>().ok()) else { continue };
+        let mark = fs_err::read(mark_path(layout, &id)).ok().and_then(|bytes| serde_json::from_slice::<BuiltMark>(&bytes).ok());
+        releases.push(FoundRelease { id, built: mark.map(|mark| (mark.revision, mark.build)) });
+    }
+    let current = match switch::current(layout) {
+        Ok(switch::Current::Release(id)) => Some(id),
+        _ => None,
+    };
+    Found { start, current, releases, pools, mode }
+}
+
+impl Agent {
+    /// Gives the machine one event, and carries out what it wants.
+    pub(crate) fn deploy_event(&mut self, event: Event) {
+        let now = Now { mono: clock::now(), wall: clock::wall(), jitter: Jitter::new(fastrand::u16(0..=1000)) };
+        let machine = self.deploying.machine.take().expect("the machine is only away inside `step`");
+        let (machine, effects) = deploy::step(machine, event, now, &self.deploying.policy);
+        self.deploying.machine = Some(machine);
+        self.deploying.queue.extend(effects);
+        self.carry_out_deploy();
+    }
+
+    /// Carries out effects up to the next one that must be saved first.
+    pub(crate) fn carry_out_deploy(&mut self) {
+        while !self.deploying.saving {
+            let Some(effect) = self.deploying.queue.pop_front() else { break };
+            if let Effect::Save(saved) = effect {
+                self.deploying.saving = true;
+                let path = self.layout.journal().join("deploy.json");
+                self.work(move || Worked::DeploySaved(store::save(&path, &*saved).map_err(|error| chain(&error))));
+            } else {
+                self.carry_out(effect);
+            }
+        }
+    }
+
+    /// The record is on disk, or it is not: then what must not be done without it is answered instead.
+    pub(crate) fn deploy_saved(&mut self, result: Result<(), String>) {
+        self.deploying.saving = false;
+        if let Err(error) = result {
+            let text = format!("the journal could not be written: {error}");
+            self.telling.warn(&text);
+            let mut events = Vec::new();
+            self.deploying.queue.retain(|effect| match effect.unsaved(&text) {
+                Some(event) => {
+                    events.push(event);
+                    false
+                }
+                None => true,
+            });
+            for event in events {
+                self.deploy_event(event);
+            }
+        }
+        self.carry_out_deploy();
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Save(_) => {}
+            Effect::Fetch { fetch, wanted, .. } => {
+                self.deploying.progress = git::Progress::default();
+                if let Err(text) = self.begin_fetch(fetch, &wanted) {
+                    self.deploy_event(Event::FetchFailed { fetch, trouble: FetchTrouble::Refused, text });
+                }
+            }
+            Effect::Stage { release, revision } => {
+                self.deploying.progress = git::Progress::default();
+                if let Err(text) = self.begin_stage(&release, revision) {
+                    self.deploy_event(Event::PrepareFailed { release, blame: Blame::Machine, text });
+                }
+            }
+            Effect::LinkShared { release } => {
+                let layout = self.layout.clone();
+                // The helper has linked what is shared, as the user who owns it; what is left is the name.
+                self.work(move || {
+                    let event = match prune::name_staged(&layout, &release) {
+                        Ok(()) => Event::Linked { release },
+                        Err(error) => Event::PrepareFailed { release, blame: Blame::Machine, text: error.to_string() },
+                    };
+                    Worked::Deploy(event)
+                });
+            }
+            Effect::RunStep { release, revision, step, .. } => self.begin_step(release, revision, step),
+            Effect::EndStep { release, step } => {
+                let of = |what: &What| matches!(what, What::Step { release: r, step: s, .. } if *r == release && *s == step);
+                for key in self.errands.keys(of) {
+                    self.end_errand(&key);
+                }
+            }
+            Effect::MarkBuilt { release, revision, build } => {
+                let layout = self.layout.clone();
+                self.work(move || {
+                    let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
+                        let path = mark_path(&layout, &release);
+                        store::write_json(&path, &BuiltMark { revision, build }).map_err(|error| chain(&error))
+                    });
+                    Worked::Deploy(match marked {
+                        Ok(()) => Event::MarkedBuilt { release },
+                        Err(text) => Event::PrepareFailed { release, blame: Blame::Machine, text },
+                    })
+                });
+            }
+            Effect::Switch { release } => {
+                let layout = self.layout.clone();
+                self.work(move || {
+                    Worked::Deploy(match switch::switch(&layout, &release) {
+                        Ok(()) => Event::Switched { release },
+                        Err(error) => Event::SwitchFailed { release, text: chain(&error) },
+                    })
+                });
+            }
+            Effect::StartPools { release, revision } => self.start_pools(release, revision),
+            Effect::RollOut { release, revision } => self.roll_out(release, revision),
+            Effect::Prune { ids } => {
+                let layout = self.layout.clone();
+                self.work(move || {
+                    let pruned = prune::prune(&layout, &ids, &prune::Unreadable::default(), None);
+                    let gone = pruned.map_or_else(|_| Vec::new(), |pruned| pruned.gone);
+                    for id in &gone {
+                        // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
+                        let _stays = fs_err::remove_file(mark_path(&layout, id));
+                    }
+                    let kept = ids.into_iter().filter(|id| !gone.contains(id)).collect();
+                    Worked::Deploy(Event::Pruned { gone, kept })
+                });
+            }
+            Effect::Answer { id, outcome } => self.answer_deploy(id, outcome),
+            Effect::Tell(news) => self.telling.deploy(&news),
+        }
+    }
+
+    fn begin_fetch(&mut self, fetch: deploy::FetchId, wanted: &Wanted) -> Result<(), String> {
+        let settings = self.settings.clone();
+        let request = Request::Fetch(git::Fetch {
+            mirror: self.layout.mirror(),
+            url: Secret(resolve(&settings.source.repository, "source.repository")?),
+            wanted: wanted_ref(wanted, &settings.source),
+            depth: settings.source.depth,
+            ca: settings.source.ca.clone(),
+            credentials: credentials(&settings.source)?,
+            timeout_millis: u64::try_from(settings.source.timeout.as_millis()).unwrap_or(u64::MAX),
+        });
+        let deadline = clock::now() + settings.source.timeout + HELPER_GRACE;
+        self.begin_git("fetch", What::Fetch(fetch), &request, deadline)
+    }
+
+    fn begin_stage(&mut self, release: &ReleaseId, revision: Revision) -> Result<(), String> {
+        let settings = self.settings.clone();
+        self.layout.check_free(settings.release.min_free).map_err(|error| chain(&error))?;
+        let request = Request::Stage(git::Stage {
+            mirror: self.layout.mirror(),
+            revision,
+            destination: self.layout.staging(release),
+            shared: self.layout.shared(),
+            linked_dirs: settings.release.linked_dirs.clone(),
+            linked_files: settings.release.linked_files.clone(),
+            timeout_millis: u64::try_from(STAGE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
+        });
+        self.begin_git("stage", What::Stage(release.clone()), &request, clock::now() + STAGE_TIMEOUT + HELPER_GRACE)
+    }
+
+    /// Starts the git helper with a request on its standard input.
+    fn begin_git(&mut self, name: &str, what: What, request: &Request, deadline: MonoTime) -> Result<(), String> {
+        let start = launch::own_helper(&self.settings, "internal-git", String::new(), &proxies()).map_err(|error| chain(&error))?;
+        let input = crate::sys::memory_file(&serde_json::to_vec(request).map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+        let key = self.errands.begin(name, what, Some(deadline));
+        self.ask_with(Ask::Spawn(Box::new(crate::keeper::protocol::Start { key, ..start })), Some(input));
+        Ok(())
+    }
+
+    fn begin_step(&mut self, release: ReleaseId, revision: Revision, step: u32) {
+        let settings = self.settings.clone();
+        let failed = |release, what| Event::StepFailed { release, step, blame: Blame::Machine, what, last_lines: Vec::new() };
+        let Some(wanted) = usize::try_from(step).ok().and_then(|step| settings.build.steps.get(step.checked_sub(1)?)) else {
+            // The configuration changed under the build: the machine begins it anew.
+            return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
+        };
+        let from = launch::From { path: self.layout.release(&release), release: release.clone(), revision };
+        let env = |name: &str| std::env::var(name).ok();
+        match launch::step(&settings, wanted, &from, String::new(), &env) {
+            Ok(start) => {
+                let deadline = wanted.timeout.map(|timeout| clock::now() + timeout);
+                let key = self.errands.begin("build", What::Step { release: release.clone(), step, run: wanted.run.clone() }, deadline);
+                self.telling.build_step(&release, step, self.deploying.policy.steps, &wanted.run);
+                self.ask(Ask::Spawn(Box::new(crate::keeper::protocol::Start { key, ..start })));
+            }
+            Err(error) => self.deploy_event(failed(release, chain(&error))),
+        }
+    }
+
+    /// A line that the git helper said before its last.
+    pub(crate) fn helper_line(&mut self, line: &str) {
+        if let Ok(Reply::Progress(progress)) = serde_json::from_str(line) {
+            self.deploying.progress = progress;
+        }
+    }
+
+    /// An errand of a deploy is over: tells the machine.
+    pub(crate) fn deploy_errand_over(&mut self, over: Over) {
+        let reply = over.last_message.as_deref().and_then(|line| serde_json::from_str::<Reply>(line).ok());
+        let lines = over.last_lines.join("\n");
+        match over.what {
+            What::Fetch(fetch) => {
+                let event = match reply {
+                    Some(Reply::Ok(Done::Fetched(fetched))) => {
+                        for text in &fetched.healed {
+                            self.telling.mirror_healed(text);
+                        }
+                        Event::Fetched { fetch, revision: fetched.revision }
+                    }
+                    Some(Reply::Error(failure)) => {
+                        let text = match &failure.hint {
+                            Some(hint) => format!("{}; {hint}", failure.text),
+                            None => failure.text.clone(),
+                        };
+                        Event::FetchFailed { fetch, trouble: trouble(failure.kind), text }
+                    }
+                    _ if over.timed_out => {
+                        Event::FetchFailed { fetch, trouble: FetchTrouble::Network, text: "it took longer than `source.timeout`".into() }
+                    }
+                    _ => Event::FetchFailed { fetch, trouble: FetchTrouble::Network, text: format!("the git helper ended ({}) {lines}", how(over.how)) },
+                };
+                self.deploy_event(event);
+            }
+            What::Stage(release) => {
+                let event = match reply {
+                    Some(Reply::Ok(Done::Staged(staged))) => {
+                        self.telling.staged(&release, &staged.log);
+                        Event::Staged { release }
+                    }
+                    Some(Reply::Error(failure)) => {
+                        let blame = match failure.kind {
+                            ErrorKind::Unsupported | ErrorKind::Hostile => Blame::Revision,
+                            _ => Blame::Machine,
+                        };
+                        Event::PrepareFailed { release, blame, text: failure.text }
+                    }
+                    _ => Event::PrepareFailed { release, blame: Blame::Machine, text: format!("the git helper ended ({}) {lines}", how(over.how)) },
+                };
+                self.deploy_event(event);
+            }
+            What::Step { release, step, run } => {
+                let event = match over.how {
+                    Some(Ended::Code(0)) => Event::StepDone { release, step },
+                    ended => {
+                        let steps = self.deploying.policy.steps;
+                        let blame = match ended {
+                            // KILL that we did not send: the machine ran out of memory, or somebody ended us all.
+                            Some(Ended::Signal { number: libc::SIGKILL, .. }) if !over.timed_out && !over.ended_by_us => Blame::Machine,
+                            Some(Ended::Unknown) => Blame::Machine,
+                            None => Blame::Machine,
+                            _ => Blame::Revision,
+                        };
+                        let why = if over.timed_out { "it took longer than its `timeout`".to_owned() } else { how(ended) };
+                        Event::StepFailed { release, step, blame, what: format!("step {step} of {steps} (`{run}`): {why}"), last_lines: over.last_lines }
+                    }
+                };
+                self.deploy_event(event);
+            }
+            What::Probe { .. } | What::Leftover => {}
+        }
+    }
+
+    fn answer_deploy(&mut self, id: RequestId, outcome: Outcome) {
+        self.answered_deploy(id, outcome);
+    }
+}
+
+fn wanted_ref(wanted: &Wanted, source: &SourceSettings) -> git::Wanted {
+    match wanted {
+        Wanted::Configured => match &source.wanted {
+            WantedRef::Branch(name) => git::Wanted::Branch(name.clone()),
+            WantedRef::Tag(name) => git::Wanted::Tag(name.clone()),
+            WantedRef::Revision(text) => text.parse().map_or_else(|_| git::Wanted::Branch(text.clone()), git::Wanted::Revision),
+        },
+        Wanted::Ref(text) => match text.parse() {
+            Ok(revision) => git::Wanted::Revision(revision),
+            Err(_) => match text.strip_prefix("refs/tags/") {
+                Some(tag) => git::Wanted::Tag(tag.to_owned()),
+                None => git::Wanted::Branch(text.strip_prefix("refs/heads/").unwrap_or(text).to_owned()),
+            },
+        },
+    }
+}
+
+fn credentials(source: &SourceSettings) -> Result<git::Credentials, String> {
+    Ok(match &source.credentials {
+        Credentials::None => git::Credentials::None,
+        Credentials::Token(token) => git::Credentials::Token(Secret(resolve(token, "source.credentials.token")?)),
+        Credentials::Password { username, password } => git::Credentials::Password {
+            username: Secret(resolve(username, "source.credentials.username")?),
+            password: Secret(resolve(password, "source.credentials.password")?),
+        },
+        Credentials::Ssh { key, known_hosts } => git::Credentials::Ssh { key: key.clone(), known_hosts: known_hosts.clone() },
+    })
+}
+
+fn resolve(text: &crate::config::secret::Text, key: &str) -> Result<String, String> {
+    let env = |name: &str| std::env::var(name).ok();
+    text.resolve(key, &env).map(|resolved| resolved.expose().to_owned()).map_err(|error| chain(&error))
+}
+
+/// The proxy settings that git helpers take over from the agent's environment: nothing else of it.
+fn proxies() -> BTreeMap<String, String> {
+    ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "SSH_AUTH_SOCK"]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
+        .collect()
+}
+
+fn trouble(kind: ErrorKind) -> FetchTrouble {
+    match kind {
+        ErrorKind::Refused => FetchTrouble::Refused,
+        ErrorKind::NotFound | ErrorKind::Unsupported => FetchTrouble::NoSuchRef,
+        ErrorKind::DiskFull => FetchTrouble::Disk,
+        _ => FetchTrouble::Network,
+    }
+}
+
+fn how(ended: Option<Ended>) -> String {
+    match ended {
+        Some(Ended::Code(code)) => format!("exit {code}"),
+        Some(Ended::Signal { number, .. }) => format!("killed by signal {number}"),
+        Some(Ended::Unknown) => "nobody knows how".into(),
+        None => "it could not be started".into(),
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,323 @@
+//! What a worker, a build step or a check is started with: its words, its environment from nothing, its user.
+//!
+//! Everything is made anew for each start and from this release alone: nothing of the agent's own environment, of an earlier release or
+//! of an earlier start can reach it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use selfstart_core::id::{Generation, ReleaseId, Revision, SlotId, StartNo};
+
+use crate::config::placeholders::{Values, expand};
+use crate::config::secret::{Env, SecretError, is_variable_name};
+use crate::config::settings::{BuildStep, Command, PoolSettings, Settings, UserSpec};
+use crate::keeper::protocol::Start;
+use crate::sys::users::{self, User, UserError};
+
+/// Where programs are looked for when nothing else is said.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Why something cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaunchError {
+    /// The user is not known.
+    #[error("the user cannot be looked up")]
+    User(#[from] UserError),
+    /// A secret cannot be had.
+    #[error("a secret cannot be had")]
+    Secret(#[from] SecretError),
+    /// A file of variables cannot be read.
+    #[error("failed to read `{}` of `env_files`", .path.display())]
+    EnvFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A line in it is no variable.
+    #[error("`{}`, line {line}: not NAME=VALUE", .path.display())]
+    EnvLine {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+    },
+}
+
+/// The release something is started from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct From {
+    /// Its name.
+    pub(crate) release: ReleaseId,
+    /// Its commit.
+    pub(crate) revision: Revision,
+    /// Its real path.
+    pub(crate) path: PathBuf,
+}
+
+/// Which worker of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Which {
+    /// Where.
+    pub(crate) slot: SlotId,
+    /// Which start.
+    pub(crate) start: StartNo,
+    /// Of which rollout.
+    pub(crate) generation: Generation,
+}
+
+/// Returns what the placeholders of a worker stand for.
+pub(crate) fn worker_values(settings: &Settings, pool: &PoolSettings, which: &Which, from: &From) -> Values {
+    let port = pool.port.and_then(|port| port.checked_add(u16::try_from(which.slot.slot).ok()?));
+    Values {
+        pool: Some(which.slot.pool.as_str().to_owned()),
+        slot: Some(which.slot.slot),
+        port,
+        generation: Some(which.generation.0),
+        start: Some(which.start.0),
+        ..release_values(settings, from)
+    }
+}
+
+fn release_values(settings: &Settings, from: &From) -> Values {
+    Values {
+        app: settings.app.clone(),
+        root: settings.root.display().to_string(),
+        revision: Some(from.revision.to_string()),
+        release: Some(from.release.to_string()),
+        release_path: Some(from.path.display().to_string()),
+        current: Some(settings.root.join("current").display().to_string()),
+        ..Values::default()
+    }
+}
+
+/// Returns what a worker is started with.
+///
+/// # Errors
+/// When its user, a secret or a file of variables cannot be had.
+pub(crate) fn worker(settings: &Settings, pool: &PoolSettings, which: &Which, from: &From, key: String, env: Env<'_>) -> Result<Start, LaunchError> {
+    let values = worker_values(settings, pool, which, from);
+    let user = who(pool.user.as_ref().or(settings.user.as_ref()))?;
+    let mut vars = base(settings, user.as_ref(), &from.path);
+    for path in &pool.env_files {
+        read_env_file(path, &mut vars)?;
+    }
+    for (name, text) in &pool.env {
+        let value = text.expand(&values).resolve(&format!("pools.{}.env.{name}", which.slot.pool), env)?;
+        vars.insert(name.clone(), value.expose().to_owned());
+    }
+    if let Some(port) = values.port {
+        vars.insert("PORT".into(), port.to_string());
+    }
+    for (name, value) in [
+        ("POOL", which.slot.pool.as_str().to_owned()),
+        ("SLOT", which.slot.slot.to_string()),
+        ("GENERATION", which.generation.to_string()),
+    ] {
+        vars.insert(format!("SELFSTART_{name}"), value);
+    }
+    say_release(&mut vars, settings, from);
+    let argv: Vec<String> = match &pool.command {
+        Command::Words(words) => words.iter().map(|word| expand(word, &values)).collect(),
+        Command::Shell(line) => vec!["sh".into(), "-c".into(), expand(line, &values)],
+    };
+    let programs = match &pool.command {
+        Command::Words(_) => programs(argv.first().map_or("", String::as_str), &from.path, &vars),
+        Command::Shell(_) => vec!["/bin/sh".into()],
+    };
+    Ok(Start {
+        key,
+        programs,
+        argv,
+        env: vars.into_iter().collect(),
+        root: settings.root.display().to_string(),
+        cwd: from.path.display().to_string(),
+        user: user.as_ref().map(numbers),
+        nofile: pool.limits.nofile,
+        nice: pool.limits.nice,
+        umask: pool.limits.umask,
+        pipe_bytes: u32::try_from(settings.log.buffer.0).unwrap_or(u32::MAX),
+        helper: false,
+    })
+}
+
+/// Returns what a build step is started with, in a release that is not live yet.
+///
+/// # Errors
+/// When the user or a secret cannot be had.
+pub(crate) fn step(settings: &Settings, step: &BuildStep, from: &From, key: String, env: Env<'_>) -> Result<Start, LaunchError> {
+    let values = release_values(settings, from);
+    let user = who(settings.user.as_ref())?;
+    let mut vars = base(settings, user.as_ref(), &from.path);
+    for (name, text) in &settings.build.env {
+        let value = text.expand(&values).resolve(&format!("build.env.{name}"), env)?;
+        vars.insert(name.clone(), value.expose().to_owned());
+    }
+    say_release(&mut vars, settings, from);
+    Ok(Start {
+        key,
+        programs: vec!["/bin/sh".into()],
+        argv: vec!["sh".into(), "-eu".into(), "-c".into(), expand(&step.run, &values)],
+        ..helper(settings, user.as_ref(), vars, &from.path)
+    })
+}
+
+/// Returns what this binary is started with as a helper: verb on its command line, everything else on standard input.
+///
+/// # Errors
+/// When the user cannot be had.
+pub(crate) fn own_helper(settings: &Settings, verb: &str, key: String, proxies: &BTreeMap<String, String>) -> Result<Start, LaunchError> {
+    let user = who(settings.user.as_ref())?;
+    let mut vars = base(settings, user.as_ref(), Path::new("/"));
+    vars.extend(proxies.clone());
+    Ok(Start {
+        key,
+        // The keeper's own program, reached without a path that the user may not enter.
+        programs: vec!["/proc/self/exe".into()],
+        argv: vec!["selfstart".into(), verb.into()],
+        ..helper(settings, user.as_ref(), vars, Path::new("/"))
+    })
+}
+
+/// Returns what a readiness command of a worker is started with: as the worker is, but as a helper.
+pub(crate) fn probe(worker: &Start, words: Vec<String>, key: String) -> Start {
+    let path = worker.env.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, value)| value.as_str());
+    let vars = BTreeMap::from([("PATH".to_owned(), path.to_owned())]);
+    Start {
+        key,
+        programs: programs(words.first().map_or("", String::as_str), Path::new(&worker.cwd), &vars),
+        argv: words,
+        helper: true,
+        ..worker.clone()
+    }
+}
+
+fn helper(settings: &Settings, user: Option<&User>, vars: BTreeMap<String, String>, cwd: &Path) -> Start {
+    Start {
+        key: String::new(),
+        programs: Vec::new(),
+        argv: Vec::new(),
+        env: vars.into_iter().collect(),
+        root: settings.root.display().to_string(),
+        cwd: cwd.display().to_string(),
+        user: user.map(numbers),
+        nofile: None,
+        nice: None,
+        umask: None,
+        pipe_bytes: 1 << 16,
+        helper: true,
+    }
+}
+
+/// Looks up who something runs as; `None`: as the agent.
+pub(crate) fn who(spec: Option<&UserSpec>) -> Result<Option<User>, UserError> {
+    spec.map(|spec| users::user(&spec.user, spec.group.as_deref())).transpose()
+}
+
+fn numbers(user: &User) -> (u32, u32, Vec<u32>) {
+    (user.credentials.uid, user.credentials.gid, user.credentials.groups.clone())
+}
+
+/// The environment that everyone gets.
+fn base(settings: &Settings, user: Option<&User>, cwd: &Path) -> BTreeMap<String, String> {
+    let own;
+    let user = match user {
+        Some(user) => Some(user),
+        None => {
+            own = users::user(&rustix::process::geteuid().as_raw().to_string(), None).ok();
+            own.as_ref()
+        }
+    };
+    let (name, home, shell) = user.map_or(("", "/", "/bin/sh"), |user| (&user.name, &user.home, &user.shell));
+    [
+        ("PATH", PATH),
+        ("LANG", "C.UTF-8"),
+        ("HOME", home),
+        ("USER", name),
+        ("LOGNAME", name),
+        ("SHELL", shell),
+        ("PWD", &cwd.display().to_string()),
+        ("SELFSTART_APP", &settings.app),
+        ("SELFSTART_ROOT", &settings.root.display().to_string()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect()
+}
+
+fn say_release(vars: &mut BTreeMap<String, String>, settings: &Settings, from: &From) {
+    vars.insert("SELFSTART_APP".into(), settings.app.clone());
+    vars.insert("SELFSTART_ROOT".into(), settings.root.display().to_string());
+    vars.insert("SELFSTART_RELEASE".into(), from.release.to_string());
+    vars.insert("SELFSTART_REVISION".into(), from.revision.to_string());
+}
+
+/// Returns the files to try for a command: a path as it is or in the release; a bare name in the release, then along PATH.
+fn programs(word: &str, release: &Path, vars: &BTreeMap<String, String>) -> Vec<String> {
+    if word == "selfstart" {
+        return vec!["/proc/self/exe".into()];
+    }
+    if word.starts_with('/') {
+        return vec![word.to_owned()];
+    }
+    let in_release = release.join(word).display().to_string();
+    if word.contains('/') {
+        return vec![in_release];
+    }
+    let path = vars.get("PATH").map_or(PATH, String::as_str);
+    let along = path.split(':').map(|dir| {
+        // An empty entry is the working directory (POSIX.1-2017, 8.3), a relative one is below it: the release both times.
+        release.join(dir).join(word).display().to_string()
+    });
+    std::iter::once(in_release).chain(along).collect()
+}
+
+/// Adds the variables of a file: `NAME=VALUE` a line, `#` before a comment, one pair of quotes around a value taken off, `export `
+/// before a name too.
+fn read_env_file(path: &Path, vars: &mut BTreeMap<String, String>) -> Result<(), LaunchError> {
+    let text = fs_err::read_to_string(path).map_err(|source| LaunchError::EnvFile { path: path.to_owned(), source })?;
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let wrong = || LaunchError::EnvLine { path: path.to_owned(), line: number + 1 };
+        let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=').ok_or_else(wrong)?;
+        if !is_variable_name(name) || value.contains('\0') {
+            return Err(wrong());
+        }
+        let quoted = ['"', '\''].iter().find_map(|&quote| value.strip_prefix(quote)?.strip_suffix(quote));
+        vars.insert(name.to_owned(), quoted.unwrap_or(value).to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_looked_up_in_the_release_first() {
+        let vars = BTreeMap::from([("PATH".to_owned(), "/bin:vendor/bin".to_owned())]);
+        let release = Path::new("/srv/r");
+        assert_eq!(programs("bundle", release, &vars), ["/srv/r/bundle", "/bin/bundle", "/srv/r/vendor/bin/bundle"]);
+        assert_eq!(programs("bin/work", release, &vars), ["/srv/r/bin/work"]);
+        assert_eq!(programs("/usr/bin/env", release, &vars), ["/usr/bin/env"]);
+        assert_eq!(programs("selfstart", release, &vars), ["/proc/self/exe"]);
+    }
+
+    #[test]
+    fn a_file_of_variables_is_read_line_by_line() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("env");
+        fs_err::write(&path, "# secret\nexport A=1\nB=\"two words\"\n\nC='it''s'\nD=\n").expect("written");
+        let mut vars = BTreeMap::new();
+        read_env_file(&path, &mut vars).expect("read");
+        let read: Vec<_> = vars.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(read, ["A=1", "B=two words", "C=it''s", "D="]);
+        fs_err::write(&path, "A=1\nnonsense\n").expect("written");
+        assert!(matches!(read_env_file(&path, &mut vars), Err(LaunchError::EnvLine { line: 2, .. })));
+    }
+}

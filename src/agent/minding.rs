@@ -1,0 +1,694 @@
+//! Carries out what the machines of the pools decide, and brings them what the world shows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use selfstart_core::backoff::Jitter;
+use selfstart_core::deploy::Event as DeployEvent;
+use selfstart_core::id::{Generation, PoolName, ProcessId, ReleaseId, Revision, SlotId, StartNo, WorkerKey};
+use selfstart_core::policy::{PoolPolicy, ReadyHow, StopLadder};
+use selfstart_core::pool::{self, Effect, Event, Pool, SavedPool};
+use selfstart_core::time::{MonoTime, WallTime};
+use selfstart_core::units::Bytes;
+use selfstart_core::worker::{self, ExitHow, SlotState, Target};
+use serde::{Deserialize, Serialize};
+use tokio::task::AbortHandle;
+
+use super::deploying::chain;
+use super::errands::What;
+use super::launch::{self, Which};
+use super::output::{Finish, Now, Sink, Stream, Tap};
+use super::run::{Agent, Ending, Worked};
+use super::store;
+use crate::config::placeholders::expand;
+use crate::config::settings::{Command, Limits, PoolLog, PoolSettings, QueueKind, QueueSettings, Settings};
+use crate::keeper::protocol::{Ask, Key, Start};
+use crate::sys::process::Ended;
+use crate::sys::{clock, process, signals};
+
+pub(crate) use super::sampling::Sampled;
+
+/// Between two tries of a readiness check that fails. What answers cannot notify, so it is asked.
+const PROBE_EVERY: Duration = Duration::from_millis(100);
+
+/// The longest that one try may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One pool, and what the shell knows of its slots beside the machine.
+#[derive(Debug)]
+pub(crate) struct PoolRun {
+    machine: Option<Pool>,
+    pub(crate) settings: Arc<PoolSettings>,
+    /// Whether the configuration has it no more: it goes when its last worker has.
+    pub(crate) leaving: bool,
+    /// What it waits to roll out, until the pools that it comes after are ready.
+    pub(crate) waiting: Option<(ReleaseId, Revision)>,
+    pub(crate) seen: BTreeMap<u32, Seen>,
+    pub(crate) next_sample: Option<MonoTime>,
+    pub(crate) next_jobs: Option<MonoTime>,
+    probes: BTreeMap<u32, (StartNo, AbortHandle)>,
+}
+
+/// What the shell knows of a slot.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// The state that was last shown, and since when.
+    pub(crate) state: SlotState,
+    pub(crate) since: WallTime,
+    /// When its process was started.
+    pub(crate) started_at: Option<WallTime>,
+    /// Of its whole tree; `None`: not measured, or not readable.
+    pub(crate) memory: Option<Bytes>,
+    /// When its last verdict came.
+    pub(crate) verdict_at: Option<WallTime>,
+    /// The job in flight.
+    pub(crate) job: Option<Box<super::sampling::JobShown>>,
+}
+
+/// What of the pools outlives the agent.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct PoolsSaved {
+    /// Of which boot: processes and times of another one mean nothing.
+    pub(crate) boot: String,
+    /// Whether `drain` was asked for.
+    pub(crate) drained: bool,
+    pub(crate) pools: BTreeMap<PoolName, SavedPool>,
+    /// When the last verdict of each slot came.
+    pub(crate) verdicts: BTreeMap<String, WallTime>,
+}
+
+/// A release on its way into the pools.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rolling {
+    pub(crate) release: ReleaseId,
+    pub(crate) waiting: BTreeSet<PoolName>,
+}
+
+/// Whether a key is a worker's.
+pub(crate) fn is_worker(key: &str) -> bool {
+    !key.starts_with("helper:")
+}
+
+impl PoolRun {
+    pub(crate) fn new(settings: PoolSettings, machine: Pool) -> Self {
+        Self {
+            machine: Some(machine),
+            settings: Arc::new(settings),
+            leaving: false,
+            waiting: None,
+            seen: BTreeMap::new(),
+            next_sample: None,
+            next_jobs: None,
+            probes: BTreeMap::new(),
+        }
+    }
+
+    /// The machine as it is now.
+    pub(crate) fn machine(&self) -> &Pool {
+        self.machine.as_ref().expect("the machine is only away inside `step`")
+    }
+
+    /// The next moment at which this pool needs something.
+    pub(crate) fn next_deadline(&self) -> Option<MonoTime> {
+        [pool::next_deadline(self.machine()), self.next_sample, self.next_jobs].into_iter().flatten().min()
+    }
+}
+
+impl Agent {
+    /// Gives a pool one event, and carries out what it wants. `gone`: whether nothing is left of the tree of the worker that has exited.
+    fn pool_event_with(&mut self, name: &PoolName, event: Event, tree_gone: Option<StartNo>) {
+        let Some(run) = self.pools.get_mut(name) else { return };
+        let Some(machine) = run.machine.take() else { return };
+        let touched = match &event {
+            Event::Slot { slot, .. } => Some(*slot),
+            _ => None,
+        };
+        let (machine, effects) = pool::step(machine, event, clock::now(), &run.settings.policy);
+        run.machine = Some(machine);
+        self.dirty = self.dirty || !effects.is_empty() || touched.is_none();
+        let mut slots: BTreeSet<u32> = touched.into_iter().collect();
+        for effect in effects {
+            if let Effect::Slot { slot, .. } = &effect {
+                slots.insert(*slot);
+            }
+            self.pool_effect(name, effect, tree_gone);
+        }
+        self.see(name, touched.is_some().then_some(slots));
+    }
+
+    /// Gives a pool one event.
+    pub(crate) fn pool_event(&mut self, name: &PoolName, event: Event) {
+        self.pool_event_with(name, event, None);
+    }
+
+    fn slot_event(&mut self, id: &SlotId, event: worker::Event) {
+        self.pool_event(&id.pool, Event::Slot { slot: id.slot, event });
+    }
+
+    /// Notes which slots show another state than before; `None`: looks at all.
+    fn see(&mut self, name: &PoolName, slots: Option<BTreeSet<u32>>) {
+        let Some(run) = self.pools.get_mut(name) else { return };
+        let Some(machine) = &run.machine else { return };
+        let now = clock::wall();
+        let numbers: Vec<u32> = match slots {
+            Some(slots) => slots.into_iter().collect(),
+            None => {
+                let there: BTreeSet<u32> = machine.slots().map(|(number, _)| number).collect();
+                run.seen.retain(|number, _| there.contains(number));
+                there.into_iter().collect()
+            }
+        };
+        for number in numbers {
+            let Some(slot) = machine.slot(number) else {
+                run.seen.remove(&number);
+                continue;
+            };
+            let state = slot.shown();
+            let seen = run.seen.entry(number).or_insert_with(|| Seen::new(state, now));
+            if seen.state != state {
+                seen.state = state;
+                seen.since = now;
+            }
+            if slot.process().is_none() {
+                (seen.started_at, seen.memory, seen.job) = (None, None, None);
+            }
+        }
+        let (samples, jobs) = (run.settings.policy.worker.memory.as_ref(), run.settings.policy.worker.stale.as_ref());
+        let wanted = !machine.is_empty();
+        let mono = clock::now();
+        run.next_sample = samples.filter(|_| wanted).map(|policy| run.next_sample.unwrap_or(mono + policy.every));
+        run.next_jobs = jobs.filter(|_| wanted).map(|policy| run.next_jobs.unwrap_or(mono + super::sampling::first_look(policy)));
+    }
+
+    fn pool_effect(&mut self, name: &PoolName, effect: Effect, tree_gone: Option<StartNo>) {
+        match effect {
+            Effect::Slot { slot, effect } => {
+                let id = SlotId { pool: name.clone(), slot };
+                match effect {
+                    worker::Effect::ClearTree { start } if tree_gone == Some(start) => self.cleared(&id, start, 0),
+                    effect => self.worker_effect(&id, effect),
+                }
+            }
+            Effect::RolloutBegun { target } => self.telling.rollout(name, &format!("rolling out {} as generation {}", target.release, target.generation)),
+            Effect::RolledOut { target, ready, failing } => {
+                let failing = if failing > 0 { format!(", {failing} not ready, as before") } else { String::new() };
+                self.telling.rollout(name, &format!("{} is rolled out: {ready} ready{failing}", target.release));
+                self.pool_rolled_out(name, &target.release);
+            }
+            Effect::RolloutFailed { target, slot, verdict } => {
+                let why = verdict.map_or_else(|| "its worker does not become ready".to_owned(), |verdict| verdict.to_string());
+                let text = format!("{name}/{slot}: {why}");
+                self.telling.rollout(name, &format!("the rollout of {} failed: {text}", target.release));
+                if self.rolling.as_ref().is_some_and(|rolling| rolling.release == target.release) {
+                    self.rolling = None;
+                    self.deploy_event(DeployEvent::RolloutFailed { release: target.release.clone(), text });
+                }
+            }
+            Effect::RolloutDropped { target, why } => {
+                self.telling.rollout(name, &format!("the rollout of {} is dropped: {why:?}", target.release));
+                if why == pool::Dropped::Drained {
+                    self.pool_rolled_out(name, &target.release);
+                }
+            }
+        }
+    }
+
+    fn worker_effect(&mut self, id: &SlotId, effect: worker::Effect) {
+        let key = |start: StartNo| WorkerKey { slot: id.clone(), start }.to_string();
+        match effect {
+            worker::Effect::Spawn { start, target } => match self.launch(id, start, &target) {
+                Ok(launched) => self.ask(Ask::Spawn(Box::new(launched))),
+                Err(error) => self.slot_event(id, worker::Event::SpawnFailed { start, error: error.into(), jitter: jitter() }),
+            },
+            worker::Effect::Signal { start, signal } => self.ask(Ask::Signal { key: key(start), number: signals::number(signal) }),
+            worker::Effect::KillTree { start } => self.ask(Ask::KillTree { key: key(start) }),
+            worker::Effect::ClearTree { start } => self.ask(Ask::ClearTree { key: key(start) }),
+            worker::Effect::WatchReady { start } => self.watch_ready(id, start),
+            worker::Effect::KillJob { child, title, .. } => {
+                self.ask(Ask::SignalJob { pid: child.pid, start_ticks: child.start_ticks, title: title.to_vec(), number: libc::SIGKILL });
+            }
+            worker::Effect::Tell(happening) => {
+                if matches!(happening, worker::Happening::Judged(_)) {
+                    if let Some(seen) = self.pools.get_mut(&id.pool).and_then(|run| run.seen.get_mut(&id.slot)) {
+                        seen.verdict_at = Some(clock::wall());
+                    }
+                }
+                self.telling.worker(id, &happening);
+            }
+        }
+    }
+
+    fn launch(&self, id: &SlotId, start: StartNo, target: &Target) -> Result<Start, String> {
+        let run = self.pools.get(&id.pool).ok_or("the pool is gone")?;
+        let key = WorkerKey { slot: id.clone(), start }.to_string();
+        let which = Which { slot: id.clone(), start, generation: target.generation };
+        launch::worker(&self.settings, &run.settings, &which, &self.from(target), key, &crate::config::process_env).map_err(|error| chain(&error))
+    }
+
+    pub(crate) fn from(&self, target: &Target) -> launch::From {
+        launch::From { release: target.release.clone(), revision: target.revision.clone(), path: self.layout.release(&target.release) }
+    }
+
+    /// A started worker: its output goes to its log, its slot hears of it.
+    pub(crate) fn worker_started(&mut self, key: &str, process: ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>) {
+        let Ok(worker) = key.parse::<WorkerKey>() else { return };
+        self.listen_to(key, &worker.slot, streams);
+        if adopted {
+            return;
+        }
+        if let Some(run) = self.pools.get_mut(&worker.slot.pool) {
+            let now = clock::wall();
+            run.seen.entry(worker.slot.slot).or_insert_with(|| Seen::new(SlotState::Starting, now)).started_at = Some(now);
+        }
+        self.slot_event(&worker.slot, worker::Event::Spawned { start: worker.start, process });
+    }
+
+    fn listen_to(&mut self, key: &str, slot: &SlotId, streams: Vec<(u8, OwnedFd)>) {
+        let Some(run) = self.pools.get(&slot.pool) else { return };
+        let sink = self.sink(&run.settings, slot);
+        for (number, fd) in streams {
+            let stream = if number == 1 { Stream::Out } else { Stream::Err };
+            if let Err(error) = self.outputs.add(key, stream, fd, sink.clone()) {
+                self.telling.warn(&format!("the output of {slot} cannot be kept: {}", chain(&error)));
+            }
+        }
+    }
+
+    /// Where the output of a slot goes.
+    pub(crate) fn sink(&self, settings: &PoolSettings, slot: &SlotId) -> Sink {
+        let log = &settings.log;
+        let (file, label) = match &log.file {
+            Some(file) => (self.settings.root.join(file), Some(slot.to_string())),
+            None => (self.layout.log().join(format!("{}.{}.log", slot.pool, slot.slot)), None),
+        };
+        Sink { file, label, max_size: log.max_size, max_age: log.max_age, keep: log.keep, tap: Tap::default() }
+    }
+
+    pub(crate) fn worker_not_started(&mut self, key: &str, why: String) {
+        let Ok(worker) = key.parse::<WorkerKey>() else { return };
+        self.slot_event(&worker.slot, worker::Event::SpawnFailed { start: worker.start, error: why.into(), jitter: jitter() });
+    }
+
+    pub(crate) fn worker_exited(&mut self, key: &str, how: Ended, tree_gone: bool) {
+        let Ok(worker) = key.parse::<WorkerKey>() else { return };
+        let how = match how {
+            Ended::Code(code) => ExitHow::Code(code),
+            Ended::Signal { number, core } => ExitHow::Signal { number, core },
+            Ended::Unknown => ExitHow::Unknown,
+        };
+        if let Some(run) = self.pools.get_mut(&worker.slot.pool) {
+            if run.probes.get(&worker.slot.slot).is_some_and(|(start, _)| *start == worker.start) {
+                if let Some((_, probe)) = run.probes.remove(&worker.slot.slot) {
+                    probe.abort();
+                }
+            }
+        }
+        let event = worker::Event::Exited { start: worker.start, how, jitter: jitter() };
+        let known = self.pools.get(&worker.slot.pool).and_then(|run| run.machine().slot(worker.slot.slot)).and_then(worker::Slot::start);
+        if known == Some(worker.start) {
+            let gone = tree_gone.then_some(worker.start);
+            self.pool_event_with(&worker.slot.pool, Event::Slot { slot: worker.slot.slot, event }, gone);
+        } else if tree_gone {
+            // Nobody waits for it any more.
+            self.over(key);
+        } else {
+            self.ask(Ask::ClearTree { key: key.to_owned() });
+        }
+    }
+
+    pub(crate) fn worker_tree_gone(&mut self, key: &str, killed: u32) {
+        let Ok(worker) = key.parse::<WorkerKey>() else { return };
+        self.cleared(&worker.slot, worker.start, killed);
+    }
+
+    /// Nothing is left of a worker: its slot is free, and the last of its output is read.
+    fn cleared(&mut self, slot: &SlotId, start: StartNo, killed: u32) {
+        self.over(&WorkerKey { slot: slot.clone(), start }.to_string());
+        self.slot_event(slot, worker::Event::TreeGone { start, killed });
+    }
+
+    /// Reads the last of a worker's output; the keeper may forget it once its end is on disk.
+    fn over(&mut self, key: &str) {
+        match self.outputs.finish(key, Now { mono: clock::now(), wall: clock::wall() }) {
+            Ok((finish, progress)) => {
+                self.output_progress(progress);
+                // Otherwise its log cannot be written now: the keeper keeps its pipes, and `output_progress` lets it go later.
+                if matches!(finish, Finish::Done) {
+                    self.forget_after_save.push(key.to_owned());
+                    self.dirty = true;
+                }
+            }
+            Err(error) => self.telling.warn(&chain(&error)),
+        }
+    }
+
+    /// Begins to ask a started worker whether it is ready.
+    fn watch_ready(&mut self, id: &SlotId, start: StartNo) {
+        let Some(run) = self.pools.get(&id.pool) else { return };
+        let settings = run.settings.clone();
+        let Some(target) = run.machine().slot(id.slot).and_then(|slot| slot.target().cloned()) else { return };
+        let which = Which { slot: id.clone(), start, generation: target.generation };
+        let values = launch::worker_values(&self.settings, &settings, &which, &self.from(&target));
+        match &settings.policy.worker.ready.how {
+            ReadyHow::After(_) => {}
+            ReadyHow::Tcp(address) => {
+                let address = expand(address, &values);
+                let slot = id.clone();
+                let probe = self.works.spawn(async move {
+                    while !answers(&address).await {
+                        tokio::time::sleep(PROBE_EVERY).await;
+                    }
+                    Worked::Answers(slot, start)
+                });
+                self.remember_probe(id, start, probe);
+            }
+            ReadyHow::Command(words) => {
+                let words = words.iter().map(|word| expand(word, &values)).collect();
+                let launched = match self.launch(id, start, &target) {
+                    Ok(launched) => launched,
+                    Err(error) => return self.telling.warn(&format!("{id} cannot be asked whether it is ready: {error}")),
+                };
+                let key = self.errands.begin("ready", What::Probe { slot: id.clone(), start }, Some(clock::now() + PROBE_TIMEOUT));
+                self.ask(Ask::Spawn(Box::new(launch::probe(&launched, words, key))));
+            }
+        }
+    }
+
+    fn remember_probe(&mut self, id: &SlotId, start: StartNo, probe: AbortHandle) {
+        if let Some(run) = self.pools.get_mut(&id.pool) {
+            if let Some((_, former)) = run.probes.insert(id.slot, (start, probe)) {
+                former.abort();
+            }
+        }
+    }
+
+    /// A worker was asked whether it is ready: it is, or it is asked again a little later.
+    pub(crate) fn probed(&mut self, slot: &SlotId, start: StartNo, ready: bool) {
+        if ready {
+            return self.slot_event(slot, worker::Event::ReadySeen { start });
+        }
+        let waiting = self.pools.get(&slot.pool).and_then(|run| run.machine().slot(slot.slot));
+        if waiting.is_some_and(|it| it.start() == Some(start) && it.shown() == SlotState::Starting) {
+            let slot = slot.clone();
+            let id = slot.clone();
+            let probe = self.works.spawn(async move {
+                tokio::time::sleep(PROBE_EVERY).await;
+                Worked::AskReady(slot, start)
+            });
+            self.remember_probe(&id, start, probe);
+        }
+    }
+
+    /// The wait before another question is over.
+    pub(crate) fn ask_ready(&mut self, slot: &SlotId, start: StartNo) {
+        let waiting = self.pools.get(&slot.pool).and_then(|run| run.machine().slot(slot.slot));
+        if waiting.is_some_and(|it| it.start() == Some(start) && it.shown() == SlotState::Starting) {
+            self.watch_ready(slot, start);
+        }
+    }
+
+    /// Deadlines of pools, of their samples, and of the looks at their jobs.
+    pub(crate) fn mind_deadlines(&mut self, now: MonoTime) {
+        let due = |at: Option<MonoTime>| at.is_some_and(|at| at <= now);
+        let names: Vec<PoolName> = self.pools.iter().filter(|(_, run)| due(pool::next_deadline(run.machine()))).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.pool_event(&name, Event::DeadlineReached);
+        }
+        self.sample_due(now);
+    }
+
+    // ---- releases into pools
+
+    /// The first release since the boot, or the one that was there: every pool gets it, in the order of `after`.
+    pub(crate) fn start_pools(&mut self, release: ReleaseId, revision: Revision) {
+        for run in self.pools.values_mut().filter(|run| !run.leaving) {
+            run.waiting = Some((release.clone(), revision.clone()));
+        }
+        self.release_waiting();
+    }
+
+    /// A new release: every pool gets it, in the order of `after`; the deploy hears when all have it, or that one failed.
+    pub(crate) fn roll_out(&mut self, release: ReleaseId, revision: Revision) {
+        let waiting = self.pools.iter().filter(|(_, run)| !run.leaving).map(|(name, _)| name.clone()).collect();
+        self.rolling = Some(Rolling { release: release.clone(), waiting });
+        self.start_pools(release.clone(), revision);
+        self.rolled_out_if_all();
+    }
+
+    /// Gives their release to the pools whose turn has come.
+    pub(crate) fn release_waiting(&mut self) {
+        if matches!(self.ending, Ending::Draining | Ending::Drained | Ending::Leaving) {
+            return;
+        }
+        loop {
+            let ready: Vec<PoolName> = self
+                .pools
+                .iter()
+                .filter(|(_, run)| run.waiting.is_some())
+                .filter(|(_, run)| run.settings.policy.after.iter().all(|other| self.has_release(other, run.waiting.as_ref())))
+                .map(|(name, _)| name.clone())
+                .collect();
+            if ready.is_empty() {
+                return;
+            }
+            for name in ready {
+                let Some((release, revision)) = self.pools.get_mut(&name).and_then(|run| run.waiting.take()) else { continue };
+                self.pool_event(&name, Event::RollOut { release: release.clone(), revision });
+                if self.pools.get(&name).is_some_and(|run| run.machine().rolling_out().is_none()) {
+                    self.pool_rolled_out(&name, &release);
+                }
+            }
+        }
+    }
+
+    /// Whether a pool that another comes after is ready, and not about to change.
+    fn has_release(&self, name: &PoolName, wanted: Option<&(ReleaseId, Revision)>) -> bool {
+        self.pools.get(name).is_none_or(|run| {
+            let same = run.machine().target().is_some_and(|target| wanted.is_some_and(|(release, _)| target.release == *release));
+            run.waiting.is_none() && same && run.machine().rolling_out().is_none() && run.machine().is_ready()
+        })
+    }
+
+    fn pool_rolled_out(&mut self, name: &PoolName, release: &ReleaseId) {
+        if let Some(rolling) = self.rolling.as_mut().filter(|rolling| rolling.release == *release) {
+            rolling.waiting.remove(name);
+        }
+        self.rolled_out_if_all();
+    }
+
+    fn rolled_out_if_all(&mut self) {
+        if self.rolling.as_ref().is_some_and(|rolling| rolling.waiting.is_empty()) {
+            if let Some(rolling) = self.rolling.take() {
+                self.deploy_event(DeployEvent::RolledOut { release: rolling.release });
+            }
+        }
+    }
+
+    // ---- coming back
+
+    /// Makes the pools of the configuration, as an earlier agent of this boot left them.
+    pub(crate) fn recall_pools(&mut self, mut saved: PoolsSaved) {
+        let boot = boot_id();
+        let same_boot = saved.boot == boot;
+        if same_boot && saved.drained {
+            self.ending = Ending::Drained;
+        }
+        let settings = self.settings.clone();
+        for pool in &settings.pools {
+            let name = pool.policy.name.clone();
+            let machine = match saved.pools.remove(&name) {
+                Some(saved) if same_boot => Pool::recall(saved, &pool.policy),
+                Some(saved) => Pool::recall(saved.after_reboot(), &pool.policy),
+                None => Pool::new(&pool.policy),
+            };
+            self.pools.insert(name, PoolRun::new(pool.clone(), machine));
+        }
+        if same_boot {
+            // Pools that the configuration lost while no agent ran: their workers are stopped, by the default ladder.
+            for (name, saved) in saved.pools {
+                let machine = Pool::recall(saved, &gone_policy(&name));
+                if !machine.is_empty() {
+                    self.add_gone(&name, machine);
+                }
+            }
+        }
+        for (key, at) in saved.verdicts {
+            if let Ok(id) = key.parse::<SlotId>() {
+                if let Some(run) = self.pools.get_mut(&id.pool) {
+                    run.seen.entry(id.slot).or_insert_with(|| Seen::new(SlotState::Stopped, clock::wall())).verdict_at = Some(at);
+                }
+            }
+        }
+    }
+
+    fn add_gone(&mut self, name: &PoolName, machine: Pool) {
+        let settings = PoolSettings {
+            policy: gone_policy(name),
+            command: Command::Words(vec!["false".into()]),
+            group: None,
+            user: None,
+            queue: QueueSettings { kind: QueueKind::None, url: None, namespace: None },
+            queues: Vec::new(),
+            env: BTreeMap::new(),
+            env_files: Vec::new(),
+            port: None,
+            limits: Limits::default(),
+            log: PoolLog { file: None, max_size: Bytes(50_000_000), max_age: None, keep: 5 },
+        };
+        let mut run = PoolRun::new(settings, machine);
+        run.leaving = true;
+        self.pools.insert(name.clone(), run);
+    }
+
+    /// A worker that the keeper has: into its slot.
+    pub(crate) fn worker_recalled(&mut self, key: &str, process: ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>) {
+        let Ok(worker) = key.parse::<WorkerKey>() else {
+            return self.ask(Ask::KillTree { key: key.to_owned() });
+        };
+        if !self.pools.contains_key(&worker.slot.pool) {
+            let name = worker.slot.pool.clone();
+            self.add_gone(&name, Pool::new(&gone_policy(&name)));
+        }
+        self.listen_to(key, &worker.slot, streams);
+        let slot = self.pools.get(&worker.slot.pool).and_then(|run| run.machine().slot(worker.slot.slot));
+        let saved = slot.filter(|slot| slot.start() == Some(worker.start)).and_then(|slot| slot.target().cloned());
+        let Some(target) = saved.or_else(|| target_of(process.pid).map(Arc::new)) else {
+            // Nobody can say what it runs: it is replaced rather than kept on a guess.
+            self.telling.warn(&format!("{key} (process {}) runs an unknown release and is ended", process.pid));
+            return self.ask(Ask::KillTree { key: key.to_owned() });
+        };
+        let since = started(process);
+        let ago = clock::now().since(since);
+        let started_at = WallTime::from_unix_millis(clock::wall().unix_millis().saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(0)));
+        let event = worker::Event::Adopted { start: worker.start, process, target, since, ready_since: None };
+        self.slot_event(&worker.slot, event);
+        if let Some(seen) = self.pools.get_mut(&worker.slot.pool).and_then(|run| run.seen.get_mut(&worker.slot.slot)) {
+            seen.started_at = Some(started_at);
+        }
+        if adopted {
+            self.telling.adopted(&worker.slot, process.pid);
+        }
+    }
+
+    /// Every worker that the keeper has is in its slot: what was expected and is not there has vanished.
+    pub(crate) fn recall_done(&mut self) {
+        let mut vanished = Vec::new();
+        for (name, run) in &self.pools {
+            for (number, slot) in run.machine().slots() {
+                if let Some(start) = slot.start().filter(|_| slot.is_recalled()) {
+                    vanished.push((SlotId { pool: name.clone(), slot: number }, start));
+                }
+            }
+        }
+        for (id, start) in vanished {
+            self.slot_event(&id, worker::Event::Vanished { start, jitter: jitter() });
+        }
+        let names: Vec<PoolName> = self.pools.keys().cloned().collect();
+        for name in names {
+            if self.ending == Ending::Drained {
+                self.pool_event(&name, Event::Drain);
+            }
+            self.pool_event(&name, Event::Reloaded);
+        }
+    }
+
+    /// Whether any worker runs.
+    pub(crate) fn any_worker(&self) -> bool {
+        self.pools.values().any(|run| !run.machine().is_empty())
+    }
+
+    // ---- state on disk
+
+    /// Writes the state when it has changed; one write at a time, what changes meanwhile is in the next.
+    pub(crate) fn save_state(&mut self) {
+        if !self.dirty || self.saving_state {
+            return;
+        }
+        (self.dirty, self.saving_state) = (false, true);
+        self.forgetting.append(&mut self.forget_after_save);
+        let mut verdicts = BTreeMap::new();
+        let mut pools = BTreeMap::new();
+        for (name, run) in &self.pools {
+            pools.insert(name.clone(), run.machine().saved());
+            verdicts.extend(run.seen.iter().filter_map(|(slot, seen)| Some((format!("{name}/{slot}"), seen.verdict_at?))));
+        }
+        let drained = matches!(self.ending, Ending::Draining | Ending::Drained);
+        let saved = PoolsSaved { boot: boot_id(), drained, pools, verdicts };
+        let path = self.layout.state();
+        self.work(move || Worked::StateSaved(store::save(&path, &saved).map_err(|error| chain(&error))));
+    }
+
+    pub(crate) fn state_saved(&mut self, result: Result<(), String>) {
+        self.saving_state = false;
+        match result {
+            Ok(()) => {
+                self.state_trouble = false;
+                for key in std::mem::take(&mut self.forgetting) {
+                    self.ask(Ask::Forget { key });
+                }
+            }
+            Err(error) => {
+                // Kept in the keeper until it can be written: an agent that comes back hears the exits again.
+                if !std::mem::replace(&mut self.state_trouble, true) {
+                    self.telling.warn(&format!("the state could not be written, and is written with the next change: {error}"));
+                }
+            }
+        }
+    }
+}
+
+impl Seen {
+    fn new(state: SlotState, now: WallTime) -> Self {
+        Self { state, since: now, started_at: None, memory: None, verdict_at: None, job: None }
+    }
+}
+
+fn gone_policy(name: &PoolName) -> PoolPolicy {
+    PoolPolicy {
+        name: name.clone(),
+        count: 0,
+        update: selfstart_core::policy::UpdatePolicy::default(),
+        start_stagger: Duration::ZERO,
+        after: Vec::new(),
+        worker: selfstart_core::policy::WorkerPolicy {
+            stop: StopLadder::default(),
+            restart: selfstart_core::policy::RestartPolicy::default(),
+            ready: selfstart_core::policy::ReadyPolicy::default(),
+            memory: None,
+            stale: None,
+        },
+    }
+}
+
+/// What a worker runs, as its own environment says.
+fn target_of(pid: i32) -> Option<Target> {
+    let variable = |name: &str| process::variable(pid, name);
+    Some(Target {
+        generation: Generation(variable("SELFSTART_GENERATION")?.parse().ok()?),
+        release: variable("SELFSTART_RELEASE")?.parse().ok()?,
+        revision: variable("SELFSTART_REVISION")?.parse().ok()?,
+    })
+}
+
+/// When a process was started, from its ticks.
+fn started(process: ProcessId) -> MonoTime {
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    let millis = process.start_ticks.saturating_mul(1000) / per_second;
+    MonoTime::from_boot(Duration::from_millis(millis))
+}
+
+/// Names this boot (`proc_sys_kernel(5)`); empty when it cannot be read, which is never equal to a saved one of another boot.
+fn boot_id() -> String {
+    fs_err::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+pub(crate) fn jitter() -> Jitter {
+    Jitter(fastrand::u16(0..=1000))
+}
+
+async fn answers(address: &str) -> bool {
+    matches!(tokio::time::timeout(PROBE_TIMEOUT, tokio::net::TcpStream::connect(address)).await, Ok(Ok(_)))
+}

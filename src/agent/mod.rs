@@ -1,0 +1,18 @@
+//! The head: owns all state and takes all decisions, through `selfstart_core`.
+//!
+//! It may be killed at any moment: the keeper starts another, which asks what runs and goes on. Upgrade, restart and crash are one path.
+
+mod boot;
+mod deploying;
+mod errands;
+mod launch;
+mod line;
+mod minding;
+pub(crate) mod output;
+mod run;
+mod serving;
+mod showing;
+pub(crate) mod store;
+mod tell;
+
+pub(crate) use boot::main;

@@ -1,0 +1,391 @@
+//! The loop: waits for the first of what can happen, makes one event of it, lets the core decide, begins the effects.
+//!
+//! Things that are ready at the same time are taken in this order: what the keeper says (exits before everything, so that no deadline acts
+//! on a process whose end is known), results of work, what helpers and workers say, operators, deadlines.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use selfstart_core::deploy::Event as DeployEvent;
+use selfstart_core::id::{PoolName, SlotId, StartNo};
+use selfstart_core::time::MonoTime;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::deploying::Deploying;
+use super::errands::{Errands, Over, What};
+use super::line::{Line, LineError};
+use super::minding::{PoolRun, Sampled};
+use super::output::{self, Outputs};
+use super::serving::Serving;
+use super::tell::Telling;
+use crate::config::settings::Settings;
+use crate::control::server::Call;
+use crate::keeper::protocol::{Ask, Key, Tell, Welcome};
+use crate::release::layout::Layout;
+use crate::sys::clock;
+
+/// Output taken in one turn, so that a flood leaves time for everything else.
+const OUTPUT_A_TURN_BYTES: usize = 1 << 20;
+
+/// What came of work on a blocking thread or in a task.
+#[derive(Debug)]
+pub(crate) enum Worked {
+    /// The journal of the deploy was written, or not.
+    DeploySaved(Result<(), String>),
+    /// An effect of the deploy was carried out.
+    Deploy(DeployEvent),
+    /// The state of the pools was written, or not.
+    StateSaved(Result<(), String>),
+    /// Memory and jobs were looked at.
+    Sampled(Box<Sampled>),
+    /// A worker answers at its address.
+    Answers(SlotId, StartNo),
+    /// The configuration was kept as a good one, or not.
+    ConfigKept(Result<(), String>),
+    /// A reader or the like has ended.
+    Nothing,
+}
+
+/// How far the agent is with ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It minds.
+    No,
+    /// `drain`: everything stops, the agent stays.
+    Draining,
+    /// Everything is stopped, by `drain`.
+    Drained,
+    /// A signal: everything stops, then selfstart ends.
+    Leaving,
+}
+
+/// The agent.
+pub(crate) struct Agent {
+    pub(crate) config: PathBuf,
+    pub(crate) settings: Arc<Settings>,
+    /// What an operator must see in the status.
+    pub(crate) notes: Vec<String>,
+    pub(crate) layout: Layout,
+    pub(crate) line: Line,
+    pub(crate) welcome: Welcome,
+    pub(crate) errands: Errands,
+    pub(crate) outputs: Outputs,
+    pub(crate) outputs_ready: AsyncFd<OwnedFd>,
+    pub(crate) telling: Telling,
+    pub(crate) deploying: Deploying,
+    pub(crate) pools: BTreeMap<PoolName, PoolRun>,
+    pub(crate) serving: Serving,
+    pub(crate) calls: mpsc::Receiver<Call>,
+    pub(crate) works: JoinSet<Worked>,
+    pub(crate) ending: Ending,
+    pub(crate) started_at: selfstart_core::time::WallTime,
+    pub(crate) dirty: bool,
+    pub(crate) saving_state: bool,
+    pub(crate) forget_after_save: Vec<Key>,
+    pub(crate) sampling: bool,
+    pub(crate) generation: u64,
+    pub(crate) scaled: BTreeMap<PoolName, u32>,
+    pub(crate) pending_reload: VecDeque<()>,
+    pub(crate) quit: Option<u8>,
+}
+
+impl Agent {
+    /// Runs until it is over; returns the exit code that the keeper was told.
+    ///
+    /// # Errors
+    /// When the keeper is gone, or output cannot be kept any more: the next agent goes on.
+    pub(crate) async fn run(mut self) -> Result<u8, RunError> {
+        self.settle();
+        loop {
+            if let Some(code) = self.quit {
+                self.ask(Ask::Quit { code });
+                return Ok(code);
+            }
+            let deadline = self.next_deadline();
+            let wait = deadline.map(|deadline| clock::now().until(deadline));
+            tokio::select! {
+                biased;
+                told = self.line.next() => {
+                    for (tell, fds) in told? {
+                        self.told(tell, fds);
+                    }
+                }
+                Some(worked) = self.works.join_next(), if !self.works.is_empty() => match worked {
+                    Ok(worked) => self.worked(worked),
+                    Err(error) if error.is_cancelled() => {}
+                    Err(error) => return Err(RunError::Work(error)),
+                },
+                chunk = self.errands.next() => {
+                    let (lines, over) = self.errands.heard(chunk);
+                    for line in lines {
+                        self.helper_line(&line);
+                    }
+                    self.errand_over(over);
+                }
+                ready = self.outputs_ready.readable() => {
+                    let mut guard = ready.map_err(RunError::Poll)?;
+                    let now = output::Now { mono: clock::now(), wall: clock::wall() };
+                    let progress = self.outputs.ready(now, OUTPUT_A_TURN_BYTES)?;
+                    if !progress.more {
+                        guard.clear_ready();
+                    }
+                    drop(guard);
+                    self.output_progress(progress);
+                }
+                Some(call) = self.calls.recv() => self.call(call),
+                () = sleep(wait) => self.deadline()?,
+            }
+            self.settle();
+        }
+    }
+
+    /// Asks the keeper; a message that cannot be sent is answered as the keeper would.
+    pub(crate) fn ask(&mut self, ask: Ask) {
+        self.ask_with(ask, None);
+    }
+
+    /// Asks the keeper, with a descriptor.
+    pub(crate) fn ask_with(&mut self, ask: Ask, fd: Option<OwnedFd>) {
+        match self.line.ask(&ask, fd) {
+            // A closed line ends the loop when it is next read.
+            Ok(()) | Err(LineError::Closed) => {}
+            Err(error) => {
+                let text = super::deploying::chain(&error);
+                self.telling.warn(&format!("the keeper could not be asked: {text}"));
+                if let Ask::Spawn(start) = ask {
+                    self.spawn_failed(start.key, text);
+                }
+            }
+        }
+    }
+
+    /// Begins work on a blocking thread; its result comes back to the loop.
+    pub(crate) fn work(&mut self, work: impl FnOnce() -> Worked + Send + 'static) {
+        self.works.spawn_blocking(work);
+    }
+
+    fn told(&mut self, tell: Tell, fds: Vec<OwnedFd>) {
+        match tell {
+            Tell::Child { key, pid, start_ticks, adopted, streams } => {
+                let process = selfstart_core::id::ProcessId { pid, start_ticks };
+                let streams = streams.into_iter().zip(fds).collect();
+                self.child(key, process, adopted, streams);
+            }
+            Tell::SpawnFailed { key, step, errno } => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                self.spawn_failed(key, spawn_error(step, &error));
+            }
+            Tell::Exited { key, how, tree_gone, .. } => {
+                if self.errands.has(&key) {
+                    let over = self.errands.exited(&key, how, tree_gone, clock::now());
+                    if !tree_gone {
+                        self.ask(Ask::ClearTree { key: key.clone() });
+                    }
+                    if tree_gone {
+                        self.errand_gone(&key);
+                    }
+                    self.errand_over(over);
+                } else {
+                    self.worker_exited(&key, how, tree_gone);
+                }
+            }
+            Tell::TreeGone { key, killed } => {
+                if self.errands.has(&key) {
+                    let over = self.errands.tree_gone(&key, clock::now());
+                    self.errand_gone(&key);
+                    self.errand_over(over);
+                } else {
+                    self.worker_tree_gone(&key, killed);
+                }
+            }
+            Tell::Signalled { number } => self.signalled(number),
+            Tell::Welcome(_) | Tell::Kept { .. } | Tell::Listed | Tell::Adopted => {}
+        }
+    }
+
+    /// The keeper may forget a helper: its exit is known. What it said last is in our own copies of its pipes.
+    fn errand_gone(&mut self, key: &str) {
+        if matches!(self.errands.what(key), Some(What::Step { .. })) {
+            let now = output::Now { mono: clock::now(), wall: clock::wall() };
+            match self.outputs.finish(key, now) {
+                Ok((_, progress)) => self.output_progress(progress),
+                Err(error) => self.telling.warn(&super::deploying::chain(&error)),
+            }
+        }
+        self.ask(Ask::Forget { key: key.to_owned() });
+    }
+
+    fn errand_over(&mut self, over: Option<Over>) {
+        let Some(over) = over else { return };
+        match over.what {
+            What::Probe { ref slot, start } => {
+                let (slot, ready) = (slot.clone(), over.how == Some(crate::sys::process::Ended::Code(0)));
+                self.probed(&slot, start, ready);
+            }
+            What::Leftover => {}
+            _ => self.deploy_errand_over(over),
+        }
+    }
+
+    /// Ends an errand with its whole tree; its end is heard like any other.
+    pub(crate) fn end_errand(&mut self, key: &str) {
+        self.errands.ending(key);
+        self.ask(Ask::KillTree { key: key.to_owned() });
+    }
+
+    fn child(&mut self, key: Key, process: selfstart_core::id::ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>) {
+        if !self.errands.has(&key) {
+            return self.worker_started(&key, process, adopted, streams);
+        }
+        match self.errands.what(&key) {
+            Some(What::Step { release, .. }) => {
+                let sink = output::Sink {
+                    file: self.layout.build_log(release),
+                    label: None,
+                    max_size: BUILD_LOG_BYTES,
+                    max_age: None,
+                    keep: 1,
+                    tap: output::Tap::Lines,
+                };
+                for (number, fd) in streams {
+                    let stream = if number == 1 { output::Stream::Out } else { output::Stream::Err };
+                    if let Err(error) = self.outputs.add(&key, stream, fd, sink.clone()) {
+                        self.telling.warn(&super::deploying::chain(&error));
+                    }
+                }
+            }
+            _ => self.errands.listen(&key, streams),
+        }
+    }
+
+    fn spawn_failed(&mut self, key: Key, why: String) {
+        if self.errands.has(&key) {
+            let over = self.errands.failed(&key, why);
+            self.errand_over(over);
+        } else {
+            self.worker_not_started(&key, why);
+        }
+    }
+
+    fn worked(&mut self, worked: Worked) {
+        match worked {
+            Worked::DeploySaved(result) => self.deploy_saved(result),
+            Worked::Deploy(event) => self.deploy_event(event),
+            Worked::StateSaved(result) => self.state_saved(result),
+            Worked::Sampled(sampled) => self.sampled(*sampled),
+            Worked::Answers(slot, start) => self.probed(&slot, start, true),
+            Worked::ConfigKept(result) => {
+                if let Err(error) = result {
+                    self.telling.warn(&format!("the good configuration could not be kept: {error}"));
+                }
+            }
+            Worked::Nothing => {}
+        }
+    }
+
+    /// Tells what the output side has to tell, and lets go of workers whose last line is written.
+    pub(crate) fn output_progress(&mut self, progress: output::Progress) {
+        for news in &progress.news {
+            self.telling.output(news);
+        }
+        for line in progress.tapped {
+            let text = String::from_utf8_lossy(&line.text).into_owned();
+            self.telling.build_line(&text);
+            self.errands.remember(&line.key, text);
+        }
+        for key in progress.finished {
+            self.ask(Ask::Forget { key });
+        }
+    }
+
+    fn next_deadline(&self) -> Option<MonoTime> {
+        let pools = self.pools.values().filter_map(PoolRun::next_deadline);
+        let rest = [self.deploying.next_deadline(), self.errands.next_deadline(), self.outputs.next_retry(), self.serving.next_deadline()];
+        pools.chain(rest.into_iter().flatten()).min()
+    }
+
+    fn deadline(&mut self) -> Result<(), RunError> {
+        let now = clock::now();
+        if self.deploying.next_deadline().is_some_and(|at| at <= now) {
+            self.deploy_event(DeployEvent::DeadlineReached);
+        }
+        let (kill, over) = self.errands.due(now);
+        for key in kill {
+            self.ask(Ask::KillTree { key });
+        }
+        for over in over {
+            self.errand_over(Some(over));
+        }
+        if self.outputs.next_retry().is_some_and(|at| at <= now) {
+            let progress = self.outputs.ready(output::Now { mono: now, wall: clock::wall() }, OUTPUT_A_TURN_BYTES)?;
+            self.output_progress(progress);
+        }
+        self.mind_deadlines(now);
+        self.serving_deadlines(now);
+        Ok(())
+    }
+
+    /// After each turn: what follows from the state as it is now.
+    fn settle(&mut self) {
+        if !self.deploying.booted && !self.errands.has_leftovers() {
+            self.deploying.booted = true;
+            self.begin_deploys();
+        }
+        self.answer_pending();
+        self.save_state();
+        self.see_end();
+    }
+}
+
+/// A build that says more than this goes on in a second file.
+const BUILD_LOG_BYTES: selfstart_core::units::Bytes = selfstart_core::units::Bytes(50_000_000);
+
+/// Sleeps, or for ever.
+async fn sleep(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn spawn_error(step: crate::sys::spawn::Step, error: &std::io::Error) -> String {
+    use crate::sys::spawn::Step;
+    let what = match step {
+        Step::Clone => "make a process",
+        Step::Limits => "set its limits",
+        Step::User => "become its user",
+        Step::Directory => "enter its release",
+        Step::Descriptors => "arrange its output",
+        Step::Execute => "execute its command",
+    };
+    format!("failed to {what}: {error}")
+}
+
+/// Watches the descriptor of [`Outputs`] from the loop.
+pub(crate) fn watch_outputs(outputs: &Outputs) -> Result<AsyncFd<OwnedFd>, std::io::Error> {
+    use std::os::fd::AsFd;
+    AsyncFd::with_interest(outputs.as_fd().try_clone_to_owned()?, Interest::READABLE)
+}
+
+/// Why the agent ended by itself; the keeper starts the next.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// The keeper is gone, or speaks otherwise.
+    #[error("the line to the keeper")]
+    Line(#[from] LineError),
+    /// Output cannot be kept any more.
+    #[error("the output of the workers")]
+    Output(#[from] output::OutputError),
+    /// The kernel's poll failed.
+    #[error("the poll")]
+    Poll(#[source] std::io::Error),
+    /// Work ended without a result.
+    #[error("work on a thread")]
+    Work(#[source] tokio::task::JoinError),
+}

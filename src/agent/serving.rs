@@ -1,0 +1,757 @@
+//! Answers operators: each command when it took effect, at once if it is so already, or why not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use selfstart_core::command::{self, Command, PoolShape, ScaleTo, Selection, Target, TargetError};
+use selfstart_core::date::Timestamp;
+use selfstart_core::deploy::{Event as DeployEvent, Force, Origin, Outcome as DeployOutcome, Refusal, Request, RequestId, RollbackTo, Wanted};
+use selfstart_core::drain;
+use selfstart_core::id::{Generation, PoolName, SlotId, StartNo};
+use selfstart_core::pool::{Event, Pool, RestartWhy, Scale, Which};
+use selfstart_core::status::{ReleaseState, ReleaseStatus};
+use selfstart_core::time::MonoTime;
+use selfstart_core::worker::SlotState;
+
+use super::deploying::{self, chain};
+use super::launch;
+use super::minding::PoolRun;
+use super::run::{Agent, Ending, Worked};
+use super::store;
+use crate::config::settings::{Changes, ControlSettings, Settings};
+use crate::control::server::{Call, Gate, Peer, Reply, Verdict};
+use crate::control::socket::Owner;
+use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, Progress, RefusalCode, Refused};
+use crate::keeper::protocol::Ask;
+use crate::release::prune;
+use crate::sys::{clock, process, users};
+
+/// Progress of a deploy is shown at most this often.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+
+/// Who waits for what.
+#[derive(Debug, Default)]
+pub(crate) struct Serving {
+    next_request: u64,
+    deploys: BTreeMap<RequestId, Asked>,
+    pending: Vec<Pending>,
+    shown: Option<(MonoTime, String)>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    reply: Reply,
+    wait: bool,
+    since: MonoTime,
+}
+
+#[derive(Debug)]
+struct Pending {
+    reply: Reply,
+    goal: Goal,
+    text: String,
+}
+
+/// What must be true before a command is answered.
+#[derive(Debug)]
+enum Goal {
+    /// These slots are ready, with a later start than the one named, if one is.
+    Ready(BTreeMap<SlotId, Option<StartNo>>),
+    /// These slots are stopped.
+    Stopped(Vec<SlotId>),
+    /// These pools run this generation or a later one, whole.
+    Generation(BTreeMap<PoolName, Generation>),
+    /// This pool has so many slots, all ready, and none on its way out.
+    Count(PoolName),
+    /// These slots are paused, or not.
+    Drained,
+    /// Every pool is ready.
+    AllReady,
+}
+
+impl Serving {
+    /// When somebody must be shown something.
+    pub(crate) fn next_deadline(&self) -> Option<MonoTime> {
+        None
+    }
+}
+
+impl Agent {
+    /// Takes a command.
+    pub(crate) fn call(&mut self, call: Call) {
+        let Call { request, peer, reply } = call;
+        let by = users::user(&peer.uid.to_string(), None).map_or_else(|_| format!("uid {}", peer.uid), |user| user.name);
+        let wait = request.wait;
+        if self.ending == Ending::Leaving && !matches!(request.command, Command::Status {} | Command::Releases {}) {
+            return reply.finish(refused(RefusalCode::Draining, "selfstart is ending", None));
+        }
+        match request.command {
+            Command::Status {} => reply.finish(Done::facts(Facts::Status(Box::new(self.status())))),
+            Command::Releases {} => self.releases(reply),
+            Command::Deploy { reference, force } => {
+                let wanted = reference.map_or(Wanted::Configured, Wanted::Ref);
+                let force = if force { Force::Yes } else { Force::No };
+                self.request(Request::Deploy { wanted, force }, by, reply, wait);
+            }
+            Command::Rollback { to } => self.request(Request::Rollback(to.map_or(RollbackTo::Previous, RollbackTo::To)), by, reply, wait),
+            Command::Hold { why } => self.request(Request::Hold { why: why.unwrap_or_default() }, by, reply, true),
+            Command::Unhold {} => self.request(Request::Unhold, by, reply, wait),
+            Command::Start { targets } => self.on_targets(&targets, reply, wait, Self::start),
+            Command::Stop { targets } => self.on_targets(&targets, reply, wait, Self::stop),
+            Command::Restart { targets } => self.on_targets(&targets, reply, wait, Self::restart),
+            Command::Pause { targets } => self.on_targets(&targets, reply, wait, |agent, chosen| agent.pause(chosen, true)),
+            Command::Resume { targets } => self.on_targets(&targets, reply, wait, |agent, chosen| agent.pause(chosen, false)),
+            Command::Signal { target, signal } => self.on_targets(&[target], reply, wait, move |agent, chosen| {
+                let mut sent = 0;
+                for (name, which) in whiches(chosen) {
+                    sent += agent.slots_of(&name, which).filter(|(_, slot)| slot.process().is_some()).count();
+                    agent.pool_event(&name, Event::Signal { which, signal });
+                }
+                Effect::Now(format!("{signal} sent to {sent} worker{}", if sent == 1 { "" } else { "s" }))
+            }),
+            Command::Scale { pool, to } => self.scale(pool, to, reply, wait),
+            Command::Drain {} => self.drain(reply, wait),
+            Command::Reload { plan: true } => self.reload_plan(reply),
+            Command::Reload { plan: false } => self.reload(Some((reply, wait))),
+            Command::Wait {} => self.pending(reply, true, Goal::AllReady, "every pool is ready".into()),
+            Command::Launch { pool } => reply.finish(self.launch_facts(pool)),
+        }
+    }
+
+    fn request(&mut self, what: Request, by: String, reply: Reply, wait: bool) {
+        self.serving.next_request += 1;
+        let id = RequestId(self.serving.next_request);
+        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now() });
+        self.serving.shown = None;
+        self.deploy_event(DeployEvent::Requested { id, by, what });
+    }
+
+    /// The machine of deploys has an answer.
+    pub(crate) fn answered_deploy(&mut self, id: RequestId, outcome: DeployOutcome) {
+        let Some(asked) = self.serving.deploys.remove(&id) else { return };
+        let seconds = clock::now().since(asked.since).as_secs();
+        asked.reply.finish(match outcome {
+            DeployOutcome::Done { release, changed } => {
+                let live = release.and_then(|id| self.deploying.machine().book().get(&id).cloned());
+                let facts = live.map(|entry| Facts::Live(Live { release: entry.id, revision: entry.revision, seconds: Some(seconds) }));
+                let text = match (&facts, changed) {
+                    (Some(Facts::Live(live)), true) => format!("{} is live ({})", live.release, live.revision.short()),
+                    (Some(Facts::Live(live)), false) => format!("{} is live already ({})", live.release, live.revision.short()),
+                    (_, true) => "done".into(),
+                    (_, false) => "it was so already".into(),
+                };
+                Outcome::Done(Box::new(Done { text, already: !changed, facts }))
+            }
+            DeployOutcome::Failed { text } => {
+                let (reason, hint) = match text.split_once("\nhint: ") {
+                    Some((reason, hint)) => (reason.to_owned(), Some(hint.to_owned())),
+                    None => (text, Some("`selfstart why deploy` tells more".to_owned())),
+                };
+                Outcome::Failed(Failed { reason, hint, ..Failed::default() })
+            }
+            DeployOutcome::Refused(refusal) => {
+                let (code, hint) = match &refusal {
+                    Refusal::Held(_) => (RefusalCode::Held, "`selfstart unhold` lets updates through again"),
+                    Refusal::Quarantined(_) => (RefusalCode::Quarantined, "push a fix, or try it again with `selfstart deploy --force`"),
+                    Refusal::Draining => (RefusalCode::Draining, "`selfstart start` ends the drain"),
+                    Refusal::Superseded => (RefusalCode::Busy, "`selfstart status` shows what is deployed instead"),
+                    Refusal::Busy => (RefusalCode::Busy, "try again in a moment"),
+                    Refusal::Ending => (RefusalCode::Draining, "selfstart is ending"),
+                };
+                refused(code, refusal.to_string(), Some(hint))
+            }
+        });
+    }
+
+    /// Answers those whose time has come, and shows the others how far it is.
+    pub(crate) fn answer_pending(&mut self) {
+        self.release_waiting();
+        self.drain_waves();
+        if !self.deploying.busy() {
+            let accepted: Vec<RequestId> = self.serving.deploys.iter().filter(|(_, asked)| !asked.wait).map(|(id, _)| *id).collect();
+            for id in accepted {
+                if let Some(asked) = self.serving.deploys.remove(&id) {
+                    asked.reply.finish(Done::text("accepted; `selfstart status` shows how far it is"));
+                }
+            }
+        }
+        if !self.serving.deploys.is_empty() {
+            self.show_deploy();
+        }
+        if self.serving.pending.is_empty() {
+            return;
+        }
+        for waiting in std::mem::take(&mut self.serving.pending) {
+            if waiting.reply.is_gone() {
+                continue;
+            }
+            match self.reached(&waiting.goal) {
+                None => self.serving.pending.push(waiting),
+                Some(Ok(())) => waiting.reply.finish(Done::text(waiting.text)),
+                Some(Err(reason)) => {
+                    let hint = Some("`selfstart why POOL/SLOT` tells more, `selfstart logs POOL/SLOT` what it said".to_owned());
+                    waiting.reply.finish(Outcome::Failed(Failed { reason, hint, ..Failed::default() }));
+                }
+            }
+        }
+    }
+
+    fn show_deploy(&mut self) {
+        let status = self.deploy_status();
+        let progress = status.progress.clone().unwrap_or_default();
+        let key = format!("{:?} {:?} {:?} {:?}", status.phase, progress.step, progress.detail, progress.objects);
+        let now = clock::now();
+        if self.serving.shown.as_ref().is_some_and(|(at, shown)| *shown == key || now.since(*at) < SHOW_EVERY && same_phase(shown, &key)) {
+            return;
+        }
+        for asked in self.serving.deploys.values() {
+            asked.reply.progress(Progress::deploy(status.clone()));
+        }
+        self.serving.shown = Some((now, key));
+    }
+
+    /// Nothing here waits for time.
+    pub(crate) fn serving_deadlines(&mut self, _now: MonoTime) {}
+
+    fn pending(&mut self, reply: Reply, wait: bool, goal: Goal, text: String) {
+        if !wait {
+            return reply.finish(Done::text("accepted; `selfstart status` shows how far it is"));
+        }
+        self.serving.pending.push(Pending { reply, goal, text });
+    }
+
+    /// Whether what was asked for is so; an error when it will not be without somebody's help.
+    fn reached(&self, goal: &Goal) -> Option<Result<(), String>> {
+        match goal {
+            Goal::Ready(slots) => {
+                for (id, former) in slots {
+                    let slot = self.pools.get(&id.pool).and_then(|run| run.machine().slot(id.slot))?;
+                    let later = former.is_none_or(|former| slot.last_start() > former);
+                    if later && (slot.shown() == SlotState::Quarantined || slot.waits_after_crash()) {
+                        let why = slot.last_verdict().map_or_else(String::new, |verdict| verdict.to_string());
+                        return Some(Err(format!("{id} does not become ready: {why}")));
+                    }
+                    if !later || slot.shown() != SlotState::Ready {
+                        return None;
+                    }
+                }
+                Some(Ok(()))
+            }
+            Goal::Stopped(slots) => {
+                let stopped = |id: &SlotId| {
+                    self.pools.get(&id.pool).and_then(|run| run.machine().slot(id.slot)).is_none_or(|slot| slot.is_stopped())
+                };
+                slots.iter().all(stopped).then_some(Ok(()))
+            }
+            Goal::Generation(pools) => {
+                for (name, wanted) in pools {
+                    let machine = self.pools.get(name)?.machine();
+                    let there = machine.target().is_some_and(|target| target.generation >= *wanted);
+                    if !there || machine.rolling_out().is_some() {
+                        return None;
+                    }
+                    if !machine.is_ready() {
+                        let bad = machine.slots().find(|(_, slot)| slot.waits_after_crash() || slot.shown() == SlotState::Quarantined);
+                        let (number, slot) = bad?;
+                        let why = slot.last_verdict().map_or_else(String::new, |verdict| verdict.to_string());
+                        return Some(Err(format!("{name}/{number} does not become ready: {why}")));
+                    }
+                }
+                Some(Ok(()))
+            }
+            Goal::Count(name) => {
+                let machine = self.pools.get(name)?.machine();
+                let there = u32::try_from(machine.slots().count()).ok()?;
+                (there == machine.count() && (machine.target().is_none() || machine.is_ready())).then_some(Ok(()))
+            }
+            Goal::Drained => (self.ending == Ending::Drained).then_some(Ok(())),
+            Goal::AllReady => self.pools.values().filter(|run| !run.leaving).all(|run| run.machine().is_ready()).then_some(Ok(())),
+        }
+    }
+
+    // ---- pools
+
+    fn shapes(&self) -> Vec<PoolShape> {
+        let shape = |(name, run): (&PoolName, &PoolRun)| PoolShape {
+            name: name.clone(),
+            group: run.settings.group.clone(),
+            slots: run.machine().slots().map(|(number, _)| number + 1).max().unwrap_or(0),
+        };
+        self.pools.iter().map(shape).collect()
+    }
+
+    fn slots_of(&self, name: &PoolName, which: Which) -> impl Iterator<Item = (u32, &selfstart_core::worker::Slot)> {
+        let machine: Option<&Pool> = self.pools.get(name).map(PoolRun::machine);
+        machine.into_iter().flat_map(Pool::slots).filter(move |(number, _)| match which {
+            Which::All => true,
+            Which::Slot(one) => one == *number,
+        })
+    }
+
+    fn on_targets(
+        &mut self,
+        targets: &[Target],
+        reply: Reply,
+        wait: bool,
+        act: impl FnOnce(&mut Self, &BTreeMap<PoolName, Selection>) -> Effect,
+    ) {
+        let chosen = match command::resolve(targets, &self.shapes()) {
+            Ok(chosen) => chosen,
+            Err(error) => return reply.finish(unknown(&error)),
+        };
+        match act(self, &chosen) {
+            Effect::Now(text) => reply.finish(Done::text(text)),
+            Effect::Refused(outcome) => reply.finish(outcome),
+            Effect::When(goal, text) => self.pending(reply, wait, goal, text),
+        }
+    }
+
+    fn start(&mut self, chosen: &BTreeMap<PoolName, Selection>) -> Effect {
+        if self.deploying.machine().live().is_none() {
+            return Effect::Refused(refused(RefusalCode::Nothing, "there is no release to start yet", Some("`selfstart status` shows how far the deploy is")));
+        }
+        if matches!(self.ending, Ending::Draining | Ending::Drained) {
+            self.ending = Ending::No;
+            self.dirty = true;
+            for name in self.pools.keys().cloned().collect::<Vec<_>>() {
+                self.pool_event(&name, Event::Undrain);
+            }
+            self.deploy_event(DeployEvent::DrainEnded);
+        }
+        let mut slots = BTreeMap::new();
+        for (name, which) in whiches(chosen) {
+            self.pool_event(&name, Event::Start(which));
+            slots.extend(self.slots_of(&name, which).map(|(number, _)| (SlotId { pool: name.clone(), slot: number }, None)));
+        }
+        let text = count(slots.len(), "ready");
+        Effect::When(Goal::Ready(slots), text)
+    }
+
+    fn stop(&mut self, chosen: &BTreeMap<PoolName, Selection>) -> Effect {
+        let mut slots = Vec::new();
+        for (name, which) in whiches(chosen) {
+            slots.extend(self.slots_of(&name, which).map(|(number, _)| SlotId { pool: name.clone(), slot: number }));
+            self.pool_event(&name, Event::Stop(which));
+        }
+        let text = count(slots.len(), "stopped");
+        Effect::When(Goal::Stopped(slots), text)
+    }
+
+    fn restart(&mut self, chosen: &BTreeMap<PoolName, Selection>) -> Effect {
+        let mut slots = BTreeMap::new();
+        let mut pools = BTreeMap::new();
+        for (name, which) in whiches(chosen) {
+            if let Which::Slot(_) = which {
+                slots.extend(self.slots_of(&name, which).map(|(number, slot)| (SlotId { pool: name.clone(), slot: number }, Some(slot.last_start()))));
+            }
+            self.pool_event(&name, Event::Restart { which, why: RestartWhy::Operator });
+            if which == Which::All {
+                if let Some(target) = self.pools.get(&name).and_then(|run| run.machine().target()) {
+                    pools.insert(name, target.generation);
+                }
+            }
+        }
+        if slots.is_empty() {
+            let text = format!("{} restarted", pools.keys().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+            return Effect::When(Goal::Generation(pools), text);
+        }
+        let text = count(slots.len(), "restarted");
+        Effect::When(Goal::Ready(slots), text)
+    }
+
+    fn pause(&mut self, chosen: &BTreeMap<PoolName, Selection>, pause: bool) -> Effect {
+        for (name, which) in whiches(chosen) {
+            self.pool_event(&name, if pause { Event::Pause(which) } else { Event::Resume(which) });
+        }
+        let names: Vec<String> = whiches(chosen).map(|(name, which)| target_text(&name, which)).collect();
+        Effect::Now(format!("{} {}", names.join(", "), if pause { "paused: not minded, not touched" } else { "minded again" }))
+    }
+
+    fn scale(&mut self, name: PoolName, to: ScaleTo, reply: Reply, wait: bool) {
+        if let Err(error) = command::find_pool(&name, &self.shapes()) {
+            return reply.finish(unknown(&error));
+        }
+        let scale = match to {
+            ScaleTo::Count(count) => Scale::To(count),
+            ScaleTo::Config => Scale::Config,
+        };
+        self.pool_event(&name, Event::Scale(scale));
+        let count = self.pools.get(&name).map_or(0, |run| run.machine().count());
+        self.telling.scaled(&name, count);
+        let text = format!("{name} has {count} worker{}", if count == 1 { "" } else { "s" });
+        self.pending(reply, wait, Goal::Count(name), text);
+    }
+
+    // ---- the node
+
+    fn drain(&mut self, reply: Reply, wait: bool) {
+        match self.ending {
+            Ending::Drained => return reply.finish(Done::already("the node is drained already")),
+            Ending::No => {
+                self.ending = Ending::Draining;
+                self.dirty = true;
+                self.deploy_event(DeployEvent::DrainBegun);
+                self.drain_waves();
+            }
+            Ending::Draining | Ending::Leaving => {}
+        }
+        self.pending(reply, wait, Goal::Drained, "drained: everything is stopped, and the agent stays".into());
+    }
+
+    /// Stops the pools whose turn has come: a pool stops before those that it comes after.
+    pub(crate) fn drain_waves(&mut self) {
+        if !matches!(self.ending, Ending::Draining | Ending::Leaving) {
+            return;
+        }
+        let edges: BTreeMap<PoolName, Vec<PoolName>> =
+            self.pools.iter().map(|(name, run)| (name.clone(), run.settings.policy.after.clone())).collect();
+        for wave in drain::waves(&edges) {
+            let running: Vec<PoolName> = wave.into_iter().filter(|name| self.pools.get(name).is_some_and(|run| !run.machine().is_empty())).collect();
+            if !running.is_empty() {
+                for name in running {
+                    self.pool_event(&name, Event::Drain);
+                }
+                return;
+            }
+        }
+    }
+
+    /// A signal for the node.
+    pub(crate) fn signalled(&mut self, number: i32) {
+        match number {
+            libc::SIGHUP => self.reload(None),
+            libc::SIGUSR1 => {
+                self.outputs.reopen();
+                self.telling.reopened();
+            }
+            libc::SIGUSR2 => self.telling.warn("USR2 (upgrade in place) is not there yet: nothing was done"),
+            libc::SIGTERM | libc::SIGINT => {
+                if self.ending == Ending::Leaving {
+                    self.telling.warn("a second signal: what still runs is killed now");
+                    for name in self.pools.keys().cloned().collect::<Vec<_>>() {
+                        self.pool_event(&name, Event::Drain);
+                        self.pool_event(&name, Event::KillNow(Which::All));
+                    }
+                } else {
+                    self.ending = Ending::Leaving;
+                    self.telling.leaving();
+                    self.ask(Ask::Notify { state: "STOPPING=1\nSTATUS=draining".into() });
+                    self.deploy_event(DeployEvent::Shutdown);
+                    for key in self.errands.keys(|_| true) {
+                        self.end_errand(&key);
+                    }
+                    self.drain_waves();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends a drain, or selfstart, when everything has stopped.
+    pub(crate) fn see_end(&mut self) {
+        let gone: Vec<PoolName> = self.pools.iter().filter(|(_, run)| run.leaving && run.machine().is_empty()).map(|(name, _)| name.clone()).collect();
+        for name in gone {
+            self.pools.remove(&name);
+            self.dirty = true;
+        }
+        if self.any_worker() {
+            return;
+        }
+        match self.ending {
+            Ending::Draining => {
+                self.ending = Ending::Drained;
+                self.dirty = true;
+                self.telling.drained();
+                self.answer_pending();
+            }
+            Ending::Leaving if self.errands.is_empty() && !self.deploying.busy() && !self.dirty && !self.saving_state => {
+                self.telling.left();
+                self.quit = Some(0);
+            }
+            Ending::No | Ending::Drained | Ending::Leaving => {}
+        }
+    }
+
+    // ---- configuration
+
+    fn reload_plan(&mut self, reply: Reply) {
+        match super::boot::load(&self.config) {
+            Ok(loaded) => {
+                let changes = Settings::changes(&self.settings, &loaded.settings);
+                reply.finish(Done::facts(Facts::Changes(describe(&changes))));
+            }
+            Err(error) => reply.finish(refused(RefusalCode::Configuration, chain(&error), Some("nothing would be changed"))),
+        }
+    }
+
+    /// Takes over a changed configuration; a broken one changes nothing, and says so until it is mended.
+    pub(crate) fn reload(&mut self, reply: Option<(Reply, bool)>) {
+        let finish = |reply: Option<(Reply, bool)>, outcome: Outcome| {
+            if let Some((reply, _)) = reply {
+                reply.finish(outcome);
+            }
+        };
+        let loaded = match super::boot::load(&self.config) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                let text = chain(&error);
+                self.telling.config_refused(&text);
+                self.notes = vec![format!("the running configuration is kept, because `{}` cannot be used: {text}", self.config.display())];
+                return finish(reply, refused(RefusalCode::Configuration, text, Some("the running configuration is kept")));
+            }
+        };
+        let changes = Settings::changes(&self.settings, &loaded.settings);
+        if let Some(key) = changes.needs_agent_restart.first() {
+            let text = format!("`{key}` cannot be changed by a reload");
+            self.telling.config_refused(&text);
+            return finish(reply, refused(RefusalCode::Configuration, text, Some("restart selfstart to change it; nothing was changed")));
+        }
+        self.notes.clear();
+        let (good, bytes) = (self.layout.good_config(), loaded.bytes);
+        self.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
+        if changes.is_empty() {
+            return finish(reply, Done::already("the configuration is as it was"));
+        }
+        self.settings = Arc::new(loaded.settings);
+        self.deploying.policy = deploying::policy(&self.settings);
+        self.apply(&changes);
+        let lines = describe(&changes);
+        self.telling.config_reloaded(&lines.iter().map(|line| format!("{}: {}", line.key, line.effect)).collect::<Vec<_>>().join("; "));
+        if let Some((reply, wait)) = reply {
+            let restarted = changes.restart.iter().filter_map(|name| Some((name.clone(), self.pools.get(name)?.machine().target()?.generation))).collect();
+            let text = format!("reloaded: {}", lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>().join(", "));
+            self.pending(reply, wait, Goal::Generation(restarted), text);
+        }
+    }
+
+    fn apply(&mut self, changes: &Changes) {
+        let settings = self.settings.clone();
+        let live = self.deploying.machine().live().map(|entry| (entry.id.clone(), entry.revision.clone()));
+        for pool in &settings.pools {
+            let name = &pool.policy.name;
+            match self.pools.get_mut(name) {
+                Some(run) => {
+                    run.leaving = false;
+                    run.settings = Arc::new(pool.clone());
+                    self.pool_event(name, Event::Reloaded);
+                    if changes.restart.contains(name) {
+                        self.pool_event(name, Event::Restart { which: Which::All, why: RestartWhy::Reload });
+                    }
+                }
+                None => {
+                    let mut run = PoolRun::new(pool.clone(), Pool::new(&pool.policy));
+                    run.waiting = live.clone();
+                    self.pools.insert(name.clone(), run);
+                }
+            }
+        }
+        for name in &changes.pools_removed {
+            if let Some(run) = self.pools.get_mut(name) {
+                run.leaving = true;
+                self.pool_event(name, Event::Drain);
+            }
+        }
+        if changes.build_changed || changes.source_changed {
+            self.deploy_event(DeployEvent::Triggered(Origin::Reload));
+        }
+        self.dirty = true;
+    }
+
+    // ---- facts
+
+    fn releases(&mut self, reply: Reply) {
+        let layout = self.layout.clone();
+        let entries = self.deploying.machine().book().entries().to_vec();
+        let mut slots: BTreeMap<i32, String> = BTreeMap::new();
+        for (name, run) in &self.pools {
+            slots.extend(run.machine().slots().filter_map(|(number, slot)| Some((slot.process()?.pid, format!("{name}/{number}")))));
+        }
+        self.work(move || {
+            let uses = prune::uses(&layout.releases()).unwrap_or_default();
+            let facts = entries.into_iter().rev().map(|entry| ReleaseStatus {
+                size_bytes: prune::size(&layout.release(&entry.id)),
+                used_by: uses.pids(&entry.id).iter().map(|pid| slots.get(pid).cloned().unwrap_or_else(|| format!("pid {pid}"))).collect(),
+                state: match &entry.state {
+                    selfstart_core::deploy::ReleaseState::Staged => ReleaseState::Staged,
+                    selfstart_core::deploy::ReleaseState::Built => ReleaseState::Built,
+                    selfstart_core::deploy::ReleaseState::Live => ReleaseState::Live,
+                    selfstart_core::deploy::ReleaseState::Retired => ReleaseState::Retired,
+                    selfstart_core::deploy::ReleaseState::Failed { .. } => ReleaseState::Failed,
+                },
+                why: match &entry.state {
+                    selfstart_core::deploy::ReleaseState::Failed { why } => Some(why.clone()),
+                    _ => None,
+                },
+                at: Timestamp(entry.staged_at),
+                release: entry.id,
+                revision: entry.revision,
+            });
+            reply.finish(Done::facts(Facts::Releases(facts.collect())));
+            Worked::Nothing
+        });
+    }
+
+    fn launch_facts(&self, pool: Option<PoolName>) -> Outcome {
+        let nothing = |what: &str, hint: &str| refused(RefusalCode::Nothing, what, Some(hint));
+        let Some(live) = self.deploying.machine().live() else {
+            return nothing("there is no release yet", "`selfstart status` shows how far the deploy is");
+        };
+        let name = match pool.or_else(|| self.settings.pools.first().map(|pool| pool.policy.name.clone())) {
+            Some(name) => name,
+            None => return nothing("the configuration has no pools", "`selfstart exec` runs as a pool's worker would"),
+        };
+        let run = match command::find_pool(&name, &self.shapes()) {
+            Err(error) => return unknown(&error),
+            Ok(_) => self.pools.get(&name),
+        };
+        let Some(run) = run else { return nothing("the pool is gone", "`selfstart status` lists them") };
+        let from = launch::From { release: live.id.clone(), revision: live.revision.clone(), path: self.layout.release(&live.id) };
+        let generation = run.machine().target().map_or(Generation(0), |target| target.generation);
+        let which = launch::Which { slot: SlotId { pool: name.clone(), slot: 0 }, start: StartNo(0), generation };
+        match launch::worker(&self.settings, &run.settings, &which, &from, String::new(), &crate::config::process_env) {
+            Ok(start) => {
+                let own = || {
+                    let groups = rustix::process::getgroups().unwrap_or_default().into_iter().map(rustix::process::Gid::as_raw).collect();
+                    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw(), groups)
+                };
+                let (uid, gid, groups) = start.user.unwrap_or_else(own);
+                Done::facts(Facts::Launch(Launch {
+                    pool: name,
+                    argv: start.argv,
+                    env: start.env.into_iter().collect(),
+                    cwd: start.cwd.into(),
+                    uid,
+                    gid,
+                    groups,
+                    nofile: start.nofile,
+                    nice: start.nice,
+                    umask: start.umask,
+                }))
+            }
+            Err(error) => Failed::because(chain(&error)),
+        }
+    }
+}
+
+/// What an operator's word about slots leads to.
+enum Effect {
+    Now(String),
+    Refused(Outcome),
+    When(Goal, String),
+}
+
+fn whiches(chosen: &BTreeMap<PoolName, Selection>) -> impl Iterator<Item = (PoolName, Which)> + '_ {
+    chosen.iter().flat_map(|(name, selection)| {
+        let whiches: Vec<Which> = match selection {
+            Selection::All => vec![Which::All],
+            Selection::Only(slots) => slots.iter().map(|slot| Which::Slot(*slot)).collect(),
+        };
+        whiches.into_iter().map(move |which| (name.clone(), which))
+    })
+}
+
+fn target_text(name: &PoolName, which: Which) -> String {
+    match which {
+        Which::All => name.to_string(),
+        Which::Slot(slot) => format!("{name}/{slot}"),
+    }
+}
+
+fn count(slots: usize, what: &str) -> String {
+    format!("{slots} worker{} {what}", if slots == 1 { "" } else { "s" })
+}
+
+/// Whether two shown states are of one phase, so that only numbers differ.
+fn same_phase(a: &str, b: &str) -> bool {
+    a.split(' ').next() == b.split(' ').next()
+}
+
+fn refused(code: RefusalCode, reason: impl Into<String>, hint: Option<&str>) -> Outcome {
+    Outcome::Refused(Refused { code, reason: reason.into(), hint: hint.map(str::to_owned) })
+}
+
+fn unknown(error: &TargetError) -> Outcome {
+    refused(RefusalCode::UnknownTarget, error.to_string(), Some(&error.hint()))
+}
+
+/// Says what a reload changes.
+fn describe(changes: &Changes) -> Vec<Change> {
+    let change = |key: String, effect: &str, restarts: Vec<PoolName>| Change { key, effect: effect.to_owned(), restarts };
+    let mut lines = Vec::new();
+    for name in &changes.pools_added {
+        lines.push(change(format!("pools.{name}"), "new: its workers are started", Vec::new()));
+    }
+    for name in &changes.pools_removed {
+        lines.push(change(format!("pools.{name}"), "gone: its workers are stopped", Vec::new()));
+    }
+    for name in &changes.restart {
+        lines.push(change(format!("pools.{name}"), "its workers are replaced, in the order of `update`", vec![name.clone()]));
+    }
+    for name in &changes.policy_only {
+        lines.push(change(format!("pools.{name}"), "minded otherwise from now on; running workers stay", Vec::new()));
+    }
+    for (changed, key, effect) in [
+        (changes.build_changed, "build", "a new release of the same revision is made"),
+        (changes.source_changed, "source", "fetched, and deployed if it is new"),
+        (changes.retention_changed, "release", "counts from the next deploy on"),
+        (changes.control_changed, "control", "counts when selfstart is started anew"),
+        (changes.log_changed, "log", "counts for what is started from now on"),
+    ] {
+        if changed {
+            lines.push(change(key.to_owned(), effect, Vec::new()));
+        }
+    }
+    for key in &changes.needs_agent_restart {
+        lines.push(change((*key).to_owned(), "cannot be changed by a reload: restart selfstart", Vec::new()));
+    }
+    lines
+}
+
+/// Who owns the control socket.
+///
+/// # Errors
+/// When the configuration names somebody who is not there.
+pub(crate) fn owner(control: &ControlSettings) -> Result<Owner, users::UserError> {
+    Ok(Owner {
+        uid: control.owner.as_deref().map(|name| users::user(name, None).map(|user| user.credentials.uid)).transpose()?,
+        gid: control.group.as_deref().map(users::group_number).transpose()?,
+    })
+}
+
+/// Judges who may speak: workers may not, whoever their user is, unless `control.workers` says so. Others are judged by the socket's mode.
+pub(crate) fn gate(settings: &Arc<Settings>, keeper_pid: i32) -> Gate {
+    let (workers, root) = (settings.control.workers, settings.root.display().to_string());
+    Arc::new(move |peer: &Peer| {
+        if workers || is_outsider(peer, keeper_pid, &root) {
+            Verdict::Welcome
+        } else {
+            Verdict::Refused("workers may not speak to the agent (`control.workers` is false)".into())
+        }
+    })
+}
+
+/// Whether a peer is certainly no worker: none of its ancestors is the keeper, and its environment names no worker of this root.
+/// What cannot be read is not certain.
+fn is_outsider(peer: &Peer, keeper_pid: i32, root: &str) -> bool {
+    let Some(pid) = peer.pid.and_then(|pid| i32::try_from(pid.get()).ok()) else { return false };
+    let ours = |value: &str| value.split_once('@').is_some_and(|(_, of)| of == root);
+    if process::variable(pid, crate::keeper::protocol::KEY_VARIABLE).is_some_and(|value| ours(&value)) {
+        return false;
+    }
+    let mut ancestor = pid;
+    // Deeper than any real chain; a loop cannot be, but a process may end and its number come again while we walk.
+    for _ in 0..256 {
+        match ancestor {
+            // First: in a container the keeper is process 1.
+            pid if pid == keeper_pid => return false,
+            0 | 1 => return true,
+            pid => match process::stat(pid) {
+                Ok(stat) => ancestor = stat.ppid,
+                Err(_) => return false,
+            },
+        }
+    }
+    false
+}
+
