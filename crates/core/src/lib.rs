@@ -4,8 +4,12 @@
 //! world, turns it into one event at a time, calls `step`, and carries out the effects that come back.
 #![forbid(unsafe_code)]
 
+pub mod backoff;
+pub mod flapping;
 pub mod id;
+pub mod memory;
 pub mod policy;
 pub mod signal;
 pub mod time;
 pub mod units;
+pub mod worker;
