@@ -7,8 +7,10 @@
 pub mod backoff;
 pub mod flapping;
 pub mod id;
+pub mod job;
 pub mod memory;
 pub mod policy;
+pub mod pool;
 pub mod signal;
 pub mod time;
 pub mod units;

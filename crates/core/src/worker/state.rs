@@ -407,6 +407,16 @@ impl Slot {
         )
     }
 
+    /// Returns whether the end of its worker, which is on its way, counts as a crash.
+    #[must_use]
+    pub fn ends_as_crash(&self) -> bool {
+        match &self.state {
+            State::Stopping { order, .. } | State::Cancelling { order, .. } => order.then == Then::AsAfterCrash,
+            State::Clearing { after, .. } => matches!(after, After::Backoff { .. } | After::Quarantined { .. }),
+            _ => false,
+        }
+    }
+
     /// Returns whether it waits to hear what became of the worker from before the agent came back.
     #[must_use]
     pub fn is_recalled(&self) -> bool {
