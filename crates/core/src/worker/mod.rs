@@ -39,6 +39,10 @@ mod history;
 mod saved;
 mod state;
 mod step;
+#[cfg(test)]
+mod table;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 pub use effect::{Effect, Happening, Rung};
