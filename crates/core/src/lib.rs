@@ -4,8 +4,14 @@
 //! world, turns it into one event at a time, calls `step`, and carries out the effects that come back.
 #![forbid(unsafe_code)]
 
+pub mod backoff;
+pub mod flapping;
 pub mod id;
+pub mod job;
+pub mod memory;
 pub mod policy;
+pub mod pool;
 pub mod signal;
 pub mod time;
 pub mod units;
+pub mod worker;

@@ -1,0 +1,255 @@
+//! The plan of a rollout, and how it goes on.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::event::{Dropped, Effect};
+use super::state::{Drain, Pool, Wanted};
+use super::step::Turn;
+use crate::policy::UpdateHow;
+use crate::worker::{self, Minding, Slot, StopWhy, Target, Then};
+
+/// A rollout of the pool's target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rollout {
+    /// Why workers that run are stopped.
+    pub(super) why: StopWhy,
+    /// Slots whose turn has not come, in order; those that left meanwhile are no longer [`Part::Pending`].
+    pub(super) pending: VecDeque<u32>,
+    /// Slots whose turn has come and is not over.
+    pub(super) moving: u32,
+    /// Those of them that are without a ready worker because of the rollout.
+    pub(super) unavailable: u32,
+    pub(super) ready: u32,
+    pub(super) failing: u32,
+}
+
+/// A slot's part in the rollout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Part {
+    /// None, or it is over.
+    #[default]
+    None,
+    /// Its turn has not come.
+    Pending,
+    /// Its turn has come.
+    Moving { vote: Vote, loss: Loss },
+}
+
+/// Whether a slot's failure fails the rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vote {
+    Yes,
+    No,
+}
+
+/// Whether a slot lacks a worker because of the rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    Yes,
+    No,
+}
+
+/// How a slot can come to a new target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It has it, or will have it next.
+    Already,
+    /// It has no worker: it is started.
+    Start,
+    /// Its worker is ending: what follows is changed.
+    Retarget,
+    /// Its worker is stopped, at the cost of it.
+    Replace,
+}
+
+impl Way {
+    fn of(slot: &Slot, target: &Target) -> Self {
+        if slot.next_target().is_some_and(|next| next.generation == target.generation) {
+            Self::Already
+        } else if !slot.is_occupied() {
+            Self::Start
+        } else if slot.is_stopping() {
+            Self::Retarget
+        } else {
+            Self::Replace
+        }
+    }
+}
+
+impl Pool {
+    /// Plans the rollout of the present target over all slots that take part. A rollout that was going on is dropped.
+    pub(super) fn plan_rollout(&mut self, why: StopWhy, turn: &mut Turn<'_>) {
+        let Some(target) = self.target.clone() else { return };
+        self.clear_parts();
+        self.failed = false;
+        turn.effects.push(Effect::RolloutBegun { target: Arc::clone(&target) });
+        let numbers: Vec<u32> = (0..self.count).filter(|number| self.takes_part(*number)).collect();
+        let way = |pool: &Self, number: u32| pool.entry(number).map_or(Way::Already, |entry| Way::of(&entry.slot, &target));
+        // First those that cost nothing, then those that are not ready anyway, then the ready ones.
+        let (mut down, mut unready, mut ready) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        for number in numbers {
+            match way(self, number) {
+                Way::Already => {}
+                Way::Start | Way::Retarget => down.push(number),
+                Way::Replace if self.entry(number).is_some_and(|entry| entry.slot.ready_since().is_some()) => ready.push_back(number),
+                Way::Replace => unready.push_back(number),
+            }
+        }
+        unready.append(&mut ready);
+        for number in &unready {
+            self.set_part(*number, Part::Pending, turn);
+        }
+        self.rollout = Some(Rollout { why, pending: unready, moving: 0, unavailable: 0, ready: 0, failing: 0 });
+        for number in down {
+            self.take(number, &target, turn);
+        }
+    }
+
+    /// Lets a slot that was left out come to the present target: as part of the rollout that is going on, or of a new one.
+    pub(super) fn catch_up(&mut self, number: u32, turn: &mut Turn<'_>) {
+        let Some(target) = self.target.clone() else { return };
+        let behind = self.takes_part(number)
+            && !self.failed
+            && self.entry(number).is_some_and(|entry| entry.part == Part::None && Way::of(&entry.slot, &target) != Way::Already);
+        if !behind {
+            return;
+        }
+        if self.rollout.is_none() {
+            turn.effects.push(Effect::RolloutBegun { target: Arc::clone(&target) });
+        }
+        let why = StopWhy::Deploy(target.generation);
+        let rollout =
+            self.rollout.get_or_insert(Rollout { why, pending: VecDeque::new(), moving: 0, unavailable: 0, ready: 0, failing: 0 });
+        rollout.pending.push_back(number);
+        self.set_part(number, Part::Pending, turn);
+    }
+
+    /// Takes the slots whose turn has come, and ends the rollout when all had theirs. Returns whether anything changed.
+    pub(super) fn advance(&mut self, turn: &mut Turn<'_>) -> bool {
+        let (Some(target), Some(rollout)) = (self.target.clone(), self.rollout.as_mut()) else { return false };
+        let limit = match turn.policy.update.how {
+            UpdateHow::OneAtATime => turn.policy.update.max_unavailable.max(1),
+            UpdateHow::AllAtOnce => u32::MAX,
+        };
+        let Some(number) = rollout.pending.front().copied() else {
+            if rollout.moving > 0 {
+                return false;
+            }
+            let (ready, failing) = (rollout.ready, rollout.failing);
+            self.rollout = None;
+            turn.effects.push(Effect::RolledOut { target, ready, failing });
+            return true;
+        };
+        let full = rollout.unavailable >= limit;
+        let way = self.entry(number).filter(|entry| entry.part == Part::Pending).map(|entry| Way::of(&entry.slot, &target));
+        if way == Some(Way::Replace) && full {
+            return false;
+        }
+        if let Some(rollout) = &mut self.rollout {
+            rollout.pending.pop_front();
+        }
+        if way.is_some() {
+            self.take(number, &target, turn);
+        }
+        true
+    }
+
+    /// A slot's turn has come.
+    fn take(&mut self, number: u32, target: &Arc<Target>, turn: &mut Turn<'_>) {
+        let (Some(entry), Some(rollout)) = (self.entry(number), &self.rollout) else { return };
+        let why = rollout.why.clone();
+        let (way, well) = (Way::of(&entry.slot, target), is_well(&entry.slot));
+        let (vote, loss) = match way {
+            Way::Start => (Vote::No, Loss::No),
+            Way::Already => (Vote::No, Loss::Yes),
+            Way::Retarget | Way::Replace if well => (Vote::Yes, Loss::Yes),
+            Way::Retarget | Way::Replace => (Vote::No, Loss::Yes),
+        };
+        self.set_part(number, Part::Moving { vote, loss }, turn);
+        if let Some(rollout) = &mut self.rollout {
+            rollout.moving += 1;
+            rollout.unavailable += u32::from(loss == Loss::Yes);
+        }
+        match way {
+            Way::Already => {}
+            Way::Start => self.start_slot(number, turn),
+            Way::Retarget | Way::Replace => {
+                self.feed(number, worker::Event::StopRequested { why, then: Then::Start(Arc::clone(target)) }, turn);
+            }
+        }
+        turn.touched.push(number);
+    }
+
+    /// Looks whether a slot's turn is over.
+    pub(super) fn progress(&mut self, number: u32, turn: &mut Turn<'_>) {
+        let (Some(target), Some(entry)) = (self.target.clone(), self.entry(number)) else { return };
+        let Part::Moving { vote, .. } = entry.part else { return };
+        let slot = &entry.slot;
+        if slot.target().is_none_or(|its| its.generation != target.generation) {
+            return;
+        }
+        let settled = slot.ready_since().is_some_and(|since| turn.now >= since + turn.policy.update.settle);
+        let failing = slot.waits_after_crash();
+        let verdict = slot.last_verdict().cloned();
+        if !settled && !failing {
+            return;
+        }
+        self.leave_rollout(number, turn);
+        let Some(rollout) = &mut self.rollout else { return };
+        if settled {
+            rollout.ready += 1;
+        } else if vote == Vote::No {
+            rollout.failing += 1;
+        } else {
+            self.rollout = None;
+            self.failed = true;
+            self.clear_parts();
+            turn.effects.push(Effect::RolloutFailed { target, slot: number, verdict });
+        }
+    }
+
+    /// A slot no longer takes part: its turn is over, or it has left.
+    pub(super) fn leave_rollout(&mut self, number: u32, turn: &Turn<'_>) {
+        let Some(entry) = self.entry(number) else { return };
+        let part = entry.part;
+        self.set_part(number, Part::None, turn);
+        if let (Part::Moving { loss, .. }, Some(rollout)) = (part, &mut self.rollout) {
+            rollout.moving -= 1;
+            rollout.unavailable -= u32::from(loss == Loss::Yes);
+        }
+    }
+
+    /// Ends the rollout that is going on, if any.
+    pub(super) fn drop_rollout(&mut self, why: Dropped, turn: &mut Turn<'_>) {
+        if let (Some(target), Some(_)) = (self.target.clone(), self.rollout.take()) {
+            self.clear_parts();
+            turn.effects.push(Effect::RolloutDropped { target, why });
+        }
+    }
+
+    fn clear_parts(&mut self) {
+        for entry in &mut self.slots {
+            entry.part = Part::None;
+        }
+    }
+
+    fn set_part(&mut self, number: u32, part: Part, turn: &Turn<'_>) {
+        if let Some(entry) = self.entry_mut(number) {
+            entry.part = part;
+        }
+        self.refresh_deadline(number, turn);
+    }
+
+    /// Returns whether a rollout touches this slot.
+    fn takes_part(&self, number: u32) -> bool {
+        self.drain == Drain::No
+            && number < self.count
+            && self.entry(number).is_some_and(|entry| entry.wanted == Wanted::Running && entry.slot.minding() == Minding::Minded)
+    }
+}
+
+/// Returns whether a slot has a worker that gave no cause for complaint.
+fn is_well(slot: &Slot) -> bool {
+    slot.ready_since().is_some() || (slot.crashes_in_a_row() == 0 && !slot.ends_as_crash())
+}

@@ -1,0 +1,657 @@
+//! The transitions.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::effect::{Effect, Happening, Rung};
+use super::event::{Event, StaleJobSeen};
+use super::history::Penalty;
+use super::state::{After, End, Ladder, Manner, Minding, ReadyWait, Recall, Slot, State, StopOrder, StopWhy, Target, Then, Wait, Worker};
+use super::verdict::{EndWhy, ExitHow, Sequel, StaleJobFacts, Verdict, What};
+use crate::backoff::Jitter;
+use crate::id::{ProcessId, StartNo};
+use crate::memory::MemoryHistory;
+use crate::policy::{MemoryAction, ReadyHow, WorkerPolicy};
+use crate::time::MonoTime;
+
+/// The least time between two starts of a slot that follow ends which were no crashes (PRODUCT.md, promise 11).
+pub const POLICY_RESTART_EVERY: Duration = Duration::from_secs(10);
+
+/// A tree that is still there so long after it was killed is killed again: it may have forked faster than it was walked.
+pub const KILL_AGAIN: Duration = Duration::from_secs(2);
+
+/// The process of a stale job is killed again, if it is still seen, after this: a kill can take that long (page-out, core dump).
+pub const STALE_AGAIN: Duration = Duration::from_secs(2);
+
+/// Decides what to do about one slot. Pure: same inputs, same answer. An event that does not apply changes nothing and has no effects.
+#[must_use]
+pub fn step(mut slot: Slot, event: Event, now: MonoTime, policy: &WorkerPolicy) -> (Slot, Vec<Effect>) {
+    let about_another = match (&event, event.start()) {
+        // An adopted worker may be one that this slot's saved state does not know yet.
+        (Event::Adopted { .. }, _) | (_, None) => false,
+        (_, Some(start)) => slot.start() != Some(start),
+    };
+    if about_another {
+        return (slot, Vec::new());
+    }
+    let mut turn = Turn { now, policy, effects: Vec::new() };
+    let state = mem::take(&mut slot.state);
+    slot.state = slot.next(state, event, &mut turn);
+    (slot, turn.effects)
+}
+
+/// Returns the next moment at which [`step`] must see [`Event::DeadlineReached`], if any.
+#[must_use]
+pub fn next_deadline(slot: &Slot) -> Option<MonoTime> {
+    match (&slot.state, slot.minding) {
+        (State::Stopping { ladder, .. }, _) => Some(ladder.due()),
+        (_, Minding::Paused) => None,
+        (State::Starting { wait: ReadyWait::Up { until: due } | ReadyWait::Proof { by: due, .. }, .. }, _)
+        | (State::Backoff { until: due, .. } | State::Quarantined { until: due, .. }, _) => Some(*due),
+        _ => None,
+    }
+}
+
+/// One call of [`step`].
+struct Turn<'a> {
+    now: MonoTime,
+    policy: &'a WorkerPolicy,
+    effects: Vec<Effect>,
+}
+
+impl Turn<'_> {
+    fn act(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    fn tell(&mut self, happening: Happening) {
+        self.effects.push(Effect::Tell(happening));
+    }
+}
+
+/// Whether a start takes the place of a worker that ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Fresh,
+    Again,
+}
+
+impl Slot {
+    fn next(&mut self, state: State, event: Event, turn: &mut Turn<'_>) -> State {
+        match (state, event) {
+            // What is wanted.
+            (state, Event::Start { target }) => self.started(state, target, Urgency::AsItIs, turn),
+            (state, Event::StartNow { target }) => self.started(state, target, Urgency::Now, turn),
+            (state, Event::StopRequested { why, then }) => self.stop(state, StopOrder { why, then }, turn),
+            (state, Event::KillNow) => Self::kill_now(state, turn),
+            (state, Event::Pause) => self.pause(state, turn),
+            (state, Event::Resume) => self.resume(state, turn),
+            (state, Event::SignalRequested { signal }) => {
+                if let State::Starting { worker, .. } | State::Ready { worker, .. } | State::Stopping { worker, .. } = &state {
+                    turn.act(Effect::Signal { start: worker.start, signal });
+                }
+                state
+            }
+
+            // What became of a start.
+            (State::Spawning { start, target, .. }, Event::Spawned { process, .. }) => {
+                turn.tell(Happening::Started { start, process });
+                self.starting(Worker { start, process, target, since: turn.now, job_killed: None }, turn)
+            }
+            (State::Cancelling { start, target, order, manner, .. }, Event::Spawned { process, .. }) => {
+                turn.tell(Happening::Started { start, process });
+                Self::begin_stop(Worker { start, process, target, since: turn.now, job_killed: None }, None, order, manner, turn)
+            }
+            (State::Spawning { start, target, .. }, Event::SpawnFailed { error, jitter, .. }) => {
+                let after = self.crash(&target, jitter, turn);
+                self.start_failed(start, &target, error, after, turn)
+            }
+            (State::Cancelling { start, target, order, .. }, Event::SpawnFailed { error, jitter, .. }) => {
+                let after = self.after_stop(order.then, &target, jitter, turn);
+                self.start_failed(start, &target, error, after, turn)
+            }
+            (State::Starting { worker, wait: ReadyWait::Proof { .. }, memory }, Event::ReadySeen { .. }) if self.minded() => {
+                Self::ready(worker, memory, turn)
+            }
+
+            // The end of a worker.
+            (State::Spawning { start, target, since }, Event::Exited { how, jitter, .. }) => {
+                self.exited(Ending { start, target, since, ready: None, stop: None }, how, jitter, turn)
+            }
+            (State::Cancelling { start, target, since, order, .. }, Event::Exited { how, jitter, .. }) => {
+                self.exited(Ending { start, target, since, ready: None, stop: Some((order, None)) }, how, jitter, turn)
+            }
+            (State::Starting { worker, .. }, Event::Exited { how, jitter, .. }) => {
+                self.exited(Ending::of(worker, None, None), how, jitter, turn)
+            }
+            (State::Ready { worker, since, .. }, Event::Exited { how, jitter, .. }) => {
+                self.exited(Ending::of(worker, Some(since), None), how, jitter, turn)
+            }
+            (State::Stopping { worker, ready, order, ladder }, Event::Exited { how, jitter, .. }) => {
+                self.exited(Ending::of(worker, ready, Some((order, Some(ladder.rung())))), how, jitter, turn)
+            }
+            (State::Clearing { start, target, end, after }, Event::TreeGone { killed, .. }) => {
+                self.judge_end(start, &target, *end, killed, &after, turn);
+                self.leave(after, turn)
+            }
+
+            // Time.
+            (State::Starting { worker, wait, memory }, Event::DeadlineReached) if self.minded() => match wait {
+                ReadyWait::Up { until } if turn.now >= until => Self::ready(worker, memory, turn),
+                ReadyWait::Proof { by, within } if turn.now >= by => {
+                    let order = StopOrder { why: StopWhy::NotReady(within), then: Then::AsAfterCrash };
+                    Self::begin_stop(worker, None, order, Manner::Ladder, turn)
+                }
+                wait => State::Starting { worker, wait, memory },
+            },
+            (State::Stopping { worker, ready, order, ladder }, Event::DeadlineReached) if turn.now >= ladder.due() => {
+                let ladder = match ladder {
+                    Ladder::Polite { rung, .. } => Self::take_rung(worker.start, rung.saturating_add(1), turn),
+                    Ladder::Killed { .. } => Self::kill(worker.start, turn),
+                };
+                State::Stopping { worker, ready, order, ladder }
+            }
+            (State::Backoff { until, target, why }, Event::DeadlineReached) if self.minded() && turn.now >= until => {
+                if why == Wait::Pace {
+                    self.last_policy_start = Some(turn.now);
+                }
+                self.spawn(target, Cause::Again, turn)
+            }
+            (State::Quarantined { until, target }, Event::DeadlineReached) if self.minded() && turn.now >= until => {
+                self.crashes.probed();
+                self.spawn(target, Cause::Again, turn)
+            }
+
+            // Judgements.
+            (State::Starting { worker, wait, memory }, Event::MemorySample { sample, .. }) if self.minded() => {
+                match Self::sampled(worker, None, memory, sample, turn) {
+                    Ok((worker, memory)) => State::Starting { worker, wait, memory },
+                    Err(stopping) => stopping,
+                }
+            }
+            (State::Ready { worker, since, memory }, Event::MemorySample { sample, .. }) if self.minded() => {
+                match Self::sampled(worker, Some(since), memory, sample, turn) {
+                    Ok((worker, memory)) => State::Ready { worker, since, memory },
+                    Err(stopping) => stopping,
+                }
+            }
+            (mut state @ (State::Starting { .. } | State::Ready { .. } | State::Stopping { .. }), Event::StaleJob { job, .. })
+                if self.minded() =>
+            {
+                if let State::Starting { worker, .. } | State::Ready { worker, .. } | State::Stopping { worker, .. } = &mut state {
+                    self.kill_job(worker, job, turn);
+                }
+                state
+            }
+
+            // The agent came back.
+            (State::Recalled { target, plan, .. }, Event::Adopted { start, process, target: running, since, ready_since }) => {
+                let worker = self.adopted(start, process, running, since, turn);
+                match plan {
+                    Recall::Mind { ready } => self.mind_again(worker, ready_since.or(ready), turn),
+                    Recall::Stop { order, ladder: Some(ladder) } => State::Stopping { worker, ready: ready_since, order, ladder },
+                    Recall::Stop { order, ladder: None } => Self::begin_stop(worker, ready_since, order, Manner::Ladder, turn),
+                    Recall::Clear { end, after } => {
+                        turn.act(Effect::ClearTree { start });
+                        State::Clearing { start, target, end, after }
+                    }
+                }
+            }
+            // What was saved is older than what lives.
+            (
+                State::Stopped | State::Backoff { .. } | State::Quarantined { .. },
+                Event::Adopted { start, process, target, since, ready_since },
+            ) => {
+                let worker = self.adopted(start, process, target, since, turn);
+                self.mind_again(worker, ready_since, turn)
+            }
+            (State::Recalled { start, target, plan }, Event::Exited { how, jitter, .. }) => match plan {
+                Recall::Mind { ready } => {
+                    self.exited(Ending { start, target, since: ready.unwrap_or(turn.now), ready, stop: None }, how, jitter, turn)
+                }
+                Recall::Stop { order, ladder } => {
+                    let stop = Some((order, ladder.map(Ladder::rung)));
+                    self.exited(Ending { start, target, since: turn.now, ready: None, stop }, how, jitter, turn)
+                }
+                Recall::Clear { end, after } => {
+                    turn.act(Effect::ClearTree { start });
+                    State::Clearing { start, target, end, after }
+                }
+            },
+            (State::Recalled { start, target, plan }, Event::Vanished { jitter, .. }) => {
+                let (end, after) = match plan {
+                    Recall::Clear { end, after } => (*end, after),
+                    Recall::Mind { ready } => {
+                        let ending = Ending { start, target: Arc::clone(&target), since: ready.unwrap_or(turn.now), ready, stop: None };
+                        self.ended(ending, ExitHow::Unknown, jitter, turn)
+                    }
+                    Recall::Stop { order, ladder } => {
+                        let stop = Some((order, ladder.map(Ladder::rung)));
+                        let ending = Ending { start, target: Arc::clone(&target), since: turn.now, ready: None, stop };
+                        self.ended(ending, ExitHow::Unknown, jitter, turn)
+                    }
+                };
+                self.judge_end(start, &target, end, 0, &after, turn);
+                self.leave(after, turn)
+            }
+
+            // All else does not apply.
+            (state, _) => state,
+        }
+    }
+
+    fn minded(&self) -> bool {
+        self.minding == Minding::Minded
+    }
+
+    /// A worker of `target` is wanted.
+    fn started(&mut self, state: State, target: Arc<Target>, urgency: Urgency, turn: &mut Turn<'_>) -> State {
+        let newer = |old: &Arc<Target>| old.generation != target.generation;
+        match state {
+            State::Stopped => self.begin(target, Cause::Fresh, turn),
+            State::Backoff { target: old, .. } if newer(&old) || urgency == Urgency::Now => self.begin(target, Cause::Again, turn),
+            State::Quarantined { target: old, .. } if newer(&old) => self.begin(target, Cause::Again, turn),
+            State::Quarantined { .. } if urgency == Urgency::Now => {
+                self.crashes.probed();
+                self.begin(target, Cause::Again, turn)
+            }
+            // A worker is being stopped: what follows changes.
+            State::Cancelling { start, target: old, since, mut order, manner } => {
+                order.then = Self::then_start(order.then, target, &old);
+                State::Cancelling { start, target: old, since, order, manner }
+            }
+            State::Stopping { worker, ready, mut order, ladder } => {
+                order.then = Self::then_start(order.then, target, &worker.target);
+                State::Stopping { worker, ready, order, ladder }
+            }
+            State::Recalled { start, target: old, plan: Recall::Stop { mut order, ladder } } => {
+                order.then = Self::then_start(order.then, target, &old);
+                State::Recalled { start, target: old, plan: Recall::Stop { order, ladder } }
+            }
+            State::Clearing { start, target: old, end, after } => {
+                State::Clearing { start, target: old, end, after: Self::after_start(after, target, urgency) }
+            }
+            State::Recalled { start, target: old, plan: Recall::Clear { end, after } } => {
+                let plan = Recall::Clear { end, after: Self::after_start(after, target, urgency) };
+                State::Recalled { start, target: old, plan }
+            }
+            // It runs, or waits for its turn: already so.
+            state => state,
+        }
+    }
+
+    /// What follows a stop when a start is wanted too. A failed start of the same generation stays a crash: asking again is no cure.
+    fn then_start(then: Then, target: Arc<Target>, running: &Arc<Target>) -> Then {
+        match then {
+            Then::AsAfterCrash if running.generation == target.generation => Then::AsAfterCrash,
+            Then::Stay | Then::Start(_) | Then::AsAfterCrash => Then::Start(target),
+        }
+    }
+
+    fn after_start(after: After, target: Arc<Target>, urgency: Urgency) -> After {
+        match &after {
+            After::Backoff { target: old, .. } | After::Quarantined { target: old, .. }
+                if old.generation == target.generation && urgency == Urgency::AsItIs =>
+            {
+                after
+            }
+            _ => After::Start(target),
+        }
+    }
+
+    /// The worker is to end.
+    fn stop(&mut self, state: State, order: StopOrder, turn: &mut Turn<'_>) -> State {
+        match state {
+            State::Spawning { start, target, since } => {
+                turn.tell(Happening::StopBegun { start, why: order.why.clone() });
+                State::Cancelling { start, target, since, order, manner: Manner::Ladder }
+            }
+            State::Starting { worker, .. } => Self::begin_stop(worker, None, order, Manner::Ladder, turn),
+            State::Ready { worker, since, .. } => Self::begin_stop(worker, Some(since), order, Manner::Ladder, turn),
+            // Already being stopped: the first reason stays, only what follows changes.
+            State::Cancelling { start, target, since, order: first, manner } => {
+                let order = StopOrder { why: first.why, then: order.then };
+                State::Cancelling { start, target, since, order, manner }
+            }
+            State::Stopping { worker, ready, order: first, ladder } => {
+                State::Stopping { worker, ready, order: StopOrder { why: first.why, then: order.then }, ladder }
+            }
+            State::Recalled { start, target, plan } => {
+                let plan = match plan {
+                    Recall::Mind { .. } => Recall::Stop { order, ladder: None },
+                    Recall::Stop { order: first, ladder } => Recall::Stop { order: StopOrder { why: first.why, then: order.then }, ladder },
+                    Recall::Clear { end, after } => Recall::Clear { end, after: Self::after_second_stop(after, order.then) },
+                };
+                State::Recalled { start, target, plan }
+            }
+            State::Clearing { start, target, end, after } => {
+                State::Clearing { start, target, end, after: Self::after_second_stop(after, order.then) }
+            }
+            // It ended by itself while nobody minded it; now somebody does.
+            State::Exited { start, target, end } => {
+                turn.act(Effect::ClearTree { start });
+                let after = match order.then {
+                    Then::Stay => After::Stay,
+                    Then::Start(target) => After::Start(target),
+                    Then::AsAfterCrash => After::Start(Arc::clone(&target)),
+                };
+                State::Clearing { start, target, end, after }
+            }
+            // No worker: nothing to stop, only what follows counts.
+            state @ (State::Stopped | State::Backoff { .. } | State::Quarantined { .. }) => match order.then {
+                Then::Stay => State::Stopped,
+                Then::Start(target) => match state {
+                    State::Stopped => self.begin(target, Cause::Fresh, turn),
+                    waiting => self.started(waiting, target, Urgency::Now, turn),
+                },
+                Then::AsAfterCrash => state,
+            },
+        }
+    }
+
+    fn after_second_stop(after: After, then: Then) -> After {
+        match then {
+            Then::Stay => After::Stay,
+            Then::Start(target) => After::Start(target),
+            Then::AsAfterCrash => after,
+        }
+    }
+
+    fn kill_now(state: State, turn: &mut Turn<'_>) -> State {
+        match state {
+            State::Stopping { worker, ready, order, .. } => {
+                let ladder = Self::kill(worker.start, turn);
+                State::Stopping { worker, ready, order, ladder }
+            }
+            State::Cancelling { start, target, since, order, .. } => {
+                State::Cancelling { start, target, since, order, manner: Manner::KillAtOnce }
+            }
+            state => state,
+        }
+    }
+
+    fn pause(&mut self, state: State, turn: &mut Turn<'_>) -> State {
+        if self.minded() {
+            self.minding = Minding::Paused;
+            turn.tell(Happening::Paused);
+        }
+        state
+    }
+
+    fn resume(&mut self, state: State, turn: &mut Turn<'_>) -> State {
+        if self.minded() {
+            return state;
+        }
+        self.minding = Minding::Minded;
+        turn.tell(Happening::Resumed);
+        match state {
+            State::Exited { start, target, end } => {
+                turn.act(Effect::ClearTree { start });
+                let after = After::Start(Arc::clone(&target));
+                State::Clearing { start, target, end, after }
+            }
+            // What was seen before the pause says nothing about now.
+            State::Starting { worker, .. } => self.starting(worker, turn),
+            State::Ready { worker, since, .. } => State::Ready { worker, since, memory: MemoryHistory::default() },
+            state => state,
+        }
+    }
+
+    /// Starts a worker, or, while the slot is paused, waits for its resume.
+    fn begin(&mut self, target: Arc<Target>, cause: Cause, turn: &mut Turn<'_>) -> State {
+        match self.minding {
+            Minding::Minded => self.spawn(target, cause, turn),
+            Minding::Paused => State::Backoff { until: turn.now, target, why: Wait::Resume },
+        }
+    }
+
+    fn spawn(&mut self, target: Arc<Target>, cause: Cause, turn: &mut Turn<'_>) -> State {
+        self.last_start = StartNo(self.last_start.0.saturating_add(1));
+        if cause == Cause::Again {
+            self.restarts = self.restarts.saturating_add(1);
+        }
+        turn.act(Effect::Spawn { start: self.last_start, target: Arc::clone(&target) });
+        State::Spawning { start: self.last_start, target, since: turn.now }
+    }
+
+    fn starting(&self, worker: Worker, turn: &mut Turn<'_>) -> State {
+        let ready = &turn.policy.ready;
+        let wait = match &ready.how {
+            ReadyHow::After(up) => ReadyWait::Up { until: turn.now + *up },
+            ReadyHow::Tcp(_) | ReadyHow::Command(_) => {
+                if self.minded() {
+                    turn.act(Effect::WatchReady { start: worker.start });
+                }
+                ReadyWait::Proof { by: turn.now + ready.within, within: ready.within }
+            }
+        };
+        State::Starting { worker, wait, memory: MemoryHistory::default() }
+    }
+
+    fn ready(worker: Worker, memory: MemoryHistory, turn: &mut Turn<'_>) -> State {
+        turn.tell(Happening::Ready { start: worker.start, took: turn.now.since(worker.since) });
+        State::Ready { worker, since: turn.now, memory }
+    }
+
+    fn adopted(&mut self, start: StartNo, process: ProcessId, target: Arc<Target>, since: MonoTime, turn: &mut Turn<'_>) -> Worker {
+        self.last_start = self.last_start.max(start);
+        turn.tell(Happening::Adopted { start, process });
+        Worker { start, process, target, since, job_killed: None }
+    }
+
+    fn mind_again(&self, worker: Worker, ready: Option<MonoTime>, turn: &mut Turn<'_>) -> State {
+        match ready {
+            Some(since) => State::Ready { worker, since, memory: MemoryHistory::default() },
+            None => self.starting(worker, turn),
+        }
+    }
+
+    fn begin_stop(worker: Worker, ready: Option<MonoTime>, order: StopOrder, manner: Manner, turn: &mut Turn<'_>) -> State {
+        turn.tell(Happening::StopBegun { start: worker.start, why: order.why.clone() });
+        let ladder = match manner {
+            Manner::Ladder => Self::take_rung(worker.start, 0, turn),
+            Manner::KillAtOnce => Self::kill(worker.start, turn),
+        };
+        State::Stopping { worker, ready, order, ladder }
+    }
+
+    fn take_rung(start: StartNo, rung: u16, turn: &mut Turn<'_>) -> Ladder {
+        let Some(polite) = turn.policy.stop.rungs.get(usize::from(rung)).copied() else { return Self::kill(start, turn) };
+        turn.act(Effect::Signal { start, signal: polite.signal });
+        turn.tell(Happening::RungSent { start, rung: Rung::Polite(polite.signal) });
+        Ladder::Polite { rung, signal: polite.signal, next: turn.now + polite.wait }
+    }
+
+    fn kill(start: StartNo, turn: &mut Turn<'_>) -> Ladder {
+        turn.act(Effect::KillTree { start });
+        turn.tell(Happening::RungSent { start, rung: Rung::Kill });
+        Ladder::Killed { again: turn.now + KILL_AGAIN }
+    }
+
+    /// The main process is gone: what it left must go too before anything else starts here.
+    fn exited(&mut self, ending: Ending, how: ExitHow, jitter: Jitter, turn: &mut Turn<'_>) -> State {
+        let (start, target) = (ending.start, Arc::clone(&ending.target));
+        turn.tell(Happening::Exited { start, how });
+        if !self.minded() && ending.stop.is_none() {
+            let end = ending.end(how, turn.now);
+            self.judge(start, &target, end_facts(end.clone(), 0, Sequel::Paused), turn.now);
+            return State::Exited { start, target, end: Box::new(end) };
+        }
+        let (end, after) = self.ended(ending, how, jitter, turn);
+        turn.act(Effect::ClearTree { start });
+        State::Clearing { start, target, end: Box::new(end), after }
+    }
+
+    /// Counts the end of a worker and returns what follows it.
+    fn ended(&mut self, ending: Ending, how: ExitHow, jitter: Jitter, turn: &mut Turn<'_>) -> (End, After) {
+        if ending.ready.is_some_and(|since| turn.now.since(since) >= turn.policy.restart.reset_after) {
+            self.crashes.well();
+        }
+        let end = ending.end(how, turn.now);
+        let after = match ending.stop {
+            None => self.crash(&ending.target, jitter, turn),
+            Some((order, _)) => self.after_stop(order.then, &ending.target, jitter, turn),
+        };
+        (end, after)
+    }
+
+    fn after_stop(&mut self, then: Then, target: &Arc<Target>, jitter: Jitter, turn: &Turn<'_>) -> After {
+        match then {
+            Then::Stay => After::Stay,
+            Then::Start(target) => After::Start(target),
+            Then::AsAfterCrash => self.crash(target, jitter, turn),
+        }
+    }
+
+    fn crash(&mut self, target: &Arc<Target>, jitter: Jitter, turn: &Turn<'_>) -> After {
+        let target = Arc::clone(target);
+        match self.crashes.crashed(target.generation, turn.now, &turn.policy.restart, jitter) {
+            Penalty::Wait { wait, crashes } => After::Backoff { until: turn.now + wait, target, crashes },
+            Penalty::Rest { wait } => After::Quarantined { until: turn.now + wait, target },
+        }
+    }
+
+    fn start_failed(&mut self, start: StartNo, target: &Arc<Target>, error: Box<str>, after: After, turn: &mut Turn<'_>) -> State {
+        let sequel = self.sequel(&after, turn.now);
+        let verdict = self.judge(start, target, What::StartFailed { error, sequel }, turn.now);
+        turn.tell(Happening::Judged(verdict));
+        self.leave(after, turn)
+    }
+
+    fn judge_end(&mut self, start: StartNo, target: &Arc<Target>, end: End, killed: u32, after: &After, turn: &mut Turn<'_>) {
+        let sequel = self.sequel(after, turn.now);
+        let verdict = self.judge(start, target, end_facts(end, killed, sequel), turn.now);
+        turn.tell(Happening::Judged(verdict));
+    }
+
+    fn judge(&mut self, start: StartNo, target: &Arc<Target>, what: What, now: MonoTime) -> Arc<Verdict> {
+        let verdict = Arc::new(Verdict { start, generation: target.generation, at: now, what });
+        self.last_verdict = Some(Arc::clone(&verdict));
+        verdict
+    }
+
+    /// Returns what [`Self::leave`] will do.
+    fn sequel(&self, after: &After, now: MonoTime) -> Sequel {
+        match after {
+            After::Stay => Sequel::Stopped,
+            _ if !self.minded() => Sequel::Paused,
+            After::Start(_) => match self.pace(now) {
+                None => Sequel::Restarted,
+                Some(until) => Sequel::Backoff { wait: now.until(until), crashes: 0 },
+            },
+            After::Backoff { until, .. } if now >= *until => Sequel::Restarted,
+            After::Backoff { until, crashes, .. } => Sequel::Backoff { wait: now.until(*until), crashes: *crashes },
+            After::Quarantined { until, .. } => Sequel::Quarantined { wait: now.until(*until) },
+        }
+    }
+
+    /// Returns until when a start that follows no crash must wait; `None`: not at all.
+    fn pace(&self, now: MonoTime) -> Option<MonoTime> {
+        self.last_policy_start.map(|last| last + POLICY_RESTART_EVERY).filter(|until| now < *until)
+    }
+
+    /// The slot is free.
+    fn leave(&mut self, after: After, turn: &mut Turn<'_>) -> State {
+        match after {
+            After::Stay => State::Stopped,
+            After::Start(target) => match self.pace(turn.now) {
+                None => {
+                    self.last_policy_start = Some(turn.now);
+                    self.begin(target, Cause::Again, turn)
+                }
+                Some(until) => {
+                    turn.tell(Happening::BackedOff { wait: turn.now.until(until), crashes: 0 });
+                    State::Backoff { until, target, why: Wait::Pace }
+                }
+            },
+            After::Backoff { until, target, .. } if turn.now >= until => self.begin(target, Cause::Again, turn),
+            After::Backoff { until, target, crashes } => {
+                turn.tell(Happening::BackedOff { wait: turn.now.until(until), crashes });
+                State::Backoff { until, target, why: Wait::Crashes(crashes) }
+            }
+            After::Quarantined { until, target } => {
+                turn.tell(Happening::Quarantined { wait: turn.now.until(until) });
+                State::Quarantined { until, target }
+            }
+        }
+    }
+
+    /// Judges a memory sample; `Err`: the worker is being stopped for it.
+    #[expect(clippy::result_large_err, reason = "both are the next state")]
+    fn sampled(
+        worker: Worker,
+        ready: Option<MonoTime>,
+        mut memory: MemoryHistory,
+        sample: Option<crate::units::Bytes>,
+        turn: &mut Turn<'_>,
+    ) -> Result<(Worker, MemoryHistory), State> {
+        let Some(policy) = &turn.policy.memory else { return Ok((worker, memory)) };
+        for call in memory.sampled(sample, policy) {
+            let manner = match call.action {
+                MemoryAction::Drain => Manner::Ladder,
+                MemoryAction::Kill => Manner::KillAtOnce,
+                MemoryAction::Signal(signal) => {
+                    turn.act(Effect::Signal { start: worker.start, signal });
+                    turn.tell(Happening::MemorySignal { start: worker.start, signal, passed: call.passed });
+                    continue;
+                }
+            };
+            let then = Then::Start(Arc::clone(&worker.target));
+            let order = StopOrder { why: StopWhy::Memory(Box::new(call.passed)), then };
+            return Err(Self::begin_stop(worker, ready, order, manner, turn));
+        }
+        Ok((worker, memory))
+    }
+
+    fn kill_job(&mut self, worker: &mut Worker, job: StaleJobSeen, turn: &mut Turn<'_>) {
+        let last = worker.job_killed.as_deref().copied();
+        let same_child = last.is_some_and(|(child, _)| child == job.child);
+        if same_child && last.is_some_and(|(_, at)| turn.now.since(at) < STALE_AGAIN) {
+            return;
+        }
+        worker.job_killed = Some(Box::new((job.child, turn.now)));
+        turn.act(Effect::KillJob { start: worker.start, child: job.child, title: job.title });
+        if !same_child {
+            let facts = StaleJobFacts { pid: job.child.pid, class: job.class, queue: job.queue, age: job.age, timeout: job.timeout };
+            self.judge(worker.start, &worker.target, What::StaleJob(facts.clone()), turn.now);
+            turn.tell(Happening::StaleJobFound { start: worker.start, job: facts });
+        }
+    }
+}
+
+/// How soon a wanted worker is wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Urgency {
+    /// After what it waits for.
+    AsItIs,
+    /// An operator said so.
+    Now,
+}
+
+/// A worker that ended.
+struct Ending {
+    start: StartNo,
+    target: Arc<Target>,
+    since: MonoTime,
+    ready: Option<MonoTime>,
+    stop: Option<(StopOrder, Option<Rung>)>,
+}
+
+impl Ending {
+    fn of(worker: Worker, ready: Option<MonoTime>, stop: Option<(StopOrder, Option<Rung>)>) -> Self {
+        Self { start: worker.start, target: worker.target, since: worker.since, ready, stop }
+    }
+
+    fn end(&self, how: ExitHow, now: MonoTime) -> End {
+        let why = match &self.stop {
+            None => EndWhy::ItsOwn,
+            Some((order, rung)) => EndWhy::Asked { why: order.why.clone(), rung: *rung },
+        };
+        End { why, how, ran: now.since(self.since), at: now }
+    }
+}
+
+fn end_facts(end: End, leftovers: u32, sequel: Sequel) -> What {
+    What::Ended { why: end.why, how: end.how, ran: end.ran, leftovers, sequel }
+}
