@@ -4,8 +4,11 @@
 //! world, turns it into one event at a time, calls `step`, and carries out the effects that come back.
 #![forbid(unsafe_code)]
 
+pub mod deploy;
+pub mod drain;
 pub mod id;
 pub mod policy;
+pub mod retention;
 pub mod signal;
 pub mod time;
 pub mod units;
