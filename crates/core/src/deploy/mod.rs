@@ -25,7 +25,7 @@
 //! - **One at a time, newest wins.** A trigger that comes during a deploy waits in one slot; a newer one takes its place, or
 //!   joins it if both want the same. Wanted, fetched, built and live are four facts ([`Deploy::wanted`] and the rest).
 //! - **Hold, rollback, drain** take effect at the next boundary: a deploy that has not switched yet gives way there and is
-//!   remembered.
+//!   remembered; a roll out is ended by a rollback or a drain at once.
 //! - **Pools** are asked for once with [`Effect::StartPools`] (at a boot at the latest `boot_timeout` after it, if there is
 //!   anything to start) and then only with [`Effect::RollOut`].
 //!
@@ -33,7 +33,8 @@
 //!
 //! 1. Carry out effects in order. [`Effect::Save`] comes first when it comes, and is durable (written, synced, renamed, the
 //!    directory synced) before the next is begun: record before act. If it fails, the effects behind it for which
-//!    [`Effect::unsaved`] returns an event are not carried out but answered with that event; the others are.
+//!    [`Effect::unsaved`] returns an event are not carried out but answered with that event; the others are. It is tried again,
+//!    with what [`Deploy::saved`] returns then, before the effects of the next step.
 //! 2. Answer each effect exactly once with one of the events that it names, at any later time; a helper that is ended by
 //!    somebody else than its own program is [`Blame::Machine`]. Answers name the release (or fetch) they are about: late
 //!    ones change nothing.
@@ -152,6 +153,9 @@ pub struct Trigger {
     /// Whether a trigger for what is configured gave way to this one: if its own ref does not exist, that one goes on.
     #[serde(default)]
     pub displaced: bool,
+    /// The release that was made for it already, before something came between: it is switched to, forced or not.
+    #[serde(default)]
+    pub made: Option<ReleaseId>,
 }
 
 /// What an operator asks.

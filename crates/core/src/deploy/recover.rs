@@ -131,10 +131,7 @@ fn resume(turn: &mut Turn<'_>, journal: Journal) -> bool {
             };
             tell(turn, text);
             trigger.cuts = trigger.cuts.saturating_add(1);
-            if whole(turn, &release) {
-                // It was made as asked, forced or not.
-                trigger.force = crate::deploy::Force::No;
-            }
+            trigger.made = whole(turn, &release).then_some(release);
             again(turn, Job::of(trigger));
             false
         }
@@ -150,8 +147,8 @@ fn resume(turn: &mut Turn<'_>, journal: Journal) -> bool {
         }
         Journal::Changing { release, why: ChangeKind::Deploy(mut trigger), .. } => {
             tell(turn, format!("`current` was not moved to {release} yet: it is now"));
-            trigger.force = crate::deploy::Force::No;
             trigger.cuts = trigger.cuts.saturating_add(1);
+            trigger.made = Some(release);
             again(turn, Job::of(trigger));
             false
         }
@@ -165,6 +162,9 @@ fn resume(turn: &mut Turn<'_>, journal: Journal) -> bool {
         Journal::Changing { why: ChangeKind::Repair, .. } => false,
         Journal::Returning { from, to, text } if whole(turn, &to) => {
             tell(turn, format!("the way back to {to} was cut short: it is finished"));
+            if is_live(turn, &to) {
+                turn.fail(&from, text.clone());
+            }
             let step = if !is_live(turn, &to) {
                 turn.effects.push(Effect::Switch { release: to.clone() });
                 BackStep::BEGIN

@@ -1,6 +1,7 @@
 //! One event in, the next state and the effects out.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::deploy::name::release_name;
 use crate::deploy::{
@@ -62,7 +63,7 @@ impl Job {
     }
 
     pub(super) fn configured(origin: Origin) -> Self {
-        Self::of(Trigger { wanted: Wanted::Configured, force: Force::No, origin, cuts: 0, displaced: false })
+        Self::of(Trigger { wanted: Wanted::Configured, force: Force::No, origin, cuts: 0, displaced: false, made: None })
     }
 }
 
@@ -97,17 +98,14 @@ impl Turn<'_> {
             (phase, Event::DrainBegun) => self.begin_drain(phase),
             (phase, Event::DrainEnded) => {
                 self.deploy.phase = phase;
-                if self.deploy.mode == Mode::Drained {
-                    self.deploy.mode = Mode::Minding;
-                    self.deploy.pools = Pools::NotStarted { until: self.now.mono };
-                }
+                self.end_drain();
             }
             (phase, Event::Pruned { gone, kept }) => {
                 self.deploy.phase = phase;
                 self.take_pruned(&gone, &kept);
             }
 
-            (Phase::Waiting { job, at, .. }, Event::DeadlineReached) if self.now.mono >= at => self.fetch(job),
+            (Phase::Waiting { job, at, .. }, Event::DeadlineReached) if self.now.mono >= at => self.try_again(job),
             (Phase::Building { plan, step, time: BuildTime::Until(at) }, Event::DeadlineReached) if self.now.mono >= at => {
                 self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
                 self.deploy.phase = Phase::Building { plan, step, time: BuildTime::Over };
@@ -185,6 +183,7 @@ impl Turn<'_> {
                 if to == release =>
             {
                 self.deploy.book.set_live(&to, self.now.wall);
+                self.fail(&from, text.clone());
                 if self.deploy.mode == Mode::Drained {
                     self.end_return(&to, ids, text);
                 } else {
@@ -213,6 +212,15 @@ impl Turn<'_> {
                 self.end_return(&to, ids, format!("{text}; nor do the pools come up on {to} again: {trouble}"));
             }
 
+            // The answer to `StartPools` of a release that no roll out has proven, since a drain came between.
+            (phase, Event::RolledOut { release }) => {
+                self.deploy.phase = phase;
+                if let Some(entry) = self.deploy.book.get_mut(&release)
+                    && entry.state == ReleaseState::Live
+                {
+                    entry.proven = true;
+                }
+            }
             (phase, _) => self.deploy.phase = phase,
         }
     }
@@ -241,8 +249,7 @@ impl Turn<'_> {
     }
 
     fn take_deploy(&mut self, id: RequestId, wanted: Wanted, force: Force) {
-        let trigger = Trigger { wanted, force, origin: Origin::Operator, cuts: 0, displaced: false };
-        let mut job = Job::of(trigger);
+        let mut job = Job::of(Trigger { wanted, force, origin: Origin::Operator, cuts: 0, displaced: false, made: None });
         match self.blocked() {
             Some(refusal) => self.refuse(&[id], &refusal),
             None => job.ids.push(id),
@@ -262,10 +269,19 @@ impl Turn<'_> {
             Err(error) => self.answer(&[id], &Outcome::Failed { text: error.to_string() }),
             Ok(release) => {
                 self.hold(by, format!("rolled back to {release}"));
+                self.end_roll_out_for(&release);
                 if let Some((_, older)) = self.deploy.rollback.replace((release, vec![id])) {
                     self.refuse(&older, &Refusal::Superseded);
                 }
             }
+        }
+    }
+
+    /// Whoever rolls back while the pools change over does not want to see the end of that.
+    fn end_roll_out_for(&mut self, target: &ReleaseId) {
+        match std::mem::replace(&mut self.deploy.phase, Phase::Idle) {
+            Phase::RollingOut(change) if change.release != *target => self.refuse(&ids_of(change.why), &Refusal::Superseded),
+            other => self.deploy.phase = other,
         }
     }
 
@@ -401,6 +417,18 @@ impl Turn<'_> {
 
     // ---- fetch ----
 
+    /// The wait of a job is over. If `current` leads nowhere although something is whole, that comes first.
+    fn try_again(&mut self, job: Job) {
+        let last_good = self.deploy.book.last_good().filter(|entry| entry.state != ReleaseState::Live);
+        match last_good.map(|entry| (entry.id.clone(), entry.revision.clone())) {
+            Some((release, revision)) if self.deploy.live().is_none() => {
+                self.give_back(job);
+                self.switch(release, revision, ChangeWhy::Repair);
+            }
+            _ => self.fetch(job),
+        }
+    }
+
     fn fetch(&mut self, job: Job) {
         self.deploy.fetches += 1;
         let fetch = FetchId(self.deploy.fetches);
@@ -426,6 +454,16 @@ impl Turn<'_> {
         if !self.may_begin() {
             self.effects.push(Effect::Tell(News::GaveWay { revision: Some(revision) }));
             return self.give_back(job);
+        }
+        if let Some(made) = &job.trigger.made
+            && let Some(entry) = self.deploy.book.get(made)
+            && entry.is_whole()
+            && entry.state != ReleaseState::Live
+            && (&entry.revision, &entry.build) == (&revision, &self.policy.build)
+        {
+            let release = made.clone();
+            self.deploy.book.move_to_end(&release);
+            return self.switch(release, revision, ChangeWhy::Deploy(job));
         }
         if job.trigger.force == Force::No {
             let build = &self.policy.build;
@@ -481,20 +519,23 @@ impl Turn<'_> {
     }
 
     /// Waits with a job, unless something else is to be done first.
-    fn wait(&mut self, job: Job, wait: std::time::Duration, why: WaitWhy) {
+    fn wait(&mut self, job: Job, wait: Duration, why: WaitWhy) {
         if self.blocked().is_some() || self.deploy.rollback.is_some() {
             return self.give_back(job);
         }
         let at = self.now.mono + wait;
-        let mut job = job;
-        if let Some(newer) = self.deploy.next.take() {
-            // The newer one inherits the place, the tries and the wait: a burst of triggers does not outrun the backoff.
-            let failures = job.failures;
-            self.deploy.next = Some(job);
-            self.remember(newer);
-            job = self.deploy.next.take().unwrap_or_else(|| Job::configured(Origin::Boot));
-            job.failures = job.failures.max(failures);
-        }
+        let job = match self.deploy.next.take() {
+            None => job,
+            // A burst of triggers for the same does not outrun the backoff.
+            Some(mut newer) if newer.trigger.wanted == job.trigger.wanted => {
+                join(&mut newer, job);
+                newer
+            }
+            Some(newer) => {
+                self.deploy.next = Some(job);
+                return self.remember(newer);
+            }
+        };
         self.deploy.phase = Phase::Waiting { job, at, why };
     }
 
@@ -525,8 +566,10 @@ impl Turn<'_> {
         if self.may_begin() {
             return Some(plan);
         }
-        self.effects.push(Effect::Tell(News::GaveWay { revision: Some(plan.revision) }));
-        self.give_back(plan.job);
+        let Plan { mut job, release, revision, .. } = plan;
+        self.effects.push(Effect::Tell(News::GaveWay { revision: Some(revision) }));
+        job.trigger.made = self.deploy.book.get(&release).filter(|entry| entry.is_whole()).map(|entry| entry.id.clone());
+        self.give_back(job);
         self.end();
         None
     }
@@ -574,7 +617,7 @@ impl Turn<'_> {
         }
     }
 
-    fn fail(&mut self, release: &ReleaseId, why: String) {
+    pub(super) fn fail(&mut self, release: &ReleaseId, why: String) {
         self.deploy.verdict = Some(Said { at: self.now.wall, text: why.clone() });
         if let Some(entry) = self.deploy.book.get_mut(release) {
             entry.state = ReleaseState::Failed { why };
@@ -636,9 +679,7 @@ impl Turn<'_> {
         self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
         match change.why {
             ChangeWhy::Deploy(mut job) => {
-                // It is built: when it is tried again nothing is copied or built, so nothing has to be forced either.
-                job.trigger.force = Force::No;
-                self.deploy.quarantined.retain(|it| it.revision != change.revision);
+                job.trigger.made = Some(change.release);
                 job.failures = job.failures.saturating_add(1);
                 let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
                 self.complain(Complaint::Machine, News::Interrupted { text: text.clone(), again_in: wait });
@@ -651,9 +692,9 @@ impl Turn<'_> {
                 self.end();
             }
             ChangeWhy::Repair => {
-                let mut job = Job::configured(Origin::Boot);
-                job.failures = 1;
-                let wait = self.now.jitter.spread(self.policy.retry.wait(1));
+                let mut job = self.deploy.next.take().unwrap_or_else(|| Job::configured(Origin::Boot));
+                job.failures = job.failures.saturating_add(1);
+                let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
                 self.complain(Complaint::Machine, News::Interrupted { text, again_in: wait });
                 self.wait(job, wait, WaitWhy::Machine);
             }
@@ -719,7 +760,9 @@ impl Turn<'_> {
     pub(super) fn prune(&mut self) {
         let mut busy: BTreeSet<ReleaseId> = self.deploy.working_on().into_iter().cloned().collect();
         busy.extend(self.deploy.rollback.iter().map(|(release, _)| release.clone()));
+        busy.extend(self.deploy.next.iter().filter_map(|job| job.trigger.made.clone()));
         match &self.deploy.phase {
+            Phase::Waiting { job, .. } | Phase::Fetching { job, .. } => busy.extend(job.trigger.made.clone()),
             Phase::Switching(change) | Phase::RollingOut(change) => busy.extend(change.previous.clone()),
             Phase::RollingBack { from, .. } => busy.extend([from.clone()]),
             _ => {}
@@ -749,6 +792,21 @@ impl Turn<'_> {
             other => self.deploy.phase = other,
         }
         self.let_waiting_give_way();
+    }
+
+    fn end_drain(&mut self) {
+        if self.deploy.mode == Mode::Minding {
+            return;
+        }
+        self.deploy.mode = Mode::Minding;
+        self.deploy.pools = Pools::NotStarted { until: self.now.mono };
+        // A deploy that the drain did not stop in time may build for long: the pools do not wait for it as after a boot.
+        if !matches!(self.deploy.phase, Phase::Asleep(_) | Phase::Switching(_) | Phase::RollingBack { .. })
+            && let Some(live) = self.deploy.live()
+        {
+            let release = live.id.clone();
+            self.roll_out(&release);
+        }
     }
 
     fn shut_down(&mut self, phase: Phase) {
@@ -813,8 +871,13 @@ pub(super) fn join(newer: &mut Job, older: Job) {
     ids.append(&mut newer.ids);
     newer.ids = ids;
     newer.failures = newer.failures.max(older.failures);
+    if newer.trigger.origin != Origin::Operator {
+        newer.trigger.cuts = newer.trigger.cuts.max(older.trigger.cuts);
+    }
+    if newer.trigger.force == Force::No {
+        newer.trigger.made = older.trigger.made;
+    }
     newer.trigger.force = newer.trigger.force.max(older.trigger.force);
-    newer.trigger.cuts = newer.trigger.cuts.max(older.trigger.cuts);
     newer.trigger.displaced |= older.trigger.displaced;
 }
 
