@@ -6,11 +6,14 @@
 
 pub mod backoff;
 pub mod flapping;
+pub mod deploy;
+pub mod drain;
 pub mod id;
 pub mod job;
 pub mod memory;
 pub mod policy;
 pub mod pool;
+pub mod retention;
 pub mod signal;
 pub mod time;
 pub mod units;

@@ -1,0 +1,199 @@
+//! What deploys have to tell: one value per happening; the shell makes log lines and events of it.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::deploy::{FetchTrouble, Origin};
+use crate::id::{ReleaseId, Revision};
+use crate::time::Human;
+
+/// A happening, told once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// The source could not be asked; told at the first failure and when its kind changes, not at each try.
+    SourceFailed {
+        /// What kind.
+        trouble: FetchTrouble,
+        /// What went wrong.
+        text: String,
+        /// Until the next try.
+        again_in: Duration,
+        /// Whether there is nothing to start meanwhile.
+        nothing_live: bool,
+    },
+    /// The source answers again.
+    SourceBack {
+        /// With this.
+        revision: Revision,
+    },
+    /// Nothing to do: it is live already.
+    UpToDate {
+        /// What.
+        revision: Revision,
+        /// As what.
+        release: ReleaseId,
+    },
+    /// A quarantined revision was passed over.
+    PassedOver {
+        /// Which.
+        revision: Revision,
+        /// Why it is quarantined.
+        why: String,
+    },
+    /// A new release is being made.
+    Begun {
+        /// As what.
+        release: ReleaseId,
+        /// Of what.
+        revision: Revision,
+        /// For whom.
+        origin: Origin,
+    },
+    /// A deploy waits, through no fault of its revision.
+    Interrupted {
+        /// What went wrong.
+        text: String,
+        /// Until the next try.
+        again_in: Duration,
+    },
+    /// A revision failed here, and is not tried again before it is asked for with force.
+    Failed {
+        /// As what.
+        release: ReleaseId,
+        /// What.
+        revision: Revision,
+        /// The verdict.
+        why: String,
+    },
+    /// A deploy stopped short of the switch, since it is held, drained, or a rollback waits.
+    GaveWay {
+        /// What it would have been.
+        revision: Option<Revision>,
+    },
+    /// `current` moved.
+    Switched {
+        /// To what.
+        release: ReleaseId,
+        /// Of what.
+        revision: Revision,
+        /// From what.
+        previous: Option<ReleaseId>,
+    },
+    /// All pools run it.
+    Live {
+        /// What.
+        release: ReleaseId,
+        /// Of what.
+        revision: Revision,
+    },
+    /// The pools do not come up on it and there is nothing to go back to: they keep trying.
+    StaysFailing {
+        /// What.
+        release: ReleaseId,
+        /// The verdict.
+        why: String,
+    },
+    /// A roll out failed and the node goes back by itself.
+    GoingBack {
+        /// From what.
+        from: ReleaseId,
+        /// To what.
+        to: ReleaseId,
+        /// The verdict.
+        why: String,
+    },
+    /// It is back.
+    WentBack {
+        /// To what.
+        to: ReleaseId,
+    },
+    /// The pools start on what was live.
+    PoolsStart {
+        /// On what.
+        release: ReleaseId,
+        /// Why not on something newer.
+        why: String,
+    },
+    /// What a former agent left was found.
+    Recovered {
+        /// What is done about it.
+        text: String,
+    },
+    /// No more updates.
+    Held {
+        /// Who said so.
+        by: String,
+        /// Why.
+        why: String,
+    },
+    /// Updates again.
+    Unheld {
+        /// Who said so.
+        by: String,
+    },
+}
+
+impl News {
+    /// Returns the event's kind, as `events --json` shows it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::SourceFailed { .. } => "source_failed",
+            Self::SourceBack { .. } => "source_back",
+            Self::UpToDate { .. } => "up_to_date",
+            Self::PassedOver { .. } => "deploy_passed_over",
+            Self::Begun { .. } => "deploy_begun",
+            Self::Interrupted { .. } => "deploy_interrupted",
+            Self::Failed { .. } => "deploy_failed",
+            Self::GaveWay { .. } => "deploy_gave_way",
+            Self::Switched { .. } => "switched",
+            Self::Live { .. } => "live",
+            Self::StaysFailing { .. } => "rollout_failed",
+            Self::GoingBack { .. } => "rolling_back",
+            Self::WentBack { .. } => "rolled_back",
+            Self::PoolsStart { .. } => "pools_start",
+            Self::Recovered { .. } => "deploy_recovered",
+            Self::Held { .. } => "held",
+            Self::Unheld { .. } => "unheld",
+        }
+    }
+}
+
+impl fmt::Display for News {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SourceFailed { text, again_in, nothing_live, .. } => {
+                write!(f, "the source could not be fetched: {text}; tried again in {}, and so on", Human(*again_in))?;
+                if *nothing_live { f.write_str("; nothing to start meanwhile") } else { Ok(()) }
+            }
+            Self::SourceBack { revision } => write!(f, "the source answers again, with {}", revision.short()),
+            Self::UpToDate { revision, release } => write!(f, "{} is live already, as {release}", revision.short()),
+            Self::PassedOver { revision, why } => write!(f, "{} is quarantined and passed over: {why}", revision.short()),
+            Self::Begun { release, revision, origin } => {
+                let origin = match origin {
+                    Origin::Boot => "boot",
+                    Origin::Operator => "operator",
+                    Origin::Reload => "reload",
+                };
+                write!(f, "making {release} of {} ({origin})", revision.short())
+            }
+            Self::Interrupted { text, again_in } => write!(f, "the deploy waits: {text}; tried again in {}", Human(*again_in)),
+            Self::Failed { release, revision, why } => write!(f, "{release} failed, {} is quarantined: {why}", revision.short()),
+            Self::GaveWay { revision: Some(revision) } => write!(f, "the deploy of {} gave way and is remembered", revision.short()),
+            Self::GaveWay { revision: None } => f.write_str("the deploy gave way and is remembered"),
+            Self::Switched { release, previous: Some(previous), .. } => write!(f, "`current` moved from {previous} to {release}"),
+            Self::Switched { release, previous: None, .. } => write!(f, "`current` points to {release}"),
+            Self::Live { release, revision } => write!(f, "{} is live on all pools, as {release}", revision.short()),
+            Self::StaysFailing { release, why } => {
+                write!(f, "the pools do not come up on {release}, and there is nothing to go back to: they keep trying: {why}")
+            }
+            Self::GoingBack { from, to, why } => write!(f, "going back from {from} to {to}: {why}"),
+            Self::WentBack { to } => write!(f, "all pools are back on {to}"),
+            Self::PoolsStart { release, why } => write!(f, "the pools start on {release}: {why}"),
+            Self::Recovered { text } => write!(f, "after the end of the former agent: {text}"),
+            Self::Held { by, why } if why.is_empty() => write!(f, "held by {by}"),
+            Self::Held { by, why } => write!(f, "held by {by}: {why}"),
+            Self::Unheld { by } => write!(f, "unheld by {by}"),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What must outlive the agent.
+
+use serde::{Deserialize, Serialize};
+
+use crate::deploy::{BackStep, Book, Change, ChangeWhy, Deploy, Hold, Job, Mode, Phase, Plan, Pools, Quarantine, Said, Stamp, Trigger};
+use crate::id::{ReleaseId, Revision};
+use crate::time::MonoTime;
+
+/// What must outlive the agent; `default()` is a node on which nothing ever happened.
+///
+/// A field that is missing in a file of an older version is as by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Saved {
+    /// All known releases.
+    pub book: Book,
+    /// Why no update happens.
+    pub held: Option<Hold>,
+    /// What failed here.
+    pub quarantined: Vec<Quarantine>,
+    /// The newest trigger that has not led to anything irreversible yet.
+    pub pending: Option<Trigger>,
+    /// A rollback that waits for its turn.
+    pub rollback: Option<ReleaseId>,
+    /// What was under way.
+    pub journal: Option<Journal>,
+    /// What should be live.
+    pub wanted: Option<Stamp>,
+    /// What the source last said.
+    pub fetched: Option<Stamp>,
+    /// What went wrong since all was well.
+    pub last_error: Option<Said>,
+    /// How the last deploy ended.
+    pub verdict: Option<Said>,
+}
+
+/// What was under way: recorded before it is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "doing")]
+pub enum Journal {
+    /// A release is being made; nothing that counts has changed yet.
+    Preparing {
+        /// For what.
+        trigger: Trigger,
+        /// The directory.
+        release: ReleaseId,
+        /// Of what.
+        revision: Revision,
+    },
+    /// `current` and the pools move.
+    Changing {
+        /// To what.
+        release: ReleaseId,
+        /// Of what.
+        revision: Revision,
+        /// From what.
+        previous: Option<ReleaseId>,
+        /// Why.
+        why: ChangeKind,
+    },
+    /// They move back by themselves.
+    Returning {
+        /// From what.
+        from: ReleaseId,
+        /// To what.
+        to: ReleaseId,
+        /// The verdict.
+        text: String,
+    },
+}
+
+/// Why `current` moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// A deploy.
+    Deploy(Trigger),
+    /// An operator's rollback.
+    Rollback,
+    /// It led nowhere, or the pools were behind it.
+    Repair,
+}
+
+pub(super) fn of(deploy: &Deploy) -> Saved {
+    // A trigger that is still being fetched for is only remembered: nothing was done for it. A waiting one is newer.
+    let unfetched = match &deploy.phase {
+        Phase::Waiting { job, .. } | Phase::Fetching { job, .. } => Some(job),
+        _ => None,
+    };
+    Saved {
+        book: deploy.book.clone(),
+        held: deploy.held.clone(),
+        quarantined: deploy.quarantined.clone(),
+        pending: deploy.next.as_ref().or(unfetched).map(|job| job.trigger.clone()),
+        rollback: deploy.rollback.as_ref().map(|(release, _)| release.clone()),
+        journal: journal(&deploy.phase),
+        wanted: deploy.wanted.clone(),
+        fetched: deploy.fetched.clone(),
+        last_error: deploy.last_error.clone(),
+        verdict: deploy.verdict.clone(),
+    }
+}
+
+pub(super) fn journal(phase: &Phase) -> Option<Journal> {
+    match phase {
+        Phase::Staging(plan) | Phase::Linking(plan) | Phase::Building { plan, .. } | Phase::Sealing(plan) => {
+            let Plan { job, release, revision, .. } = plan;
+            Some(Journal::Preparing { trigger: job.trigger.clone(), release: release.clone(), revision: revision.clone() })
+        }
+        Phase::Switching(change) | Phase::RollingOut(change) => {
+            let Change { release, revision, previous, why } = change;
+            let why = match why {
+                ChangeWhy::Deploy(job) => ChangeKind::Deploy(job.trigger.clone()),
+                ChangeWhy::Rollback(_) => ChangeKind::Rollback,
+                ChangeWhy::Repair => ChangeKind::Repair,
+            };
+            Some(Journal::Changing { release: release.clone(), revision: revision.clone(), previous: previous.clone(), why })
+        }
+        Phase::RollingBack { from, to, text, .. } => Some(Journal::Returning { from: from.clone(), to: to.clone(), text: text.clone() }),
+        Phase::Asleep(journal) | Phase::Ending(journal) => journal.clone(),
+        Phase::Idle | Phase::Waiting { .. } | Phase::Fetching { .. } => None,
+    }
+}
+
+pub(super) fn wake(saved: Saved) -> Deploy {
+    Deploy {
+        phase: Phase::Asleep(saved.journal),
+        book: saved.book,
+        held: saved.held,
+        quarantined: saved.quarantined,
+        next: saved.pending.map(Job::of),
+        rollback: saved.rollback.map(|release| (release, vec![])),
+        pools: Pools::NotStarted { until: MonoTime::ZERO },
+        mode: Mode::default(),
+        fetches: 0,
+        wanted: saved.wanted,
+        fetched: saved.fetched,
+        complaint: None,
+        last_error: saved.last_error,
+        verdict: saved.verdict,
+    }
+}
+
+impl BackStep {
+    pub(super) const BEGIN: Self = Self::Switching { failures: 0 };
+}

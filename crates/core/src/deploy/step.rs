@@ -1,0 +1,890 @@
+//! One event in, the next state and the effects out.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::deploy::name::release_name;
+use crate::deploy::{
+    BackStep, Blame, BuildTime, Change, ChangeWhy, Complaint, Deploy, DeployPolicy, Effect, Entry, Event, FetchId, FetchTrouble, Force,
+    Hold, Job, Mode, News, Now, Origin, Outcome, Phase, Plan, Pools, Quarantine, Refusal, ReleaseState, Request, RequestId, RollbackTo,
+    Said, Stamp, Trigger, WaitWhy, Wanted, recover, resolve_rollback, saved,
+};
+use crate::id::{ReleaseId, Revision};
+use crate::retention::prunable;
+use crate::time::{Human, MonoTime};
+
+/// So many failed tries for want of network are borne in silence before who asked for the deploy is told that it does not
+/// work: 1 s and 2 s apart they ride out a server's restart, and a person does not wait for ever. The tries go on.
+const SILENT_FAILURES: u32 = 2;
+
+/// The quarantine remembers that many failures; an older one may be tried again, which costs one build.
+const QUARANTINE_LENGTH: usize = 50;
+
+/// Decides what to do about one event. Pure: same inputs, same answer. An event that does not apply changes nothing.
+#[must_use]
+pub fn step(deploy: Deploy, event: Event, now: Now, policy: &DeployPolicy) -> (Deploy, Vec<Effect>) {
+    let before = deploy.saved();
+    let mut turn = Turn { deploy, now, policy, effects: vec![] };
+    turn.take(event);
+    turn.start_pools();
+    turn.begin_next();
+    turn.start_pools();
+    let Turn { deploy, mut effects, .. } = turn;
+    let after = deploy.saved();
+    if after != before {
+        effects.insert(0, Effect::Save(Box::new(after)));
+    }
+    (deploy, effects)
+}
+
+/// Returns the next moment at which [`step`] must see [`Event::DeadlineReached`], if any.
+#[must_use]
+pub fn next_deadline(deploy: &Deploy) -> Option<MonoTime> {
+    let phase = match &deploy.phase {
+        Phase::Waiting { at, .. } => Some(*at),
+        Phase::Building { time: BuildTime::Until(at), .. } => Some(*at),
+        Phase::RollingBack { step: BackStep::Waiting { at, .. }, .. } => Some(*at),
+        _ => None,
+    };
+    let pools = match (deploy.pools, &deploy.phase) {
+        (Pools::NotStarted { until }, Phase::Waiting { .. } | Phase::Fetching { .. })
+            if deploy.mode == Mode::Minding && deploy.live().is_some() =>
+        {
+            Some(until)
+        }
+        _ => None,
+    };
+    phase.into_iter().chain(pools).min()
+}
+
+impl Job {
+    pub(super) fn of(trigger: Trigger) -> Self {
+        Self { trigger, ids: vec![], failures: 0 }
+    }
+
+    pub(super) fn configured(origin: Origin) -> Self {
+        Self::of(Trigger { wanted: Wanted::Configured, force: Force::No, origin, cuts: 0, displaced: false, made: None })
+    }
+}
+
+/// One call of [`step`].
+pub(super) struct Turn<'a> {
+    pub(super) deploy: Deploy,
+    pub(super) now: Now,
+    pub(super) policy: &'a DeployPolicy,
+    pub(super) effects: Vec<Effect>,
+}
+
+impl Turn<'_> {
+    fn take(&mut self, event: Event) {
+        // Taken out, so that each arm owns the state it leaves; every arm that does not move on puts it back.
+        let phase = std::mem::replace(&mut self.deploy.phase, Phase::Idle);
+        match (phase, event) {
+            (Phase::Ending(journal), event) => {
+                self.deploy.phase = Phase::Ending(journal);
+                self.take_while_ending(event);
+            }
+            (Phase::Asleep(journal), Event::Booted(found)) => recover::boot(self, journal, found),
+            (phase, Event::Shutdown) => self.shut_down(phase),
+            (phase, Event::Requested { id, by, what }) => {
+                self.deploy.phase = phase;
+                self.take_request(id, by, what);
+            }
+            (phase, Event::Triggered(origin)) => {
+                self.deploy.phase = phase;
+                self.remember(Job::configured(origin));
+                self.wake_waiting();
+            }
+            (phase, Event::DrainBegun) => self.begin_drain(phase),
+            (phase, Event::DrainEnded) => {
+                self.deploy.phase = phase;
+                self.end_drain();
+            }
+            (phase, Event::Pruned { gone, kept }) => {
+                self.deploy.phase = phase;
+                self.take_pruned(&gone, &kept);
+            }
+
+            (Phase::Waiting { job, at, .. }, Event::DeadlineReached) if self.now.mono >= at => self.try_again(job),
+            (Phase::Building { plan, step, time: BuildTime::Until(at) }, Event::DeadlineReached) if self.now.mono >= at => {
+                self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
+                self.deploy.phase = Phase::Building { plan, step, time: BuildTime::Over };
+            }
+            (Phase::RollingBack { from, to, text, ids, step: BackStep::Waiting { at, failures } }, Event::DeadlineReached)
+                if self.now.mono >= at =>
+            {
+                self.effects.push(Effect::Switch { release: to.clone() });
+                self.deploy.phase = Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { failures } };
+            }
+
+            (Phase::Fetching { job, fetch }, Event::Fetched { fetch: answered, revision }) if fetch == answered => {
+                self.take_fetched(job, revision);
+            }
+            (Phase::Fetching { job, fetch }, Event::FetchFailed { fetch: answered, trouble, text }) if fetch == answered => {
+                self.take_fetch_failure(job, trouble, text);
+            }
+
+            (Phase::Staging(plan), Event::Staged { release }) if plan.release == release => {
+                if let Some(plan) = self.unless_blocked(plan) {
+                    self.effects.push(Effect::LinkShared { release });
+                    self.deploy.phase = Phase::Linking(plan);
+                }
+            }
+            (Phase::Linking(plan), Event::Linked { release }) if plan.release == release => {
+                let until = self.now.mono + self.policy.build_timeout;
+                self.run_step(plan, 1, until);
+            }
+            (Phase::Staging(plan) | Phase::Linking(plan) | Phase::Sealing(plan), Event::PrepareFailed { release, blame, text })
+                if plan.release == release =>
+            {
+                self.take_failure(plan, blame, text)
+            }
+            (Phase::Building { plan, step, time }, Event::StepDone { release, step: done }) if plan.release == release && step == done => {
+                match time {
+                    BuildTime::Until(until) => self.run_step(plan, step + 1, until),
+                    BuildTime::Over => self.take_overlong(plan, step),
+                }
+            }
+            (Phase::Building { plan, step, time }, Event::StepFailed { release, step: failed, blame, what, last_lines })
+                if plan.release == release && step == failed =>
+            {
+                match time {
+                    BuildTime::Over => self.take_overlong(plan, step),
+                    BuildTime::Until(_) => {
+                        let mut text = format!("build step {step} of {} failed: {what}", plan.steps);
+                        for line in last_lines {
+                            text.push_str("\n  | ");
+                            text.push_str(&line);
+                        }
+                        self.take_failure(plan, blame, text);
+                    }
+                }
+            }
+            (Phase::Sealing(plan), Event::MarkedBuilt { release }) if plan.release == release => {
+                if let Some(entry) = self.deploy.book.get_mut(&release) {
+                    entry.state = ReleaseState::Built;
+                    entry.built_at = Some(self.now.wall);
+                }
+                if let Some(plan) = self.unless_blocked(plan) {
+                    self.switch(plan.release, plan.revision, ChangeWhy::Deploy(plan.job));
+                }
+            }
+
+            (Phase::Switching(change), Event::Switched { release }) if change.release == release => self.take_switched(change),
+            (Phase::Switching(change), Event::SwitchFailed { release, text }) if change.release == release => {
+                self.take_switch_failure(change, text);
+            }
+            (Phase::RollingOut(change), Event::RolledOut { release }) if change.release == release => self.take_rolled_out(change),
+            (Phase::RollingOut(change), Event::RolloutFailed { release, text }) if change.release == release => {
+                self.take_rollout_failure(change, text);
+            }
+
+            (Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { .. } }, Event::Switched { release })
+                if to == release =>
+            {
+                self.deploy.book.set_live(&to, self.now.wall);
+                self.fail(&from, text.clone());
+                if self.deploy.mode == Mode::Drained {
+                    self.end_return(&to, ids, text);
+                } else {
+                    self.roll_out(&to);
+                    self.deploy.phase = Phase::RollingBack { from, to, text, ids, step: BackStep::RollingOut };
+                }
+            }
+            (
+                Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { failures } },
+                Event::SwitchFailed { release, text: trouble },
+            ) if to == release => {
+                let failures = failures.saturating_add(1);
+                let wait = self.now.jitter.spread(self.policy.retry.wait(failures));
+                self.complain(Complaint::Machine, News::Interrupted { text: trouble.clone(), again_in: wait });
+                self.deploy.last_error = Some(Said { at: self.now.wall, text: trouble });
+                let step = BackStep::Waiting { at: self.now.mono + wait, failures };
+                self.deploy.phase = Phase::RollingBack { from, to, text, ids, step };
+            }
+            (Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. }, Event::RolledOut { release }) if to == release => {
+                self.end_return(&to, ids, text);
+            }
+            (Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. }, Event::RolloutFailed { release, text: trouble })
+                if to == release =>
+            {
+                self.effects.push(Effect::Tell(News::StaysFailing { release: to.clone(), why: trouble.clone() }));
+                self.end_return(&to, ids, format!("{text}; nor do the pools come up on {to} again: {trouble}"));
+            }
+
+            // The answer to `StartPools` of a release that no roll out has proven, since a drain came between.
+            (phase, Event::RolledOut { release }) => {
+                self.deploy.phase = phase;
+                if let Some(entry) = self.deploy.book.get_mut(&release)
+                    && entry.state == ReleaseState::Live
+                {
+                    entry.proven = true;
+                }
+            }
+            (phase, _) => self.deploy.phase = phase,
+        }
+    }
+
+    // ---- requests ----
+
+    fn take_request(&mut self, id: RequestId, by: String, what: Request) {
+        match what {
+            Request::Deploy { wanted, force } => self.take_deploy(id, wanted, force),
+            Request::Rollback(to) => self.take_rollback(id, by, &to),
+            Request::Hold { why } => {
+                let changed = self.deploy.held.is_none();
+                if changed {
+                    self.hold(by, why);
+                }
+                self.done(&[id], changed);
+            }
+            Request::Unhold => {
+                let held = self.deploy.held.take();
+                if held.is_some() {
+                    self.effects.push(Effect::Tell(News::Unheld { by }));
+                }
+                self.done(&[id], held.is_some());
+            }
+        }
+    }
+
+    fn take_deploy(&mut self, id: RequestId, wanted: Wanted, force: Force) {
+        let mut job = Job::of(Trigger { wanted, force, origin: Origin::Operator, cuts: 0, displaced: false, made: None });
+        match self.blocked() {
+            Some(refusal) => self.refuse(&[id], &refusal),
+            None => job.ids.push(id),
+        }
+        self.remember(job);
+        self.wake_waiting();
+    }
+
+    fn take_rollback(&mut self, id: RequestId, by: String, to: &RollbackTo) {
+        if matches!(self.deploy.phase, Phase::Asleep(_)) {
+            return self.refuse(&[id], &Refusal::Busy);
+        }
+        if self.deploy.mode == Mode::Drained {
+            return self.refuse(&[id], &Refusal::Draining);
+        }
+        match resolve_rollback(&self.deploy.book, to) {
+            Err(error) => self.answer(&[id], &Outcome::Failed { text: error.to_string() }),
+            Ok(release) => {
+                self.hold(by, format!("rolled back to {release}"));
+                self.end_roll_out_for(&release);
+                if let Some((_, older)) = self.deploy.rollback.replace((release, vec![id])) {
+                    self.refuse(&older, &Refusal::Superseded);
+                }
+            }
+        }
+    }
+
+    /// Whoever rolls back while the pools change over does not want to see the end of that.
+    fn end_roll_out_for(&mut self, target: &ReleaseId) {
+        match std::mem::replace(&mut self.deploy.phase, Phase::Idle) {
+            Phase::RollingOut(change) if change.release != *target => self.refuse(&ids_of(change.why), &Refusal::Superseded),
+            other => self.deploy.phase = other,
+        }
+    }
+
+    fn hold(&mut self, by: String, why: String) {
+        self.effects.push(Effect::Tell(News::Held { by: by.clone(), why: why.clone() }));
+        self.deploy.held = Some(Hold { by, at: self.now.wall, why });
+        self.let_waiting_give_way();
+    }
+
+    /// Lets go of what only waits: it is remembered, and who waits for it is told.
+    fn let_waiting_give_way(&mut self) {
+        if let Phase::Waiting { .. } = self.deploy.phase
+            && let Phase::Waiting { job, .. } = std::mem::replace(&mut self.deploy.phase, Phase::Idle)
+        {
+            self.give_back(job);
+        }
+        if let Some(refusal) = self.blocked()
+            && let Some(job) = &mut self.deploy.next
+        {
+            let ids = std::mem::take(&mut job.ids);
+            self.refuse(&ids, &refusal);
+        }
+    }
+
+    /// Remembers a trigger; it joins the one that waits if both want the same, else it takes its place.
+    fn remember(&mut self, mut job: Job) {
+        match self.deploy.next.take() {
+            None => {}
+            Some(older) if older.trigger.wanted == job.trigger.wanted => join(&mut job, older),
+            Some(older) => {
+                job.trigger.displaced = older.trigger.displaced || older.trigger.wanted == Wanted::Configured;
+                self.refuse(&older.ids, &Refusal::Superseded);
+            }
+        }
+        self.deploy.next = Some(job);
+    }
+
+    /// Remembers a trigger that was under way and is older than what waits.
+    fn give_back(&mut self, mut job: Job) {
+        if let Some(refusal) = self.blocked() {
+            let ids = std::mem::take(&mut job.ids);
+            self.refuse(&ids, &refusal);
+        }
+        match self.deploy.next.take() {
+            None => self.deploy.next = Some(job),
+            Some(newer) => {
+                self.deploy.next = Some(job);
+                self.remember(newer);
+            }
+        }
+    }
+
+    /// A new trigger does not wait for the end of a backoff: what waits is tried again now, with it or instead of it.
+    fn wake_waiting(&mut self) {
+        if self.may_begin()
+            && let Phase::Waiting { .. } = self.deploy.phase
+            && let Phase::Waiting { job, .. } = std::mem::replace(&mut self.deploy.phase, Phase::Idle)
+        {
+            self.give_back(job);
+        }
+    }
+
+    // ---- what may begin ----
+
+    /// Why no deploy may begin or go on to its switch.
+    fn blocked(&self) -> Option<Refusal> {
+        match (self.deploy.mode, &self.deploy.held) {
+            (Mode::Drained, _) => Some(Refusal::Draining),
+            (Mode::Minding, Some(hold)) => Some(Refusal::Held(hold.clone())),
+            (Mode::Minding, None) => None,
+        }
+    }
+
+    fn may_begin(&self) -> bool {
+        self.blocked().is_none() && self.deploy.rollback.is_none()
+    }
+
+    fn begin_next(&mut self) {
+        if self.deploy.phase != Phase::Idle || self.deploy.mode == Mode::Drained {
+            return;
+        }
+        if let Some((release, ids)) = self.deploy.rollback.take() {
+            self.begin_rollback(release, ids);
+        } else if self.blocked().is_none()
+            && let Some(job) = self.deploy.next.take()
+        {
+            match job.trigger.cuts {
+                0 | 1 => self.fetch(job),
+                // Each try of it ended the agent: not in a hot loop.
+                cuts => {
+                    let wait = self.now.jitter.spread(self.policy.retry.wait(cuts - 1));
+                    self.deploy.phase = Phase::Waiting { job, at: self.now.mono + wait, why: WaitWhy::Machine };
+                }
+            }
+        }
+    }
+
+    fn begin_rollback(&mut self, release: ReleaseId, ids: Vec<RequestId>) {
+        let Some(entry) = self.deploy.book.get(&release).filter(|entry| entry.is_whole()) else {
+            return self.answer(&ids, &Outcome::Failed { text: format!("release `{release}` is no longer whole") });
+        };
+        let revision = entry.revision.clone();
+        self.deploy.wanted = Some(Stamp { revision: revision.clone(), at: self.now.wall });
+        if entry.state == ReleaseState::Live {
+            return self.done(&ids, false);
+        }
+        self.switch(release, revision, ChangeWhy::Rollback(ids));
+    }
+
+    /// Starts the pools on what is live, unless something newer is on its way in time.
+    pub(super) fn start_pools(&mut self) {
+        let Pools::NotStarted { until } = self.deploy.pools else { return };
+        let Some(live) = self.deploy.live() else { return };
+        let (release, revision) = (live.id.clone(), live.revision.clone());
+        let late = self.now.mono >= until;
+        let why = match &self.deploy.phase {
+            Phase::Idle if self.deploy.next.is_some() && self.may_begin() => late.then_some("it was live before"),
+            Phase::Idle => (self.deploy.rollback.is_none()).then_some("it is live"),
+            Phase::Fetching { .. } | Phase::Waiting { why: WaitWhy::Source(FetchTrouble::Network), .. } => {
+                late.then_some("it is live, and the source has not answered in time")
+            }
+            Phase::Waiting { .. } => Some("it is live, and the update has to wait"),
+            _ => None,
+        };
+        if let Some(why) = why
+            && self.deploy.mode == Mode::Minding
+        {
+            self.deploy.pools = Pools::Started;
+            self.effects.push(Effect::Tell(News::PoolsStart { release: release.clone(), why: why.to_owned() }));
+            self.effects.push(Effect::StartPools { release, revision });
+        }
+    }
+
+    // ---- fetch ----
+
+    /// The wait of a job is over. If `current` leads nowhere although something is whole, that comes first.
+    fn try_again(&mut self, job: Job) {
+        let last_good = self.deploy.book.last_good().filter(|entry| entry.state != ReleaseState::Live);
+        match last_good.map(|entry| (entry.id.clone(), entry.revision.clone())) {
+            Some((release, revision)) if self.deploy.live().is_none() => {
+                self.give_back(job);
+                self.switch(release, revision, ChangeWhy::Repair);
+            }
+            _ => self.fetch(job),
+        }
+    }
+
+    fn fetch(&mut self, job: Job) {
+        self.deploy.fetches += 1;
+        let fetch = FetchId(self.deploy.fetches);
+        let (try_no, wanted) = (job.failures.saturating_add(1), job.trigger.wanted.clone());
+        self.effects.push(Effect::Fetch { fetch, try_no, wanted });
+        self.deploy.phase = Phase::Fetching { job, fetch };
+    }
+
+    fn take_fetched(&mut self, job: Job, revision: Revision) {
+        if let Some(Complaint::Source(_)) = self.deploy.complaint {
+            self.effects.push(Effect::Tell(News::SourceBack { revision: revision.clone() }));
+            self.deploy.complaint = None;
+        }
+        // The source was reached: from now on nothing else delays the pools.
+        if let Pools::NotStarted { until } = &mut self.deploy.pools {
+            *until = (*until).min(self.now.mono);
+        }
+        for stamp in [&mut self.deploy.fetched, &mut self.deploy.wanted] {
+            if stamp.as_ref().is_none_or(|known| known.revision != revision) {
+                *stamp = Some(Stamp { revision: revision.clone(), at: self.now.wall });
+            }
+        }
+        if !self.may_begin() {
+            self.effects.push(Effect::Tell(News::GaveWay { revision: Some(revision) }));
+            return self.give_back(job);
+        }
+        if let Some(made) = &job.trigger.made
+            && let Some(entry) = self.deploy.book.get(made)
+            && entry.is_whole()
+            && entry.state != ReleaseState::Live
+            && (&entry.revision, &entry.build) == (&revision, &self.policy.build)
+        {
+            let release = made.clone();
+            self.deploy.book.move_to_end(&release);
+            return self.switch(release, revision, ChangeWhy::Deploy(job));
+        }
+        if job.trigger.force == Force::No {
+            let build = &self.policy.build;
+            if let Some(known) = self.deploy.quarantined.iter().find(|it| it.revision == revision && it.build == *build) {
+                let known = known.clone();
+                return self.pass_over(job, known);
+            }
+            if let Some(entry) = self.deploy.book.whole(&revision, build) {
+                let (release, state) = (entry.id.clone(), entry.state.clone());
+                if state == ReleaseState::Live {
+                    self.effects.push(Effect::Tell(News::UpToDate { revision, release }));
+                    self.all_is_well();
+                    self.done(&job.ids, false);
+                    return self.end();
+                }
+                self.deploy.book.move_to_end(&release);
+                return self.switch(release, revision, ChangeWhy::Deploy(job));
+            }
+        }
+        self.stage(job, revision);
+    }
+
+    fn pass_over(&mut self, job: Job, known: Quarantine) {
+        let Quarantine { revision, why, .. } = known.clone();
+        self.complain(Complaint::Quarantined(revision.clone()), News::PassedOver { revision, why });
+        self.refuse(&job.ids, &Refusal::Quarantined(known));
+        self.end();
+    }
+
+    fn take_fetch_failure(&mut self, mut job: Job, trouble: FetchTrouble, text: String) {
+        job.failures = job.failures.saturating_add(1);
+        self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
+        if trouble == FetchTrouble::NoSuchRef && job.trigger.wanted != Wanted::Configured {
+            // A slip of the hand, not a state of the world: waiting for it to come true would keep what is configured away.
+            self.answer(&job.ids, &Outcome::Failed { text });
+            if job.trigger.displaced && self.deploy.next.is_none() {
+                self.deploy.next = Some(Job::configured(Origin::Boot));
+            }
+            return self.end();
+        }
+        let wait = match trouble {
+            FetchTrouble::Network | FetchTrouble::Disk => self.policy.retry.wait(job.failures),
+            FetchTrouble::Refused | FetchTrouble::NoSuchRef => self.policy.retry.slow,
+        };
+        let wait = self.now.jitter.spread(wait);
+        if trouble != FetchTrouble::Network || job.failures > SILENT_FAILURES {
+            let text = format!("the source could not be fetched: {text}; tried again in {}", Human(wait));
+            self.answer(&std::mem::take(&mut job.ids), &Outcome::Failed { text });
+        }
+        let nothing_live = self.deploy.live().is_none();
+        self.complain(Complaint::Source(trouble), News::SourceFailed { trouble, text, again_in: wait, nothing_live });
+        self.wait(job, wait, WaitWhy::Source(trouble));
+    }
+
+    /// Waits with a job, unless something else is to be done first.
+    fn wait(&mut self, job: Job, wait: Duration, why: WaitWhy) {
+        if self.blocked().is_some() || self.deploy.rollback.is_some() {
+            return self.give_back(job);
+        }
+        let at = self.now.mono + wait;
+        let job = match self.deploy.next.take() {
+            None => job,
+            // A burst of triggers for the same does not outrun the backoff.
+            Some(mut newer) if newer.trigger.wanted == job.trigger.wanted => {
+                join(&mut newer, job);
+                newer
+            }
+            Some(newer) => {
+                self.deploy.next = Some(job);
+                return self.remember(newer);
+            }
+        };
+        self.deploy.phase = Phase::Waiting { job, at, why };
+    }
+
+    // ---- making a release ----
+
+    fn stage(&mut self, job: Job, revision: Revision) {
+        let release = release_name(self.now.wall, &revision, |id| self.deploy.book.get(id).is_some());
+        let build = self.policy.build.clone();
+        self.deploy.book.push(Entry {
+            id: release.clone(),
+            revision: revision.clone(),
+            build: build.clone(),
+            state: ReleaseState::Staged,
+            staged_at: self.now.wall,
+            built_at: None,
+            live_at: None,
+            proven: false,
+            leaving: false,
+        });
+        let origin = job.trigger.origin;
+        self.effects.push(Effect::Tell(News::Begun { release: release.clone(), revision: revision.clone(), origin }));
+        self.effects.push(Effect::Stage { release: release.clone(), revision: revision.clone() });
+        self.deploy.phase = Phase::Staging(Plan { job, release, revision, build, steps: self.policy.steps });
+    }
+
+    /// Returns the plan if it may go on; else the deploy gives way here and is remembered.
+    fn unless_blocked(&mut self, plan: Plan) -> Option<Plan> {
+        if self.may_begin() {
+            return Some(plan);
+        }
+        let Plan { mut job, release, revision, .. } = plan;
+        self.effects.push(Effect::Tell(News::GaveWay { revision: Some(revision) }));
+        job.trigger.made = self.deploy.book.get(&release).filter(|entry| entry.is_whole()).map(|entry| entry.id.clone());
+        self.give_back(job);
+        self.end();
+        None
+    }
+
+    fn run_step(&mut self, plan: Plan, step: u32, until: MonoTime) {
+        let Some(plan) = self.unless_blocked(plan) else { return };
+        let (release, revision, build) = (plan.release.clone(), plan.revision.clone(), plan.build.clone());
+        if step > plan.steps {
+            self.effects.push(Effect::MarkBuilt { release, revision, build });
+            self.deploy.phase = Phase::Sealing(plan);
+        } else if self.now.mono >= until {
+            self.take_overlong(plan, step - 1);
+        } else {
+            self.effects.push(Effect::RunStep { release, revision, step, build });
+            self.deploy.phase = Phase::Building { plan, step, time: BuildTime::Until(until) };
+        }
+    }
+
+    fn take_overlong(&mut self, plan: Plan, step: u32) {
+        let text = format!("the build took longer than {}, at step {step} of {}", Human(self.policy.build_timeout), plan.steps);
+        self.take_failure(plan, Blame::Revision, text);
+    }
+
+    fn take_failure(&mut self, plan: Plan, blame: Blame, text: String) {
+        let Plan { mut job, release, revision, build, .. } = plan;
+        self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
+        match blame {
+            Blame::Revision => {
+                self.fail(&release, text.clone());
+                self.quarantine(revision.clone(), build, text.clone());
+                self.deploy.complaint = Some(Complaint::Quarantined(revision.clone()));
+                self.effects.push(Effect::Tell(News::Failed { release, revision, why: text.clone() }));
+                self.answer(&job.ids, &Outcome::Failed { text });
+                self.end();
+            }
+            Blame::Machine => {
+                job.failures = job.failures.saturating_add(1);
+                let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
+                self.complain(Complaint::Machine, News::Interrupted { text: text.clone(), again_in: wait });
+                let ids = std::mem::take(&mut job.ids);
+                self.answer(&ids, &Outcome::Failed { text: format!("{text}; tried again in {}", Human(wait)) });
+                self.wait(job, wait, WaitWhy::Machine);
+                self.prune();
+            }
+        }
+    }
+
+    pub(super) fn fail(&mut self, release: &ReleaseId, why: String) {
+        self.deploy.verdict = Some(Said { at: self.now.wall, text: why.clone() });
+        if let Some(entry) = self.deploy.book.get_mut(release) {
+            entry.state = ReleaseState::Failed { why };
+            entry.proven = false;
+        }
+    }
+
+    fn quarantine(&mut self, revision: Revision, build: crate::deploy::Fingerprint, why: String) {
+        self.deploy.quarantined.retain(|it| it.revision != revision || it.build != build);
+        self.deploy.quarantined.push(Quarantine { revision, build, why, at: self.now.wall });
+        let excess = self.deploy.quarantined.len().saturating_sub(QUARANTINE_LENGTH);
+        self.deploy.quarantined.drain(..excess);
+    }
+
+    // ---- moving to a release ----
+
+    pub(super) fn switch(&mut self, release: ReleaseId, revision: Revision, why: ChangeWhy) {
+        let previous = self.deploy.live().map(|entry| entry.id.clone());
+        self.effects.push(Effect::Switch { release: release.clone() });
+        self.deploy.phase = Phase::Switching(Change { release, revision, previous, why });
+    }
+
+    fn take_switched(&mut self, change: Change) {
+        self.deploy.book.set_live(&change.release, self.now.wall);
+        let Change { release, revision, previous, .. } = change.clone();
+        self.effects.push(Effect::Tell(News::Switched { release, revision, previous }));
+        self.follow(change);
+    }
+
+    /// Lets the pools follow `current`, which has moved.
+    pub(super) fn follow(&mut self, change: Change) {
+        if self.deploy.mode == Mode::Drained {
+            return self.stop_following(change);
+        }
+        self.roll_out(&change.release);
+        self.deploy.phase = Phase::RollingOut(change);
+    }
+
+    /// The drain stops the workers: there is nothing to follow, and nothing to learn about the release.
+    fn stop_following(&mut self, change: Change) {
+        let text = format!("{} is live; the node was drained before the pools ran it, they will start on it", change.release);
+        self.answer(&ids_of(change.why), &Outcome::Failed { text: text.clone() });
+        self.deploy.verdict = Some(Said { at: self.now.wall, text });
+        self.end();
+    }
+
+    pub(super) fn roll_out(&mut self, release: &ReleaseId) {
+        let Some(entry) = self.deploy.book.get(release) else { return };
+        let (release, revision) = (entry.id.clone(), entry.revision.clone());
+        self.effects.push(match self.deploy.pools {
+            Pools::NotStarted { .. } => Effect::StartPools { release, revision },
+            Pools::Started => Effect::RollOut { release, revision },
+        });
+        self.deploy.pools = Pools::Started;
+    }
+
+    fn take_switch_failure(&mut self, change: Change, text: String) {
+        let text = format!("`current` could not be moved to {}: {text}", change.release);
+        self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
+        match change.why {
+            ChangeWhy::Deploy(mut job) => {
+                job.trigger.made = Some(change.release);
+                job.failures = job.failures.saturating_add(1);
+                let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
+                self.complain(Complaint::Machine, News::Interrupted { text: text.clone(), again_in: wait });
+                let ids = std::mem::take(&mut job.ids);
+                self.answer(&ids, &Outcome::Failed { text: format!("{text}; tried again in {}", Human(wait)) });
+                self.wait(job, wait, WaitWhy::Machine);
+            }
+            ChangeWhy::Rollback(ids) => {
+                self.answer(&ids, &Outcome::Failed { text });
+                self.end();
+            }
+            ChangeWhy::Repair => {
+                let mut job = self.deploy.next.take().unwrap_or_else(|| Job::configured(Origin::Boot));
+                job.failures = job.failures.saturating_add(1);
+                let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
+                self.complain(Complaint::Machine, News::Interrupted { text, again_in: wait });
+                self.wait(job, wait, WaitWhy::Machine);
+            }
+        }
+    }
+
+    fn take_rolled_out(&mut self, change: Change) {
+        let Change { release, revision, why, .. } = change;
+        if let Some(entry) = self.deploy.book.get_mut(&release) {
+            entry.proven = true;
+        }
+        self.deploy.quarantined.retain(|it| it.revision != revision);
+        self.deploy.verdict = Some(Said { at: self.now.wall, text: format!("{} is live on all pools, as {release}", revision.short()) });
+        self.effects.push(Effect::Tell(News::Live { release, revision }));
+        self.all_is_well();
+        self.done(&ids_of(why), true);
+        self.end();
+    }
+
+    fn take_rollout_failure(&mut self, change: Change, text: String) {
+        let Change { release, revision, previous, why } = change;
+        let ids = ids_of(why);
+        let text = format!("the pools did not come up on {release}: {text}");
+        self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
+        let back = previous.filter(|id| self.deploy.book.get(id).is_some_and(Entry::is_whole));
+        let Some(to) = back else {
+            self.deploy.verdict = Some(Said { at: self.now.wall, text: text.clone() });
+            self.effects.push(Effect::Tell(News::StaysFailing { release, why: text.clone() }));
+            self.answer(&ids, &Outcome::Failed { text });
+            return self.end();
+        };
+        if let Some(build) = self.deploy.book.get(&release).map(|entry| entry.build.clone()) {
+            self.quarantine(revision.clone(), build, text.clone());
+            self.deploy.complaint = Some(Complaint::Quarantined(revision));
+        }
+        self.effects.push(Effect::Tell(News::GoingBack { from: release.clone(), to: to.clone(), why: text.clone() }));
+        self.effects.push(Effect::Switch { release: to.clone() });
+        self.deploy.phase = Phase::RollingBack { from: release, to, text, ids, step: BackStep::BEGIN };
+    }
+
+    fn end_return(&mut self, to: &ReleaseId, ids: Vec<RequestId>, text: String) {
+        self.effects.push(Effect::Tell(News::WentBack { to: to.clone() }));
+        let text = format!("{text}; back on {to}");
+        self.deploy.verdict = Some(Said { at: self.now.wall, text: text.clone() });
+        self.answer(&ids, &Outcome::Failed { text });
+        self.end();
+    }
+
+    // ---- ends ----
+
+    /// Ends what was under way: what is no longer needed goes.
+    pub(super) fn end(&mut self) {
+        self.deploy.phase = Phase::Idle;
+        let nothing_to_run = self.deploy.live().is_none() && self.deploy.next.is_none() && self.deploy.rollback.is_none();
+        if nothing_to_run && self.blocked().is_none() {
+            // A node without a live release is of no use as it is: it asks for something newer, slowly.
+            let at = self.now.mono + self.now.jitter.spread(self.policy.retry.slow);
+            self.deploy.phase = Phase::Waiting { job: Job::configured(Origin::Boot), at, why: WaitWhy::NothingLive };
+        }
+        self.prune();
+    }
+
+    pub(super) fn prune(&mut self) {
+        let mut busy: BTreeSet<ReleaseId> = self.deploy.working_on().into_iter().cloned().collect();
+        busy.extend(self.deploy.rollback.iter().map(|(release, _)| release.clone()));
+        busy.extend(self.deploy.next.iter().filter_map(|job| job.trigger.made.clone()));
+        match &self.deploy.phase {
+            Phase::Waiting { job, .. } | Phase::Fetching { job, .. } => busy.extend(job.trigger.made.clone()),
+            Phase::Switching(change) | Phase::RollingOut(change) => busy.extend(change.previous.clone()),
+            Phase::RollingBack { from, .. } => busy.extend([from.clone()]),
+            _ => {}
+        }
+        let ids = prunable(&self.deploy.book, &self.policy.keep, &BTreeSet::new(), &busy);
+        if ids.is_empty() {
+            return;
+        }
+        for entry in self.deploy.book.iter_mut().filter(|entry| ids.contains(&entry.id)) {
+            entry.leaving = true;
+        }
+        self.effects.push(Effect::Prune { ids });
+    }
+
+    fn take_pruned(&mut self, gone: &[ReleaseId], kept: &[ReleaseId]) {
+        self.deploy.book.retain(|entry| !(entry.leaving && gone.contains(&entry.id)));
+        for entry in self.deploy.book.iter_mut().filter(|entry| kept.contains(&entry.id)) {
+            entry.leaving = false;
+        }
+    }
+
+    fn begin_drain(&mut self, phase: Phase) {
+        self.deploy.mode = Mode::Drained;
+        match phase {
+            Phase::RollingOut(change) => self.stop_following(change),
+            Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. } => self.end_return(&to, ids, text),
+            other => self.deploy.phase = other,
+        }
+        self.let_waiting_give_way();
+    }
+
+    fn end_drain(&mut self) {
+        if self.deploy.mode == Mode::Minding {
+            return;
+        }
+        self.deploy.mode = Mode::Minding;
+        self.deploy.pools = Pools::NotStarted { until: self.now.mono };
+        // A deploy that the drain did not stop in time may build for long: the pools do not wait for it as after a boot.
+        if !matches!(self.deploy.phase, Phase::Asleep(_) | Phase::Switching(_) | Phase::RollingBack { .. })
+            && let Some(live) = self.deploy.live()
+        {
+            let release = live.id.clone();
+            self.roll_out(&release);
+        }
+    }
+
+    fn shut_down(&mut self, phase: Phase) {
+        let mut ids = self.deploy.next.iter_mut().flat_map(|job| std::mem::take(&mut job.ids)).collect::<Vec<_>>();
+        ids.extend(self.deploy.rollback.iter_mut().flat_map(|(_, ids)| std::mem::take(ids)));
+        let journal = saved::journal(&phase);
+        match phase {
+            Phase::Waiting { mut job, .. } | Phase::Fetching { mut job, .. } => {
+                ids.append(&mut job.ids);
+                self.give_back(job);
+            }
+            Phase::Staging(plan) | Phase::Linking(plan) | Phase::Building { plan, .. } | Phase::Sealing(plan) => ids.extend(plan.job.ids),
+            Phase::Switching(change) | Phase::RollingOut(change) => ids.extend(ids_of(change.why)),
+            Phase::RollingBack { ids: waiting, .. } => ids.extend(waiting),
+            Phase::Asleep(_) | Phase::Idle | Phase::Ending(_) => {}
+        }
+        self.refuse(&ids, &Refusal::Ending);
+        self.deploy.phase = Phase::Ending(journal);
+    }
+
+    fn take_while_ending(&mut self, event: Event) {
+        match event {
+            Event::Requested { id, .. } => self.refuse(&[id], &Refusal::Ending),
+            Event::Triggered(origin) => self.remember(Job::configured(origin)),
+            Event::Pruned { gone, kept } => self.take_pruned(&gone, &kept),
+            _ => {}
+        }
+    }
+
+    // ---- telling ----
+
+    fn all_is_well(&mut self) {
+        self.deploy.last_error = None;
+        self.deploy.complaint = None;
+    }
+
+    /// Tells it unless it is what was told last.
+    fn complain(&mut self, complaint: Complaint, news: News) {
+        if self.deploy.complaint.as_ref() != Some(&complaint) {
+            self.effects.push(Effect::Tell(news));
+            self.deploy.complaint = Some(complaint);
+        }
+    }
+
+    fn done(&mut self, ids: &[RequestId], changed: bool) {
+        let release = self.deploy.live().map(|entry| entry.id.clone());
+        self.answer(ids, &Outcome::Done { release, changed });
+    }
+
+    fn refuse(&mut self, ids: &[RequestId], refusal: &Refusal) {
+        self.answer(ids, &Outcome::Refused(refusal.clone()));
+    }
+
+    fn answer(&mut self, ids: &[RequestId], outcome: &Outcome) {
+        self.effects.extend(ids.iter().map(|id| Effect::Answer { id: *id, outcome: outcome.clone() }));
+    }
+}
+
+/// Joins an older job for the same to a newer one: nobody and nothing that was asked for is lost.
+pub(super) fn join(newer: &mut Job, older: Job) {
+    let mut ids = older.ids;
+    ids.append(&mut newer.ids);
+    newer.ids = ids;
+    newer.failures = newer.failures.max(older.failures);
+    if newer.trigger.origin != Origin::Operator {
+        newer.trigger.cuts = newer.trigger.cuts.max(older.trigger.cuts);
+    }
+    if newer.trigger.force == Force::No {
+        newer.trigger.made = older.trigger.made;
+    }
+    newer.trigger.force = newer.trigger.force.max(older.trigger.force);
+    newer.trigger.displaced |= older.trigger.displaced;
+}
+
+fn ids_of(why: ChangeWhy) -> Vec<RequestId> {
+    match why {
+        ChangeWhy::Deploy(job) => job.ids,
+        ChangeWhy::Rollback(ids) => ids,
+        ChangeWhy::Repair => vec![],
+    }
+}
