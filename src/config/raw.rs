@@ -92,7 +92,7 @@ pub(super) fn join(parent: &str, name: &str) -> String {
 pub(super) fn parse(bytes: &[u8], problems: &mut Vec<FormProblem>) -> Option<Node> {
     let mut tell = |at, what: String, hint| problems.push(FormProblem { at, key: String::new(), what, hint });
     if bytes.len() > MAX_FILE_BYTES {
-        tell(Mark::START, format!("the file is too large, found {} bytes; allowed: at most {MAX_FILE_BYTES}", bytes.len()), None);
+        tell(Mark::START, "the file is too large; allowed: at most 1 MiB".to_owned(), None);
         return None;
     }
     let text = match std::str::from_utf8(bytes) {
@@ -504,7 +504,7 @@ mod tests {
             (&"- ".repeat(100_000), "nested too deeply; allowed: at most 32 levels"),
             (&"{a: ".repeat(100_000), "nested too deeply; allowed: at most 32 levels"),
             (&"? ".repeat(100_000), "nested too deeply; allowed: at most 32 levels"),
-            (&"x".repeat(10_000_000), "1:1  the file is too large, found 10000000 bytes; allowed: at most 1048576"),
+            (&"x".repeat(10_000_000), "1:1  the file is too large; allowed: at most 1 MiB"),
         ] {
             let (node, problems) = read(text);
             assert!(node.is_none() && problems.len() == 1 && problems[0].ends_with(problem), "{problems:?}, not {problem}");
