@@ -2,5 +2,7 @@
 
 mod keeper;
 mod sys;
+//! The binary.
+mod config;
 
 fn main() {}

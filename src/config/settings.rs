@@ -1,6 +1,6 @@
 //! What a validated configuration means: the only form of it that the rest of the program sees.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -250,4 +250,99 @@ pub enum LogFormat {
     Human,
     /// One object a line.
     Json,
+}
+
+/// What differs between two configurations: what a reload does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Pools that the new one has and the old one had not.
+    pub pools_added: BTreeSet<PoolName>,
+    /// Pools that are gone.
+    pub pools_removed: BTreeSet<PoolName>,
+    /// Pools whose workers must be started anew: what they execute, as whom, with what environment or limits.
+    pub restart: BTreeSet<PoolName>,
+    /// Pools that changed only in how they are minded (count, ladders, order, log, ...): running workers stay.
+    pub policy_only: BTreeSet<PoolName>,
+    /// The same revision would be built differently: `build:`, or what is linked into each release.
+    pub build_changed: bool,
+    /// `source:`.
+    pub source_changed: bool,
+    /// `release.keep`, `keep_failed`, `min_free`.
+    pub retention_changed: bool,
+    /// `control:`.
+    pub control_changed: bool,
+    /// `log:` of the agent; a new `buffer` counts for workers started from now on.
+    pub log_changed: bool,
+    /// Keys that a reload cannot change.
+    pub needs_agent_restart: Vec<&'static str>,
+}
+
+impl Changes {
+    /// Whether nothing differs.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Settings {
+    /// Returns what differs between `old` and `new`.
+    #[must_use]
+    pub fn changes(old: &Self, new: &Self) -> Changes {
+        let by_name = |settings: &'_ Self| settings.pools.iter().map(|pool| pool.policy.name.clone()).collect::<BTreeSet<_>>();
+        let (before, after) = (by_name(old), by_name(new));
+        let mut changes = Changes {
+            pools_added: after.difference(&before).cloned().collect(),
+            pools_removed: before.difference(&after).cloned().collect(),
+            build_changed: old.build != new.build
+                || old.release.linked_dirs != new.release.linked_dirs
+                || old.release.linked_files != new.release.linked_files,
+            source_changed: old.source != new.source,
+            retention_changed: (old.release.keep, old.release.keep_failed, old.release.min_free)
+                != (new.release.keep, new.release.keep_failed, new.release.min_free),
+            control_changed: old.control != new.control,
+            log_changed: old.log != new.log,
+            ..Changes::default()
+        };
+        for pool in &new.pools {
+            let Some(was) = old.pools.iter().find(|was| was.policy.name == pool.policy.name) else { continue };
+            // Without a user of its own, a pool's workers run as the app's.
+            if was.seen_by_workers(old) != pool.seen_by_workers(new) {
+                changes.restart.insert(pool.policy.name.clone());
+            } else if was != pool {
+                changes.policy_only.insert(pool.policy.name.clone());
+            }
+        }
+        if old.app != new.app {
+            changes.needs_agent_restart.push("app");
+        }
+        if old.root != new.root {
+            changes.needs_agent_restart.push("root");
+        }
+        changes
+    }
+}
+
+/// What a worker is born with: nothing of it can be changed in a running one.
+#[derive(PartialEq, Eq)]
+struct SeenByWorkers<'a> {
+    command: &'a Command,
+    user: Option<&'a UserSpec>,
+    env: &'a BTreeMap<String, Text>,
+    env_files: &'a [PathBuf],
+    port: Option<u16>,
+    limits: Limits,
+}
+
+impl PoolSettings {
+    fn seen_by_workers<'a>(&'a self, settings: &'a Settings) -> SeenByWorkers<'a> {
+        SeenByWorkers {
+            command: &self.command,
+            user: self.user.as_ref().or(settings.user.as_ref()),
+            env: &self.env,
+            env_files: &self.env_files,
+            port: self.port,
+            limits: self.limits,
+        }
+    }
 }

@@ -1,0 +1,440 @@
+//! What a configuration comes to: each value, and whether the file or a default says so. For `check --explain`.
+//!
+//! Values are taken from the [`Settings`] themselves, so that what is shown is what holds; secrets show where they come from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use selfstart_core::policy::{MemoryAction, MemoryRung, ReadyHow, StopLadder, UpdateHow};
+use selfstart_core::time::Human;
+use selfstart_core::units::Bytes;
+
+use super::command;
+use super::merged::{LOG_FORMATS, QUEUE_KINDS};
+use super::problem::Mark;
+use super::raw::{Node, Value, join};
+use super::schema::{self, Left};
+use super::secret::Text;
+use super::settings::{Command, Credentials, PoolSettings, QueueSettings, Settings, UserSpec, WantedRef};
+
+/// Each value of a configuration and where it comes from, in the order of the reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explained {
+    values: Vec<Explanation>,
+}
+
+/// One value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explanation {
+    /// The path of its key, name by name.
+    path: Vec<String>,
+    value: Shown,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This place in the file.
+    File(Mark),
+    /// The key is left out.
+    Default,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Shown {
+    /// The key is left out, and that means something of its own.
+    Nothing,
+    Text(String),
+    Number(i64),
+    Bool(bool),
+    Duration(Duration),
+    Size(Bytes),
+    List(Vec<Shown>),
+    Map(Vec<(String, Shown)>),
+}
+
+impl Explanation {
+    /// Returns the path of the key: `pools.web.count`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        self.path.iter().fold(String::new(), |path, name| join(&path, name))
+    }
+
+    /// Returns the value as it might be written in the file, on one line; `–` for a key that is left out and has no default.
+    #[must_use]
+    pub fn value(&self) -> String {
+        self.value.line()
+    }
+
+    /// What the schema says of a key that is left out.
+    fn left_out(&self) -> Option<&'static str> {
+        let mut path = self.path.join(".");
+        if let [first, _, rest @ ..] = self.path.as_slice()
+            && first == "pools"
+        {
+            path = ["pools.NAME"].into_iter().chain(rest.iter().map(String::as_str)).collect::<Vec<_>>().join(".");
+        }
+        match schema::find(&path)?.default {
+            Left::Words(words) if words != "–" => Some(words),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Explained {
+    /// A line for each value: `KEY: VALUE  # line N` or `# default`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for value in &self.values {
+            write!(f, "{}: {}", value.key(), value.value())?;
+            match (value.origin, value.left_out()) {
+                (Origin::File(mark), _) => writeln!(f, "  # line {}", mark.line)?,
+                (Origin::Default, Some(words)) if value.value == Shown::Nothing => writeln!(f, "  # default: {}", words.replace('`', ""))?,
+                (Origin::Default, _) => writeln!(f, "  # default")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Explained {
+    /// Explains settings by the tree that they were read from.
+    pub(super) fn new(settings: &Settings, tree: &Node) -> Self {
+        let mut collector = Collector { tree, values: Vec::new() };
+        collector.settings(settings);
+        Self { values: collector.values }
+    }
+
+    /// The values.
+    pub fn iter(&self) -> impl Iterator<Item = &Explanation> {
+        self.values.iter()
+    }
+
+    /// Returns `{"schema": 1, "values": [{"key", "value", "origin": "file"|"default", "line"?, "column"?}]}`; durations in
+    /// seconds, sizes in bytes, `null` for a key that is left out and has no default.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let values = self.values.iter().map(|value| {
+            let mut object = serde_json::json!({ "key": value.key(), "value": value.value.json(), "origin": "default" });
+            if let Origin::File(mark) = value.origin {
+                object["origin"] = "file".into();
+                object["line"] = mark.line.into();
+                object["column"] = mark.column.into();
+            }
+            object
+        });
+        serde_json::json!({ "schema": 1, "values": values.collect::<Vec<_>>() })
+    }
+
+    /// Returns the whole configuration with its defaults, as a file that means the same; but for tokens and passwords that
+    /// are written in plain: `***`.
+    ///
+    /// # Errors
+    /// None that is known: every value here can be written.
+    pub fn to_yaml(&self) -> Result<String, serde_yaml::Error> {
+        let mut root = serde_yaml::Mapping::new();
+        for value in self.values.iter().filter(|value| value.value != Shown::Nothing) {
+            put(&mut root, &value.path, value.value.yaml());
+        }
+        serde_yaml::to_string(&root)
+    }
+}
+
+/// Puts a value at its path; maps on the way are made.
+fn put(map: &mut serde_yaml::Mapping, path: &[String], value: serde_yaml::Value) {
+    match path {
+        [] => {}
+        [last] => {
+            map.insert(last.as_str().into(), value);
+        }
+        [first, rest @ ..] => {
+            let inner = map.entry(first.as_str().into()).or_insert_with(|| serde_yaml::Mapping::new().into());
+            if let serde_yaml::Value::Mapping(inner) = inner {
+                put(inner, rest, value);
+            }
+        }
+    }
+}
+
+impl Shown {
+    fn yaml(&self) -> serde_yaml::Value {
+        match self {
+            Self::Nothing => serde_yaml::Value::Null,
+            Self::Text(text) => text.as_str().into(),
+            Self::Number(number) => (*number).into(),
+            Self::Bool(value) => (*value).into(),
+            Self::Duration(duration) => Human(*duration).to_string().into(),
+            Self::Size(size) => exact(*size).into(),
+            Self::List(items) => serde_yaml::Value::Sequence(items.iter().map(Self::yaml).collect()),
+            Self::Map(entries) => {
+                serde_yaml::Value::Mapping(entries.iter().map(|(key, value)| (key.as_str().into(), value.yaml())).collect())
+            }
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Nothing => serde_json::Value::Null,
+            Self::Text(text) => text.as_str().into(),
+            Self::Number(number) => (*number).into(),
+            Self::Bool(value) => (*value).into(),
+            Self::Duration(duration) => duration.as_secs_f64().into(),
+            Self::Size(size) => size.0.into(),
+            Self::List(items) => items.iter().map(Self::json).collect(),
+            Self::Map(entries) => entries.iter().map(|(key, value)| (key.clone(), value.json())).collect(),
+        }
+    }
+
+    fn line(&self) -> String {
+        match self {
+            Self::Nothing => "–".to_owned(),
+            Self::Text(text) if text.is_empty() || text.contains(char::is_control) => format!("{text:?}"),
+            Self::Text(text) => text.clone(),
+            Self::Number(number) => number.to_string(),
+            Self::Bool(value) => value.to_string(),
+            Self::Duration(duration) => Human(*duration).to_string(),
+            Self::Size(size) => exact(*size),
+            Self::List(items) => format!("[{}]", items.iter().map(Self::line).collect::<Vec<_>>().join(", ")),
+            Self::Map(entries) => {
+                let entries: Vec<_> = entries.iter().map(|(key, value)| format!("{key}: {}", value.line())).collect();
+                format!("{{{}}}", entries.join(", "))
+            }
+        }
+    }
+}
+
+/// A size as it might be written, to the byte.
+fn exact(size: Bytes) -> String {
+    let units = [
+        ("TB", 1_000_000_000_000),
+        ("TiB", 1 << 40),
+        ("GB", 1_000_000_000),
+        ("GiB", 1 << 30),
+        ("MB", 1_000_000),
+        ("MiB", 1 << 20),
+        ("kB", 1_000),
+        ("KiB", 1 << 10),
+    ];
+    let whole =
+        units.iter().filter(|(_, unit)| size.0 > 0 && size.0.is_multiple_of(*unit)).map(|(name, unit)| format!("{}{name}", size.0 / unit));
+    whole.min_by_key(String::len).unwrap_or_else(|| format!("{}B", size.0))
+}
+
+/// Returns a stop ladder as it is written: `[QUIT 60s, TERM 10s, KILL]`.
+#[must_use]
+pub fn ladder(ladder: &StopLadder) -> String {
+    rungs(ladder).line()
+}
+
+fn rungs(ladder: &StopLadder) -> Shown {
+    let polite = ladder.rungs.iter().map(|rung| format!("{} {}", rung.signal, Human(rung.wait)));
+    Shown::List(polite.chain(["KILL".to_owned()]).map(Shown::Text).collect())
+}
+
+fn memory_rung(rung: &MemoryRung) -> Shown {
+    let action = match rung.action {
+        MemoryAction::Drain => "drain",
+        MemoryAction::Kill => "kill",
+        MemoryAction::Signal(signal) => signal.name(),
+    };
+    Shown::Text(format!("{} x{}/{} {action}", exact(rung.limit), rung.hits, rung.of))
+}
+
+/// A command as it might be written; quotes only where they are needed.
+fn words(words: &[String]) -> Shown {
+    let bare = words.join(" ");
+    if command::split(&bare).is_ok_and(|split| split == words) { Shown::Text(bare) } else { Shown::Text(shell_words::join(words)) }
+}
+
+fn path(path: &Path) -> Shown {
+    Shown::Text(path.display().to_string())
+}
+
+fn number(number: impl Into<i64>) -> Shown {
+    Shown::Number(number.into())
+}
+
+fn or_nothing<T>(value: Option<T>, show: impl FnOnce(T) -> Shown) -> Shown {
+    value.map_or(Shown::Nothing, show)
+}
+
+fn text(text: &Text) -> Shown {
+    Shown::Text(text.to_string())
+}
+
+fn user(user: &UserSpec) -> Shown {
+    Shown::Text(user.group.as_ref().map_or_else(|| user.user.clone(), |group| format!("{}:{group}", user.user)))
+}
+
+struct Collector<'t> {
+    tree: &'t Node,
+    values: Vec<Explanation>,
+}
+
+impl Collector<'_> {
+    fn add(&mut self, path: &[&str], value: Shown) {
+        self.add_inherited(path, value, &[]);
+    }
+
+    /// A value that comes from `elsewhere` if nothing is written at its own path.
+    fn add_inherited(&mut self, path: &[&str], value: Shown, elsewhere: &[&str]) {
+        let mark = self.written(path).or_else(|| if elsewhere.is_empty() { None } else { self.written(elsewhere) });
+        let origin = mark.map_or(Origin::Default, Origin::File);
+        self.values.push(Explanation { path: path.iter().map(|&name| name.to_owned()).collect(), value, origin });
+    }
+
+    /// Where a path is written; of a map that is written short (`memory: 350MB`), where that stands.
+    fn written(&self, path: &[&str]) -> Option<Mark> {
+        let mut node = self.tree;
+        for name in path {
+            match &node.value {
+                Value::Map(entries) => node = &entries.iter().find(|entry| entry.key == *name)?.value,
+                Value::Scalar { .. } | Value::List(_) => break,
+            }
+        }
+        (!node.value.is_nothing()).then_some(node.at)
+    }
+
+    fn settings(&mut self, settings: &Settings) {
+        let Settings { app, root, user: app_user, source, release, build, queue, pools, control, log } = settings;
+        self.add(&["app"], Shown::Text(app.clone()));
+        self.add(&["root"], path(root));
+        self.add(&["user"], or_nothing(app_user.as_ref(), user));
+        self.add(&["source", "repository"], text(&source.repository));
+        let (name, wanted) = match &source.wanted {
+            WantedRef::Branch(name) => ("branch", name),
+            WantedRef::Tag(name) => ("tag", name),
+            WantedRef::Revision(id) => ("revision", id),
+        };
+        self.add(&["source", name], Shown::Text(wanted.clone()));
+        self.add(&["source", "depth"], number(source.depth));
+        self.add(&["source", "ca"], or_nothing(source.ca.as_deref(), path));
+        match &source.credentials {
+            Credentials::None => self.add(&["source", "credentials"], Shown::Nothing),
+            Credentials::Token(token) => self.add(&["source", "credentials", "token"], text(token)),
+            Credentials::Password { username, password } => {
+                self.add(&["source", "credentials", "username"], text(username));
+                self.add(&["source", "credentials", "password"], text(password));
+            }
+            Credentials::Ssh { key, known_hosts } => {
+                self.add(&["source", "credentials", "ssh_key"], or_nothing(key.as_deref(), path));
+                self.add(&["source", "credentials", "known_hosts"], or_nothing(known_hosts.as_deref(), path));
+            }
+        }
+        self.add(&["source", "timeout"], Shown::Duration(source.timeout));
+        self.add(&["source", "boot_timeout"], Shown::Duration(source.boot_timeout));
+        self.add(&["release", "keep"], number(release.keep));
+        self.add(&["release", "keep_failed"], number(release.keep_failed));
+        self.add(&["release", "linked_dirs"], Shown::List(release.linked_dirs.iter().map(|dir| path(dir)).collect()));
+        self.add(&["release", "linked_files"], Shown::List(release.linked_files.iter().map(|file| path(file)).collect()));
+        self.add(&["release", "min_free"], Shown::Size(release.min_free));
+        self.env(&["build", "env"], &build.env);
+        self.add(&["build", "timeout"], Shown::Duration(build.timeout));
+        let steps = build.steps.iter().map(|step| match step.timeout {
+            None => Shown::Text(step.run.clone()),
+            Some(timeout) => Shown::Map(vec![("run".into(), Shown::Text(step.run.clone())), ("timeout".into(), Shown::Duration(timeout))]),
+        });
+        self.add(&["build", "steps"], Shown::List(steps.collect()));
+        self.queue(&["queue"], queue);
+        for pool in pools {
+            self.pool(pool);
+        }
+        self.add(&["control", "owner"], or_nothing(control.owner.clone(), Shown::Text));
+        self.add(&["control", "group"], or_nothing(control.group.clone(), Shown::Text));
+        self.add(&["control", "workers"], Shown::Bool(control.workers));
+        let format = LOG_FORMATS.iter().find(|(_, format)| *format == log.format).map_or("", |(name, _)| name);
+        self.add(&["log", "format"], Shown::Text(format.to_owned()));
+        self.add(&["log", "level"], Shown::Text(log.level.clone()));
+        self.add(&["log", "buffer"], Shown::Size(log.buffer));
+    }
+
+    fn env(&mut self, at: &[&str], env: &BTreeMap<String, Text>) {
+        if env.is_empty() {
+            self.add(at, Shown::Map(Vec::new()));
+        }
+        for (name, value) in env {
+            self.add(&[at, &[name.as_str()]].concat(), text(value));
+        }
+    }
+
+    fn queue(&mut self, at: &[&str], queue: &QueueSettings) {
+        let kind = QUEUE_KINDS.iter().find(|(_, kind)| *kind == queue.kind).map_or("", |(name, _)| name);
+        let values = [
+            ("kind", Shown::Text(kind.to_owned())),
+            ("url", or_nothing(queue.url.as_ref(), text)),
+            ("namespace", or_nothing(queue.namespace.clone(), Shown::Text)),
+        ];
+        for (name, value) in values {
+            self.add_inherited(&[at, &[name]].concat(), value, &["queue", name]);
+        }
+    }
+
+    fn pool(&mut self, pool: &PoolSettings) {
+        let PoolSettings { policy, command, group, user: pool_user, queue, queues, env, env_files, port, limits, log } = pool;
+        let worker = &policy.worker;
+        let pool = ["pools", policy.name.as_str()];
+        let at = |names: &[&'static str]| [&pool, names].concat();
+        match command {
+            Command::Words(list) => self.add(&at(&["command"]), words(list)),
+            Command::Shell(script) => self.add(&at(&["shell"]), Shown::Text(script.clone())),
+        }
+        let texts = |list: &mut dyn Iterator<Item = String>| Shown::List(list.map(Shown::Text).collect());
+        self.add(&at(&["group"]), or_nothing(group.as_ref(), |group| Shown::Text(group.to_string())));
+        self.add(&at(&["count"]), number(policy.count));
+        self.add(&at(&["after"]), texts(&mut policy.after.iter().map(ToString::to_string)));
+        self.queue(&at(&["queue"]), queue);
+        self.add(&at(&["queues"]), texts(&mut queues.iter().cloned()));
+        self.env(&at(&["env"]), env);
+        self.add(&at(&["env_files"]), Shown::List(env_files.iter().map(|file| path(file)).collect()));
+        match &worker.memory {
+            None => self.add(&at(&["memory"]), Shown::Nothing),
+            Some(memory) => {
+                self.add(&at(&["memory", "ladder"]), Shown::List(memory.ladder.iter().map(memory_rung).collect()));
+                self.add(&at(&["memory", "every"]), Shown::Duration(memory.every));
+            }
+        }
+        match &worker.stale {
+            None => self.add(&at(&["stale_job_timeout"]), Shown::Nothing),
+            Some(stale) => {
+                self.add(&at(&["stale_job_timeout", "default"]), Shown::Duration(stale.default));
+                let classes = stale.classes.iter().map(|(class, timeout)| (class.clone(), Shown::Duration(*timeout)));
+                self.add(&at(&["stale_job_timeout", "classes"]), Shown::Map(classes.collect()));
+            }
+        }
+        self.add(&at(&["stop"]), rungs(&worker.stop));
+        let restart = &worker.restart;
+        let backoff = [restart.backoff_first, restart.backoff_longest].map(Shown::Duration);
+        self.add(&at(&["restart", "backoff"]), Shown::List(backoff.into()));
+        self.add(&at(&["restart", "reset_after"]), Shown::Duration(restart.reset_after));
+        self.add(&at(&["restart", "flapping", "crashes"]), number(restart.flapping.crashes));
+        self.add(&at(&["restart", "flapping", "within"]), Shown::Duration(restart.flapping.within));
+        self.add(&at(&["restart", "flapping", "retry_after"]), Shown::Duration(restart.flapping.retry_after));
+        let (name, how) = match &worker.ready.how {
+            ReadyHow::After(after) => ("after", Shown::Duration(*after)),
+            ReadyHow::Tcp(address) => ("tcp", Shown::Text(address.clone())),
+            ReadyHow::Command(command) => ("command", words(command)),
+        };
+        self.add(&at(&["ready", name]), how);
+        self.add(&at(&["ready", "within"]), Shown::Duration(worker.ready.within));
+        let how = match policy.update.how {
+            UpdateHow::OneAtATime => "one_at_a_time",
+            UpdateHow::AllAtOnce => "all_at_once",
+        };
+        self.add(&at(&["update", "how"]), Shown::Text(how.to_owned()));
+        self.add(&at(&["update", "max_unavailable"]), number(policy.update.max_unavailable));
+        self.add(&at(&["update", "settle"]), Shown::Duration(policy.update.settle));
+        self.add(&at(&["start_stagger"]), Shown::Duration(policy.start_stagger));
+        self.add(&at(&["limits", "nofile"]), or_nothing(limits.nofile.and_then(|limit| i64::try_from(limit).ok()), Shown::Number));
+        self.add(&at(&["limits", "nice"]), or_nothing(limits.nice, number));
+        self.add(&at(&["limits", "umask"]), or_nothing(limits.umask, |mask| Shown::Text(format!("{mask:03o}"))));
+        self.add(&at(&["log", "file"]), or_nothing(log.file.as_deref(), path));
+        self.add(&at(&["log", "max_size"]), Shown::Size(log.max_size));
+        self.add(&at(&["log", "max_age"]), or_nothing(log.max_age, Shown::Duration));
+        self.add(&at(&["log", "keep"]), number(log.keep));
+        self.add_inherited(&at(&["user"]), or_nothing(pool_user.as_ref(), user), &[]);
+        self.add(&at(&["port"]), or_nothing(*port, number));
+    }
+}
