@@ -6,10 +6,17 @@
 //! heals what it left. It never retries and decides nothing about the deploy.
 
 use std::fmt;
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use selfstart_core::id::Revision;
+use selfstart_core::time::Human;
 use serde::{Deserialize, Serialize};
+
+use super::{mirror, prune, stage};
 
 /// What the helper is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,8 +238,146 @@ impl ErrorKind {
     }
 }
 
+impl Failure {
+    /// Makes a failure without a hint.
+    #[must_use]
+    pub fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into(), hint: None }
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: &str) -> Self {
+        self.hint = Some(hint.to_owned());
+        self
+    }
+
+    /// Makes a failure of an input or output that went wrong here, in this machine's files.
+    pub(super) fn io(what: impl fmt::Display, error: &io::Error) -> Self {
+        use io::ErrorKind as Io;
+        let kind = match error.kind() {
+            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge | Io::ReadOnlyFilesystem | Io::PermissionDenied => ErrorKind::DiskFull,
+            _ => ErrorKind::Internal,
+        };
+        let failure = Self::new(kind, format!("{what}: {error}"));
+        match error.kind() {
+            Io::PermissionDenied => failure.hint("the directory must belong to the app's user"),
+            _ => failure,
+        }
+    }
+}
+
+/// The time between two lines of progress: about five a second.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// The longest request: a URL, some paths and secrets; more is a mistake of the caller.
+const MAX_REQUEST: u64 = 1024 * 1024;
+
+/// The helper's output. The last line is written once, by whoever comes first: the work or the watchdog.
+pub(super) struct Out {
+    inner: Mutex<OutInner>,
+}
+
+struct OutInner {
+    to: Box<dyn Write + Send>,
+    last_progress: Option<Instant>,
+    ended: bool,
+    safe: Option<Done>,
+}
+
+impl Out {
+    /// Makes an output that writes to `to`.
+    pub(super) fn new(to: Box<dyn Write + Send>) -> Self {
+        Self { inner: Mutex::new(OutInner { to, last_progress: None, ended: false, safe: None }) }
+    }
+
+    /// Tells how far it is, unless it was told a moment ago.
+    pub(super) fn progress(&self, progress: Progress) {
+        let mut inner = self.lock();
+        if inner.ended || inner.last_progress.is_some_and(|last| last.elapsed() < PROGRESS_EVERY) {
+            return;
+        }
+        inner.last_progress = Some(Instant::now());
+        if inner.say(&Reply::Progress(progress)).is_err() {
+            // Nobody listens: the agent and the keeper are gone, and what is half done heals.
+            std::process::exit(1);
+        }
+    }
+
+    /// Says that the request is fulfilled and what follows is only tidying: if time runs out now, this is the answer.
+    pub(super) fn is_safe(&self, done: Done) {
+        self.lock().safe = Some(done);
+    }
+
+    /// Writes the last line, if none is written yet; returns whether it tells of success.
+    fn end(&self, outcome: Outcome) -> bool {
+        let mut inner = self.lock();
+        if inner.ended {
+            return false;
+        }
+        inner.ended = true;
+        let outcome = match (outcome, inner.safe.take()) {
+            (Err(failure), Some(safe)) if failure.kind == ErrorKind::Timeout => Ok(safe),
+            (outcome, _) => outcome,
+        };
+        let good = outcome.is_ok();
+        let said = inner.say(&outcome.map_or_else(Reply::Error, Reply::Ok));
+        good && said.is_ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OutInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OutInner {
+    fn say(&mut self, reply: &Reply) -> io::Result<()> {
+        let mut line = serde_json::to_vec(reply)?;
+        line.push(b'\n');
+        self.to.write_all(&line)?;
+        self.to.flush()
+    }
+}
+
 /// Runs the helper: one request in, replies out. Exit code 0 when the last reply is [`Reply::Ok`].
 #[must_use]
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::FAILURE
+pub fn main() -> ExitCode {
+    // Modes of what is written are as in the tree, whoever starts us.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let out = Arc::new(Out::new(Box::new(io::stdout())));
+    let outcome = read_request().and_then(|request| {
+        let timeout = match &request {
+            Request::Fetch(fetch) => Duration::from_millis(fetch.timeout_millis),
+            Request::Stage(stage) => Duration::from_millis(stage.timeout_millis),
+            // One pass over /proc: only a hung kernel takes longer.
+            Request::Uses(_) => Duration::from_secs(60),
+        };
+        watch(Arc::clone(&out), timeout);
+        match request {
+            Request::Fetch(fetch) => mirror::fetch(&fetch, &out).map(Done::Fetched),
+            Request::Stage(stage) => stage::stage(&stage, &out).map(Done::Staged),
+            Request::Uses(uses) => prune::uses(&uses.releases)
+                .map(Done::Uses)
+                .map_err(|error| Failure::new(ErrorKind::Internal, error.to_string())),
+        }
+    });
+    if out.end(outcome) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn read_request() -> Result<Request, Failure> {
+    let wrong = |why: String| Failure::new(ErrorKind::Internal, format!("not a request: {why}"));
+    let mut text = Vec::new();
+    io::stdin().lock().take(MAX_REQUEST).read_to_end(&mut text).map_err(|error| wrong(error.to_string()))?;
+    // Only where it is wrong: what is wrong may be a secret.
+    serde_json::from_slice(&text).map_err(|error| wrong(format!("line {}, column {}", error.line(), error.column())))
+}
+
+/// Ends the helper when its time is over, in whatever C code or system call it is.
+fn watch(out: Arc<Out>, timeout: Duration) {
+    std::thread::spawn(move || {
+        std::thread::sleep(timeout);
+        let text = format!("not done within {}", Human(timeout));
+        let good = out.end(Err(Failure::new(ErrorKind::Timeout, text).hint("a first fetch of a large repository may need a longer `source.timeout`")));
+        super::transport::abandon();
+        std::process::exit(i32::from(!good));
+    });
 }
