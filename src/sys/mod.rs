@@ -8,3 +8,7 @@ pub(crate) mod process;
 pub(crate) mod signals;
 pub(crate) mod spawn;
 pub(crate) mod users;
+//! How Linux does it: the only place for `unsafe`. No policy, no retry, no logging.
+pub mod libgit2;
+pub mod links;
+pub mod sync;

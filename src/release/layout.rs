@@ -1,0 +1,324 @@
+//! Where everything of one app is (PRODUCT.md, section 2): the paths, the directories, the names of new releases.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use selfstart_core::id::{ReleaseId, Revision};
+use selfstart_core::time::WallTime;
+use selfstart_core::units::Bytes;
+
+use super::book::ReleaseBook;
+use crate::sys::links;
+
+/// What goes before the name of a release that is being removed.
+pub(super) const TRASH_PREFIX: &str = ".trash-";
+/// What goes behind the name of a release that is being staged.
+pub(super) const STAGING_SUFFIX: &str = ".tmp";
+
+/// What can be wrong with the directories.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// One could not be made or looked at.
+    #[error("failed to prepare directory `{path}`")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Something else stands where a directory must be.
+    #[error("`{path}` is not a directory\nhint: move it away; selfstart keeps its own files there")]
+    NotADirectory {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Less room than `release.min_free`.
+    #[error("only {free} are free at `{path}`, wanted: {wanted}\nhint: make room or lower `release.min_free`")]
+    TooLittleSpace {
+        /// Where.
+        path: PathBuf,
+        /// What is left.
+        free: Bytes,
+        /// `release.min_free`.
+        wanted: Bytes,
+    },
+    /// A date that no calendar has.
+    #[error("the clock shows no date: {0} ms after 1970")]
+    Clock(i64),
+}
+
+/// The user and group that helpers, builds and workers run as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user's number.
+    pub uid: u32,
+    /// The group's number.
+    pub gid: u32,
+}
+
+/// All paths of one app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// Returns the paths below `root`, which should be absolute.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// `<root>`.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The bare repository.
+    #[must_use]
+    pub fn mirror(&self) -> PathBuf {
+        self.root.join("repo.git")
+    }
+
+    /// The directory of all releases.
+    #[must_use]
+    pub fn releases(&self) -> PathBuf {
+        self.root.join("releases")
+    }
+
+    /// The directory of one release.
+    #[must_use]
+    pub fn release(&self, id: &ReleaseId) -> PathBuf {
+        self.releases().join(id.as_str())
+    }
+
+    /// Where a release is written before it has its name: what is there after a kill is removed at the next start.
+    #[must_use]
+    pub fn staging(&self, id: &ReleaseId) -> PathBuf {
+        self.releases().join(format!("{id}{STAGING_SUFFIX}"))
+    }
+
+    /// The link to the live release.
+    #[must_use]
+    pub fn current(&self) -> PathBuf {
+        self.root.join("current")
+    }
+
+    /// Where `linked_dirs` and `linked_files` live.
+    #[must_use]
+    pub fn shared(&self) -> PathBuf {
+        self.root.join("shared")
+    }
+
+    /// The directory of logs.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.root.join("log")
+    }
+
+    /// The output of the build of a release.
+    #[must_use]
+    pub fn build_log(&self, id: &ReleaseId) -> PathBuf {
+        self.log().join(format!("build.{id}.log"))
+    }
+
+    /// The agent's own files.
+    #[must_use]
+    pub fn run(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    /// The control API.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.run().join("control.sock")
+    }
+
+    /// The agent's state.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.run().join("state.json")
+    }
+
+    /// The agent's journal.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.run().join("journal")
+    }
+
+    /// The last configuration that was run.
+    #[must_use]
+    pub fn good_config(&self) -> PathBuf {
+        self.run().join("config.good.yaml")
+    }
+
+    /// Every event.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.run().join("events.jsonl")
+    }
+
+    /// The list of releases ([`ReleaseBook`]).
+    #[must_use]
+    pub fn book(&self) -> PathBuf {
+        self.run().join("releases.json")
+    }
+
+    /// Makes the directories that are missing, and returns what was put right, for people.
+    ///
+    /// `<root>`, `run` and `log` stay the agent's: who owns a directory can replace what is in it, so an app's user that owned
+    /// them could swap the control socket or a log file for a link. `repo.git`, `releases` and `shared` go to `owner` (`None`:
+    /// everything runs as the agent); a mirror of another owner is removed, since the helper could not write in it.
+    ///
+    /// # Errors
+    /// If one cannot be made, or something else stands in its place.
+    pub fn create(&self, owner: Option<Owner>) -> Result<Vec<String>, LayoutError> {
+        let mut said = Vec::new();
+        for path in [self.root.clone(), self.run(), self.journal(), self.log()] {
+            make_directory(&path, 0o755)?;
+        }
+        for (path, mode) in [(self.mirror(), 0o700), (self.releases(), 0o755), (self.shared(), 0o755)] {
+            make_directory(&path, mode)?;
+            let Some(owner) = owner else { continue };
+            let failed = |source| LayoutError::Directory { path: path.clone(), source };
+            let found = fs_err::metadata(&path).map_err(failed)?;
+            if (found.uid(), found.gid()) == (owner.uid, owner.gid) {
+                continue;
+            }
+            if found.uid() != owner.uid && path == self.mirror() && fs_err::read_dir(&path).map_err(failed)?.next().is_some() {
+                said.push(format!("removed the mirror `{}`: it belonged to user {}, not {}", path.display(), found.uid(), owner.uid));
+                links::remove_tree(&path).map_err(failed)?;
+                make_directory(&path, mode)?;
+            }
+            std::os::unix::fs::chown(&path, Some(owner.uid), Some(owner.gid)).map_err(failed)?;
+        }
+        Ok(said)
+    }
+
+    /// Returns the name for a new release: the date in UTC, the short revision, and `-2`, `-3` ... if that is taken
+    /// in `book` or on the disk.
+    ///
+    /// # Errors
+    /// If `now` is no date.
+    pub fn new_release_id(&self, now: WallTime, revision: &Revision, book: &ReleaseBook) -> Result<ReleaseId, LayoutError> {
+        let date = Timestamp::from_millisecond(now.unix_millis()).map_err(|_| LayoutError::Clock(now.unix_millis()))?;
+        let name = format!("{}-{}", date.strftime("%Y%m%dT%H%M%SZ"), revision.short());
+        for attempt in 1_u32.. {
+            let name = if attempt == 1 { name.clone() } else { format!("{name}-{attempt}") };
+            let Ok(id) = name.parse::<ReleaseId>() else { break };
+            let trash = self.releases().join(format!("{TRASH_PREFIX}{id}"));
+            let on_disk = [self.release(&id), self.staging(&id), trash].iter().any(|path| fs_err::symlink_metadata(path).is_ok());
+            if !on_disk && book.get(&id).is_none() {
+                return Ok(id);
+            }
+        }
+        // Only a year beyond four digits makes a name that is none.
+        Err(LayoutError::Clock(now.unix_millis()))
+    }
+
+    /// Refuses when less than `wanted` is free where releases are.
+    ///
+    /// # Errors
+    /// [`LayoutError::TooLittleSpace`], or the file system cannot be asked.
+    pub fn check_free(&self, wanted: Bytes) -> Result<(), LayoutError> {
+        let path = self.releases();
+        let free = links::free_bytes(&path).map_err(|source| LayoutError::Directory { path: path.clone(), source })?;
+        if free < wanted.0 { Err(LayoutError::TooLittleSpace { path, free: Bytes(free), wanted }) } else { Ok(()) }
+    }
+}
+
+/// Makes a directory with a mode that does not depend on the umask; one that is there (or a link to one) keeps its mode.
+fn make_directory(path: &Path, mode: u32) -> Result<(), LayoutError> {
+    let failed = |source| LayoutError::Directory { path: path.to_owned(), source };
+    match fs_err::metadata(path) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => return Err(LayoutError::NotADirectory { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        make_directory(parent, 0o755)?;
+    }
+    match std::fs::DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REVISION: &str = "1a2b3c4d5e6f1a2b3c4d5e6f1a2b3c4d5e6f1a2b";
+
+    fn mode(path: &Path) -> u32 {
+        fs_err::metadata(path).expect("there").permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn directories_are_made_once_with_their_modes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Layout::new(dir.path().join("deep/app"));
+        assert!(layout.create(None).expect("made").is_empty());
+        assert_eq!((mode(layout.root()), mode(&layout.mirror()), mode(&layout.releases())), (0o755, 0o700, 0o755));
+        fs_err::set_permissions(layout.shared(), std::fs::Permissions::from_mode(0o775)).expect("changed");
+        layout.create(None).expect("a second time is fine");
+        assert_eq!(mode(&layout.shared()), 0o775, "what the operator changed stays");
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs_err::write(dir.path().join("releases"), "x").expect("written");
+        assert!(matches!(Layout::new(dir.path()).create(None), Err(LayoutError::NotADirectory { .. })));
+    }
+
+    #[test]
+    fn the_apps_user_owns_what_it_writes_and_nothing_else() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Layout::new(dir.path());
+        let nobody = Owner { uid: 65534, gid: 65534 };
+        layout.create(None).expect("made");
+        fs_err::write(layout.mirror().join("HEAD"), "x").expect("written");
+        assert_eq!(layout.create(Some(nobody)).expect("made").len(), 1, "the mirror of another owner is told");
+        assert!(!layout.mirror().join("HEAD").exists());
+        for (path, uid) in [(layout.mirror(), 65534), (layout.releases(), 65534), (layout.shared(), 65534), (layout.run(), 0), (layout.log(), 0)] {
+            assert_eq!(fs_err::metadata(&path).expect("there").uid(), uid, "{}", path.display());
+        }
+        assert!(layout.create(Some(nobody)).expect("made").is_empty());
+    }
+
+    #[test]
+    fn the_second_release_of_a_second_gets_a_suffix() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Layout::new(dir.path());
+        layout.create(None).expect("made");
+        let revision = REVISION.parse().expect("a revision");
+        let book = ReleaseBook::default();
+        let now = WallTime::from_unix_millis(1_795_342_530_999);
+        let first = layout.new_release_id(now, &revision, &book).expect("a name");
+        assert_eq!(first.as_str(), "20261122T101530Z-1a2b3c4");
+        fs_err::create_dir(layout.staging(&first)).expect("made");
+        let second = layout.new_release_id(now, &revision, &book).expect("a name");
+        assert_eq!(second.as_str(), "20261122T101530Z-1a2b3c4-2");
+        fs_err::create_dir(layout.releases().join(format!(".trash-{second}"))).expect("made");
+        assert_eq!(layout.new_release_id(now, &revision, &book).expect("a name").as_str(), "20261122T101530Z-1a2b3c4-3");
+        assert!(layout.new_release_id(WallTime::from_unix_millis(i64::MAX), &revision, &book).is_err());
+    }
+
+    #[test]
+    fn too_little_space_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Layout::new(dir.path());
+        layout.create(None).expect("made");
+        layout.check_free(Bytes(1)).expect("enough");
+        assert!(matches!(layout.check_free(Bytes(u64::MAX)), Err(LayoutError::TooLittleSpace { .. })));
+    }
+}

@@ -1,0 +1,538 @@
+//! The mirror: a bare clone of the source that is only a cache. Runs in the helper.
+//!
+//! It holds one ref, [`WANTED`]: what was fetched last. The helper is its only user, so whatever looks half done at its start
+//! was left by a kill: locks and temporary files are removed, and a mirror with anything else wrong (damaged, half written,
+//! of another source, grown too large) is made anew **inside** itself, in `new.git`, and takes the old one's place when it is whole.
+//! Inside and not beside, because the directory above belongs to the agent, not to the configured user.
+//!
+//! After a fetch the commit and its whole tree have been walked; that each byte of each blob is right shows when it is staged,
+//! which then leaves [`DAMAGED`] for the next fetch.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use git2::{AutotagOption, Direction, ErrorClass, FetchOptions, ObjectType, Oid, RemoteCallbacks, Repository, RepositoryInitOptions, RepositoryOpenFlags};
+use selfstart_core::id::Revision;
+use selfstart_core::units::Bytes;
+
+use super::git::{Done, ErrorKind, Failure, Fetch, Fetched, Out, Progress, Wanted};
+use super::transport::{self, Address, Reach, Trouble};
+use crate::sys::links;
+
+/// The one ref of the mirror.
+const WANTED: &str = "refs/selfstart/wanted";
+/// Where all branches and tags go when a pinned revision can be found in no other way.
+const ALL: &str = "refs/selfstart/all/";
+/// The clone that will take the mirror's place.
+const NEW: &str = "new.git";
+/// A note, with the reason, that the mirror must be made anew.
+const DAMAGED: &str = "selfstart-damaged";
+/// Key of the mirror's configuration: the source, without user and password.
+const SOURCE_KEY: &str = "selfstart.source";
+/// Key of the mirror's configuration: bytes of objects when it was new.
+const BORN_KEY: &str = "selfstart.born";
+/// Each fetch adds a pack and libgit2 looks into each for each object; git itself repacks at 50 (`gc.autoPackLimit`).
+const MAX_PACKS: usize = 50;
+/// A mirror that is this many times as large as the tree, and twice as large as it was when new, holds mostly the past.
+const MAX_GROWTH: u64 = 4;
+/// Below this it is not worth the network.
+const SMALL: Bytes = Bytes(1024 * 1024);
+
+/// Brings the mirror up to date and returns the wanted commit.
+///
+/// # Errors
+/// Of the network and the source as they are; the mirror's own troubles are healed and told in the answer.
+pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
+    let address = Address::parse(&request.url.0)?;
+    if let Wanted::Revision(id) = &request.wanted
+        && id.as_str().len() != 40
+    {
+        return Err(Failure::new(ErrorKind::Unsupported, "repositories with SHA-256 ids are not supported"));
+    }
+    if let Address::Local(path) = &address {
+        check_local(path)?;
+    }
+    let reach =
+        Reach { ca: request.ca.clone(), credentials: request.credentials.clone(), timeout: Duration::from_millis(request.timeout_millis) };
+    let trouble = transport::install(&address, &reach)?;
+    let job = Job { request, address, trouble, out };
+
+    let mut healed = Vec::new();
+    let state = inspect(&request.mirror, &job.address.to_string(), &mut healed)?;
+    let mut got = match state {
+        State::Good(repository) => match job.update(&repository) {
+            Ok(got) => got,
+            Err(failure) if failure.kind == ErrorKind::Corrupt => {
+                healed.push(format!("the mirror was damaged and is made anew: {}", failure.text));
+                job.anew()?
+            }
+            Err(failure) => return Err(failure),
+        },
+        State::Empty => job.anew()?,
+        State::Unusable(why) => {
+            healed.push(format!("the mirror is made anew: {why}"));
+            job.anew()?
+        }
+    };
+    if let Some(why) = outgrown(&request.mirror, got.tree) {
+        out.is_safe(Done::Fetched(got.clone().fetched(healed.clone())));
+        match job.anew() {
+            Ok(smaller) => {
+                healed.push(format!("the mirror is made anew: {why}"));
+                got = Got { bytes: got.bytes + smaller.bytes, objects: got.objects + smaller.objects, ..smaller };
+            }
+            Err(failure) => healed.push(format!("the mirror should be made anew ({why}), which failed and is tried again with the next fetch: {failure}")),
+        }
+    }
+    Ok(got.fetched(healed))
+}
+
+/// Notes that the mirror is damaged, so that the next fetch makes it anew.
+pub(super) fn note_damage(mirror: &Path, why: &str) {
+    // Best effort: without the note staging fails again, and notes it again.
+    let _ = fs_err::write(mirror.join(DAMAGED), why);
+}
+
+/// What a fetch brought.
+#[derive(Clone, Debug)]
+struct Got {
+    revision: Revision,
+    bytes: u64,
+    objects: u64,
+    /// The bytes of the wanted tree's files.
+    tree: Bytes,
+}
+
+impl Got {
+    fn fetched(self, healed: Vec<String>) -> Fetched {
+        Fetched { revision: self.revision, healed, bytes: self.bytes, objects: self.objects }
+    }
+}
+
+/// What the mirror was found to be.
+enum State {
+    /// Usable.
+    Good(Repository),
+    /// Never used.
+    Empty,
+    /// To be made anew, and why.
+    Unusable(String),
+}
+
+/// Looks at the mirror and removes what a kill left in it.
+fn inspect(mirror: &Path, source: &str, healed: &mut Vec<String>) -> Result<State, Failure> {
+    let failed = |error: &io::Error| Failure::io(format!("failed to read the mirror `{}`", mirror.display()), error);
+    match fs_err::read_dir(mirror) {
+        Ok(mut entries) => {
+            if entries.next().is_none() {
+                return Ok(State::Empty);
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs_err::create_dir(mirror).map_err(|error| failed(&error))?;
+            return Ok(State::Empty);
+        }
+        Err(error) => return Err(failed(&error)),
+    }
+    let new = mirror.join(NEW);
+    if fs_err::symlink_metadata(&new).is_ok() {
+        healed.push("removed a half-made clone that a killed fetch had left".to_owned());
+        links::remove_tree(&new).map_err(|error| failed(&error))?;
+        if fs_err::read_dir(mirror).map_err(|error| failed(&error))?.next().is_none() {
+            return Ok(State::Empty);
+        }
+    }
+    let swept = sweep(mirror, SystemTime::now()).map_err(|error| failed(&error))?;
+    if !swept.is_empty() {
+        healed.push(format!("removed what a killed fetch had left: {}", swept.join(", ")));
+    }
+    if let Ok(why) = fs_err::read_to_string(mirror.join(DAMAGED)) {
+        return Ok(State::Unusable(format!("it is damaged: {why}")));
+    }
+    let repository = match open(mirror) {
+        Ok(repository) => repository,
+        Err(error) => return Ok(State::Unusable(format!("it is half written or damaged: {}", error.message()))),
+    };
+    match repository.config().and_then(|mut config| config.snapshot()).and_then(|config| config.get_string(SOURCE_KEY)) {
+        Ok(found) if found == source => Ok(State::Good(repository)),
+        Ok(found) => Ok(State::Unusable(format!("it is of another source, {found}"))),
+        Err(_) => Ok(State::Unusable("it does not say what it is a mirror of".to_owned())),
+    }
+}
+
+/// Opens exactly this repository, and nothing above it.
+pub(super) fn open(mirror: &Path) -> Result<Repository, git2::Error> {
+    let flags = RepositoryOpenFlags::NO_SEARCH | RepositoryOpenFlags::BARE | RepositoryOpenFlags::NO_DOTGIT;
+    Repository::open_ext(mirror, flags, std::iter::empty::<&Path>())
+}
+
+/// Removes locks and temporary files that are not younger than `now`, and packs without their index; returns their names.
+///
+/// A file with a date in the future (a clock that was set back) is left: if it is in the way, the mirror is made anew.
+fn sweep(mirror: &Path, now: SystemTime) -> io::Result<Vec<String>> {
+    let mut swept = Vec::new();
+    let mut directories = vec![mirror.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs_err::read_dir(&directory)? {
+            let entry = entry?;
+            let path = entry.path();
+            let found = fs_err::symlink_metadata(&path)?;
+            if found.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let temporary = name.ends_with(".lock") || name.contains("_git2_") || name.starts_with("tmp_");
+            let other_half = |extension: &str| !path.with_extension(extension).exists();
+            let half_pack = directory.ends_with("objects/pack")
+                && ((name.ends_with(".pack") && other_half("idx")) || (name.ends_with(".idx") && other_half("pack")));
+            if (temporary || half_pack) && found.modified()? <= now {
+                fs_err::remove_file(&path)?;
+                swept.push(format!("`{}`", path.strip_prefix(mirror).unwrap_or(&path).display()));
+            }
+        }
+    }
+    swept.sort();
+    Ok(swept)
+}
+
+/// Says why a mirror has grown too large, if it has.
+fn outgrown(mirror: &Path, tree: Bytes) -> Option<String> {
+    let (packs, size) = objects_on_disk(mirror);
+    if packs > MAX_PACKS {
+        return Some(format!("it has {packs} packs"));
+    }
+    let born = open(mirror)
+        .and_then(|repository| repository.config())
+        .and_then(|mut config| config.snapshot())
+        .and_then(|config| config.get_i64(BORN_KEY))
+        .ok()
+        .and_then(|born| u64::try_from(born).ok())
+        .unwrap_or(0);
+    // Twice its first size as well, or a history that is large by nature would be fetched whole again each time.
+    let limit = tree.0.saturating_mul(MAX_GROWTH).max(born.saturating_mul(2)).max(SMALL.0);
+    (size.0 > limit).then(|| format!("it has grown to {size} for a tree of {tree}"))
+}
+
+/// The number of packs, and the bytes of all objects as they are stored.
+fn objects_on_disk(mirror: &Path) -> (usize, Bytes) {
+    let (mut packs, mut size) = (0, 0);
+    let mut directories = vec![mirror.join("objects")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs_err::read_dir(&directory).into_iter().flatten().flatten() {
+            let Ok(found) = entry.metadata() else { continue };
+            if found.is_dir() {
+                directories.push(entry.path());
+            } else {
+                size += found.len();
+                packs += usize::from(entry.file_name().as_bytes().ends_with(b".pack"));
+            }
+        }
+    }
+    (packs, Bytes(size))
+}
+
+/// Says what is wrong with a path before libgit2 does so less clearly.
+fn check_local(path: &Path) -> Result<(), Failure> {
+    match fs_err::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(Failure::new(ErrorKind::NotFound, format!("`{}` is not a repository but a file", path.display()))),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Failure::new(ErrorKind::Refused, format!("`{}` cannot be read", path.display())).hint("the app's user needs the right to read it"))
+        }
+        Err(_) => Err(Failure::new(ErrorKind::NotFound, format!("there is no repository at `{}`", path.display()))),
+    }
+}
+
+/// One fetch, with all it needs.
+struct Job<'a> {
+    request: &'a Fetch,
+    address: Address,
+    trouble: Trouble,
+    out: &'a Out,
+}
+
+impl Job<'_> {
+    /// Clones into `new.git`, then puts it in the mirror's place.
+    ///
+    /// A kill before the swap leaves the old mirror and a half clone, which is removed; a kill within it leaves a mirror
+    /// without `HEAD`, which is made anew.
+    fn anew(&self) -> Result<Got, Failure> {
+        let mirror = &self.request.mirror;
+        let new = mirror.join(NEW);
+        let failed = |error: &io::Error| Failure::io(format!("failed to make the mirror `{}` anew", mirror.display()), error);
+        links::remove_tree(&new).map_err(|error| failed(&error))?;
+        let made = (|| {
+            let mut options = RepositoryInitOptions::new();
+            options.bare(true).external_template(false).no_reinit(true).initial_head("selfstart");
+            let repository = Repository::init_opts(&new, &options)?;
+            repository.config()?.set_str(SOURCE_KEY, &self.address.to_string())?;
+            Ok(repository)
+        })();
+        let repository = made.map_err(|error: git2::Error| self.failure(&error, "failed to make a new mirror"))?;
+        let got = self.update(&repository)?;
+        let (_, born) = objects_on_disk(&new);
+        // Without this figure the mirror is only looked at more often.
+        let _ = repository.config().and_then(|mut config| config.set_i64(BORN_KEY, i64::try_from(born.0).unwrap_or(i64::MAX)));
+        drop(repository);
+        take_place(mirror).map_err(|error| failed(&error))?;
+        Ok(got)
+    }
+
+    /// Fetches what is wanted into `repository` and walks it.
+    fn update(&self, repository: &Repository) -> Result<Got, Failure> {
+        // What an earlier try left there is not about this one.
+        self.trouble.take();
+        let known_before = match &self.request.wanted {
+            Wanted::Revision(id) => Some(self.oid(id)?),
+            _ => None,
+        };
+        // A commit that is pinned and here needs no network.
+        if let Some(pinned) = known_before
+            && let Ok(tree) = check_tree(repository, pinned)
+        {
+            return self.settle(repository, pinned, tree, 0, 0);
+        }
+
+        let mut remote = repository.remote_anonymous(&self.address.for_libgit2()).map_err(|error| self.failure(&error, "failed to prepare the fetch"))?;
+        let reached = |error: &git2::Error| self.failure(error, &format!("failed to fetch from {}", self.address));
+        let mut connection = remote.connect_auth(Direction::Fetch, Some(self.callbacks()), None).map_err(|error| reached(&error))?;
+        let offered: Vec<(String, Oid)> =
+            connection.list().map_err(|error| reached(&error))?.iter().map(|head| (head.name().to_owned(), head.oid())).collect();
+        let plan = self.plan(&offered)?;
+
+        let unshallow = self.request.depth == 0 && repository.is_shallow();
+        let here = plan.offered.and_then(|oid| commit_of(repository, oid).ok());
+        let whole = here.filter(|_| !unshallow).and_then(|commit| Some((commit, check_tree(repository, commit).ok()?)));
+        let (bytes, objects) = if let Some((commit, tree)) = whole {
+            return self.settle(repository, commit, tree, 0, 0);
+        } else {
+            let mut options = FetchOptions::new();
+            options.remote_callbacks(self.callbacks()).download_tags(AutotagOption::None).update_fetchhead(false);
+            if self.address.can_be_shallow() && !plan.everything {
+                options.depth(match self.request.depth {
+                    // GIT_FETCH_DEPTH_UNSHALLOW of libgit2's git2/remote.h.
+                    0 if repository.is_shallow() => i32::MAX,
+                    depth => i32::try_from(depth).unwrap_or(i32::MAX),
+                });
+            }
+            let remote = connection.remote();
+            remote.download(&plan.refspecs, Some(&mut options)).map_err(|error| reached(&error))?;
+            if plan.everything {
+                remote
+                    .update_tips(None, git2::RemoteUpdateFlags::empty(), AutotagOption::None, Some("selfstart: fetch"))
+                    .map_err(|error| reached(&error))?;
+            }
+            let stats = remote.stats();
+            (stats.received_bytes() as u64, stats.received_objects() as u64)
+        };
+        drop(connection);
+
+        let wanted = match (plan.offered, known_before) {
+            (_, Some(pinned)) => pinned,
+            (Some(oid), None) => oid,
+            (None, None) => return Err(Failure::new(ErrorKind::Internal, "nothing was planned to be fetched")),
+        };
+        let commit = commit_of(repository, wanted).map_err(|error| match (&self.request.wanted, plan.everything) {
+            (Wanted::Revision(id), true) => Failure::new(ErrorKind::NotFound, format!("no branch or tag of {} contains revision {id}", self.address)),
+            _ => Failure::new(ErrorKind::Corrupt, format!("what was fetched is no commit: {}", error.message())),
+        })?;
+        let tree = check_tree(repository, commit)?;
+        self.settle(repository, commit, tree, bytes, objects)
+    }
+
+    /// Points the one ref at the commit; what was fetched before is forgotten with that.
+    fn settle(&self, repository: &Repository, commit: Oid, tree: Bytes, bytes: u64, objects: u64) -> Result<Got, Failure> {
+        let failed = |error: git2::Error| self.failure(&error, "failed to write the mirror");
+        repository.reference(WANTED, commit, true, "selfstart: fetch").map_err(failed)?;
+        repository.set_head(WANTED).map_err(failed)?;
+        let revision = commit.to_string().parse().map_err(|_| Failure::new(ErrorKind::Internal, "libgit2 knows a commit without an id"))?;
+        Ok(Got { revision, bytes, objects, tree })
+    }
+
+    /// Chooses what to ask for from what the source offers.
+    fn plan(&self, offered: &[(String, Oid)]) -> Result<Plan, Failure> {
+        let find = |name: &str| offered.iter().find(|(offered, _)| offered == name).map(|(_, oid)| *oid);
+        let one = |name: &str, oid: Oid| Plan { refspecs: vec![format!("+{name}:{WANTED}")], offered: Some(oid), everything: false };
+        match &self.request.wanted {
+            Wanted::Branch(branch) => {
+                let name = format!("refs/heads/{branch}");
+                find(&name).map(|oid| one(&name, oid)).ok_or_else(|| self.no_such("branch", branch, "refs/heads/", offered))
+            }
+            Wanted::Tag(tag) => {
+                let name = format!("refs/tags/{tag}");
+                find(&name).map(|oid| one(&name, oid)).ok_or_else(|| self.no_such("tag", tag, "refs/tags/", offered))
+            }
+            Wanted::Revision(id) => {
+                let pinned = self.oid(id)?;
+                if let Some((name, oid)) = offered.iter().find(|(name, oid)| *oid == pinned && name.starts_with("refs/")) {
+                    return Ok(one(name, *oid));
+                }
+                if self.request.depth == 0 {
+                    let all = |kind: &str| format!("+refs/{kind}/*:{ALL}{kind}/*");
+                    return Ok(Plan { refspecs: vec![all("heads"), all("tags")], offered: None, everything: true });
+                }
+                Ok(Plan { refspecs: vec![format!("{id}:{WANTED}")], offered: Some(pinned), everything: false })
+            }
+        }
+    }
+
+    fn no_such(&self, what: &str, name: &str, prefix: &str, offered: &[(String, Oid)]) -> Failure {
+        let failure = Failure::new(ErrorKind::NotFound, format!("{} has no {what} `{name}`", self.address));
+        let names = || offered.iter().filter_map(|(offered, _)| offered.strip_prefix(prefix)).filter(|name| !name.ends_with("^{}"));
+        let nearest = names().map(|found| (strsim::damerau_levenshtein(found, name), found)).min();
+        match nearest {
+            Some((distance, nearest)) if distance <= 3 => failure.hint(&format!("is it `{nearest}`?")),
+            // As many as fit in a line.
+            Some(_) => failure.hint(&format!("there are: {}", names().take(8).collect::<Vec<_>>().join(", "))),
+            None => failure.hint(&format!("it has no {what} at all")),
+        }
+    }
+
+    fn oid(&self, id: &Revision) -> Result<Oid, Failure> {
+        Oid::from_str(id.as_str()).map_err(|error| Failure::new(ErrorKind::Internal, format!("not an id: {}", error.message())))
+    }
+
+    fn callbacks(&self) -> RemoteCallbacks<'_> {
+        let mut callbacks = RemoteCallbacks::new();
+        callbacks.transfer_progress(|stats| {
+            self.out.progress(Progress {
+                objects: stats.received_objects() as u64,
+                total_objects: stats.total_objects() as u64,
+                bytes: stats.received_bytes() as u64,
+            });
+            true
+        });
+        callbacks
+    }
+
+    /// Tells what an error of libgit2 means; a failure that one of our transports left says it better.
+    fn failure(&self, error: &git2::Error, what: &str) -> Failure {
+        if let Some(failure) = self.trouble.take() {
+            return failure;
+        }
+        let text = error.message();
+        let has = |needles: &[&str]| needles.iter().any(|needle| text.contains(needle));
+        let failure = |kind| Failure::new(kind, format!("{what}: {text}"));
+        // libgit2 puts strerror(3) behind its texts.
+        if has(&["No space left on device", "Disk quota exceeded", "Read-only file system", "File too large"]) {
+            return failure(ErrorKind::DiskFull);
+        }
+        if has(&["Permission denied"]) {
+            return failure(ErrorKind::DiskFull).hint("the mirror must belong to the app's user");
+        }
+        if has(&["cannot fetch a specific object", "not our ref"]) {
+            let Wanted::Revision(id) = &self.request.wanted else { return failure(ErrorKind::NotFound) };
+            let text = format!("{} does not give out revision {id}, which is the head of no branch or tag there", self.address);
+            return Failure::new(ErrorKind::NotFound, text)
+                .hint("does it exist there? Set `source.depth: 0`, or `uploadpack.allowReachableSHA1InWant` on the server, or pin the head of a branch or tag");
+        }
+        if has(&["doesn't support shallow"]) {
+            return failure(ErrorKind::Unsupported).hint("set `source.depth: 0`");
+        }
+        if has(&["not exported", "not found", "does not exist", "could not find repository", "not a git repository", "not appear to be a git"]) {
+            return failure(ErrorKind::NotFound);
+        }
+        if has(&["timed out", "timeout"]) {
+            return failure(ErrorKind::Timeout);
+        }
+        match error.class() {
+            ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssh | ErrorClass::Ssl => failure(ErrorKind::Unreachable),
+            _ if matches!(self.address, Address::Git(_)) && error.class() == ErrorClass::Os => failure(ErrorKind::Unreachable),
+            // What is here, or what was sent: either is cured by a new mirror, and if not, the source is damaged.
+            _ => failure(ErrorKind::Corrupt),
+        }
+    }
+}
+
+/// What to ask the source for.
+struct Plan {
+    refspecs: Vec<String>,
+    /// The wanted object, a commit or a tag, where it is known beforehand.
+    offered: Option<Oid>,
+    /// All branches and tags, to look for a revision in them.
+    everything: bool,
+}
+
+/// Puts `new.git` in the place of what is around it. `HEAD` goes first and comes last: without it there is no mirror.
+fn take_place(mirror: &Path) -> io::Result<()> {
+    links::remove_tree(&mirror.join("HEAD"))?;
+    for entry in fs_err::read_dir(mirror)? {
+        let entry = entry?;
+        if entry.file_name() != NEW {
+            links::remove_tree(&entry.path())?;
+        }
+    }
+    let new = mirror.join(NEW);
+    let mut names: Vec<_> = fs_err::read_dir(&new)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()?;
+    names.sort_by_key(|name| name == "HEAD");
+    for name in names {
+        fs_err::rename(new.join(&name), mirror.join(&name))?;
+    }
+    fs_err::remove_dir(new)
+}
+
+/// Peels a tag to its commit; a commit is its own.
+fn commit_of(repository: &Repository, oid: Oid) -> Result<Oid, git2::Error> {
+    Ok(repository.find_object(oid, None)?.peel(ObjectType::Commit)?.id())
+}
+
+/// Walks the commit's whole tree: every tree can be parsed, every blob's beginning can be read. Returns the bytes of its files.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`], with the first object that is missing or damaged.
+fn check_tree(repository: &Repository, commit: Oid) -> Result<Bytes, Failure> {
+    let wrong = |what: &str, oid: Oid, error: &git2::Error| Failure::new(ErrorKind::Corrupt, format!("{what} {oid}: {}", error.message()));
+    let odb = repository.odb().map_err(|error| wrong("the objects of", commit, &error))?;
+    let top = repository.find_commit(commit).map_err(|error| wrong("commit", commit, &error))?.tree_id();
+    /// A tree whose entries are being walked: a tree may stand in many places, so each is walked once and its size kept.
+    struct Level {
+        oid: Oid,
+        below: Vec<Oid>,
+        size: u64,
+    }
+    let mut sizes: HashMap<Oid, u64> = HashMap::new();
+    let mut blobs: HashMap<Oid, u64> = HashMap::new();
+    let mut enter = |oid: Oid| -> Result<Level, Failure> {
+        let tree = repository.find_tree(oid).map_err(|error| wrong("tree", oid, &error))?;
+        let mut level = Level { oid, below: Vec::new(), size: 0 };
+        for entry in &tree {
+            match entry.kind() {
+                Some(ObjectType::Tree) => level.below.push(entry.id()),
+                // A submodule's commit is in another repository.
+                Some(ObjectType::Commit) => {}
+                _ => {
+                    let size = match blobs.get(&entry.id()) {
+                        Some(size) => *size,
+                        None => {
+                            let (size, _) = odb.read_header(entry.id()).map_err(|error| wrong("blob", entry.id(), &error))?;
+                            blobs.insert(entry.id(), size as u64);
+                            size as u64
+                        }
+                    };
+                    level.size = level.size.saturating_add(size);
+                }
+            }
+        }
+        Ok(level)
+    };
+    let mut stack = vec![enter(top)?];
+    while let Some(level) = stack.last_mut() {
+        if let Some(next) = level.below.pop() {
+            match sizes.get(&next) {
+                Some(size) => level.size = level.size.saturating_add(*size),
+                None => stack.push(enter(next)?),
+            }
+        } else if let Some(level) = stack.pop() {
+            sizes.insert(level.oid, level.size);
+            if let Some(above) = stack.last_mut() {
+                above.size = above.size.saturating_add(level.size);
+            }
+        }
+    }
+    Ok(Bytes(sizes.get(&top).copied().unwrap_or(0)))
+}

@@ -1,0 +1,443 @@
+//! Writes the tree of a commit into a new directory. Runs in the helper.
+//!
+//! The tree comes from others: it is looked at as a whole first, and refused before anything is written, if a name or a link in it
+//! would lead out of the directory, or be taken for git's own. Every release is written anew: no hard links, no sharing.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use git2::{Oid, Repository};
+use rustix::fs::{Mode, OFlags};
+use selfstart_core::units::Bytes;
+
+use super::git::{ErrorKind, Failure, Out, Progress, Stage, Staged};
+use super::link::{self, LinkError};
+use super::mirror;
+use crate::sys::{libgit2, links};
+
+/// The file with the full id, in each release.
+const REVISION_FILE: &str = "REVISION";
+/// More is no source tree: a few small objects can describe billions of files.
+const MAX_ENTRIES: usize = 5_000_000;
+/// The kernel's longest path has room for no more (`PATH_MAX`, path_resolution(7)).
+const MAX_DEPTH: usize = 1024;
+/// `NAME_MAX`.
+const MAX_NAME: usize = 255;
+/// `PATH_MAX` less the NUL.
+const MAX_TARGET: usize = 4095;
+/// As the kernel counts links in one path (path_resolution(7)).
+const MAX_HOPS: usize = 40;
+/// Two write a tree 1.5 times as fast as one, more do not: the time goes into file creation and write-back.
+const WRITERS: usize = 2;
+/// How many files a writer takes at once: neighbours are in one directory.
+const BATCH: usize = 32;
+/// What begins a file that Git LFS keeps elsewhere (its specification, `docs/spec.md`).
+const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1\n";
+
+/// Writes the tree, the file `REVISION`, and the links to `shared`.
+///
+/// # Errors
+/// [`ErrorKind::BadTree`] for what no retry cures; [`ErrorKind::Corrupt`] when the mirror is damaged (the next fetch heals it).
+pub(super) fn stage(request: &Stage, out: &Out) -> Result<Staged, Failure> {
+    // Only settings: nothing here speaks to the network.
+    libgit2::prepare(Duration::from_millis(request.timeout_millis))
+        .map_err(|error| Failure::new(ErrorKind::Internal, format!("failed to prepare libgit2: {}", error.message())))?;
+    let staged = stage_tree(request, out);
+    if let Err(failure) = &staged
+        && failure.kind == ErrorKind::Corrupt
+    {
+        mirror::note_damage(&request.mirror, &failure.text);
+    }
+    staged
+}
+
+fn stage_tree(request: &Stage, out: &Out) -> Result<Staged, Failure> {
+    let corrupt = |error: git2::Error| Failure::new(ErrorKind::Corrupt, format!("failed to read revision {}: {}", request.revision, error.message()));
+    let repository = mirror::open(&request.mirror).map_err(corrupt)?;
+    let commit = Oid::from_str(request.revision.as_str()).and_then(|oid| repository.find_commit(oid)).map_err(corrupt)?;
+    let plan = Plan::of(&repository, commit.tree_id())?;
+
+    let destination = &request.destination;
+    let failed = |error: &io::Error| Failure::io(format!("failed to write `{}`", destination.display()), error);
+    links::remove_tree(destination).map_err(|error| failed(&error))?;
+    if let Some(parent) = destination.parent() {
+        let free = links::free_bytes(parent).map_err(|error| failed(&error))?;
+        if free < plan.bytes {
+            let text = format!("the tree has {}, only {} are free at `{}`", Bytes(plan.bytes), Bytes(free), parent.display());
+            return Err(Failure::new(ErrorKind::DiskFull, text));
+        }
+    }
+    fs_err::create_dir(destination).map_err(|error| failed(&error))?;
+    let top = links::open_directory(destination).map_err(|error| failed(&error))?;
+    plan.make_directories(&top).map_err(|error| failed(&error))?;
+    let lfs = plan.write_files(request, &top, out)?;
+    plan.make_links(&top).map_err(|error| failed(&error))?;
+    write_file(top.as_fd(), OsStr::new(REVISION_FILE), Mode::from_raw_mode(0o644), format!("{}\n", request.revision).as_bytes())
+        .map_err(|error| failed(&error))?;
+
+    let mut log = Vec::new();
+    if plan.had_revision_file {
+        log.push(format!("`{REVISION_FILE}`: the tree's was replaced by selfstart's, which holds the full id"));
+    }
+    if let Some((count, first)) = lfs {
+        log.push(format!("warning: {count} file(s) are Git LFS pointers, not what they point to; the first is `{first}`"));
+    }
+    log.extend(link::link_shared(destination, &request.shared, &request.linked_dirs, &request.linked_files).map_err(|error| link_failure(&error))?);
+    Ok(Staged { files: (plan.files.len() + plan.links.len() + 1) as u64, bytes: plan.bytes, log })
+}
+
+fn link_failure(error: &LinkError) -> Failure {
+    let source = std::error::Error::source(error).map_or(String::new(), |source| format!(": {source}"));
+    // The text may end with a hint of its own.
+    let text = error.to_string();
+    let (text, hint) = text.split_once("\nhint: ").map_or((text.as_str(), None), |(text, hint)| (text, Some(hint)));
+    let failure = match error {
+        LinkError::Io { source, .. } => Failure::io(text, source),
+        LinkError::Parent { .. } => Failure::new(ErrorKind::BadTree, format!("{text}{source}")),
+        LinkError::Path { .. } | LinkError::WrongKind { .. } => Failure::new(ErrorKind::Unsupported, text),
+    };
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// What will be written.
+#[derive(Debug, Default)]
+struct Plan {
+    /// Directories, each after the one above it; number 0 is the top and has no name.
+    directories: Vec<Directory>,
+    files: Vec<PlannedFile>,
+    links: Vec<PlannedLink>,
+    /// Bytes in files.
+    bytes: u64,
+    had_revision_file: bool,
+}
+
+#[derive(Debug)]
+struct Directory {
+    /// Number of the directory above.
+    above: usize,
+    name: Vec<u8>,
+    depth: usize,
+}
+
+#[derive(Debug)]
+struct PlannedFile {
+    directory: usize,
+    name: Vec<u8>,
+    oid: Oid,
+    executable: bool,
+}
+
+#[derive(Debug)]
+struct PlannedLink {
+    directory: usize,
+    name: Vec<u8>,
+    target: Vec<u8>,
+}
+
+/// What a name in the tree stands for, to follow links.
+#[derive(Clone, Copy)]
+enum Node {
+    Directory(usize),
+    Link(usize),
+    File,
+}
+
+fn bad(text: String) -> Failure {
+    Failure::new(ErrorKind::BadTree, text)
+}
+
+impl Plan {
+    /// Walks the tree and refuses what must not be written.
+    fn of(repository: &Repository, top: Oid) -> Result<Self, Failure> {
+        let odb = repository.odb().map_err(|error| Failure::new(ErrorKind::Corrupt, error.message().to_owned()))?;
+        let mut plan = Self::default();
+        plan.directories.push(Directory { above: 0, name: Vec::new(), depth: 0 });
+        let mut waiting = vec![(0, top)];
+        while let Some((directory, oid)) = waiting.pop() {
+            let tree = repository.find_tree(oid).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("tree {oid}: {}", error.message())))?;
+            let mut names = HashSet::new();
+            for entry in &tree {
+                let name = entry.name_bytes();
+                let shown = || plan.shown(directory, name);
+                check_name(name).map_err(|why| bad(format!("the tree has `{}`: {why}", shown())))?;
+                if !names.insert(name.to_vec()) {
+                    return Err(bad(format!("the tree has `{}` twice", shown())));
+                }
+                let is_revision_file = directory == 0 && name == REVISION_FILE.as_bytes();
+                // The kinds of git's fast-import(1): file, link, submodule, directory.
+                match entry.filemode_raw() & 0o170_000 {
+                    _ if is_revision_file => plan.had_revision_file = true,
+                    0o040_000 => {
+                        let depth = plan.directories[directory].depth + 1;
+                        if depth > MAX_DEPTH {
+                            return Err(bad(format!("the tree has more than {MAX_DEPTH} directories below each other")));
+                        }
+                        plan.directories.push(Directory { above: directory, name: name.to_vec(), depth });
+                        waiting.push((plan.directories.len() - 1, entry.id()));
+                    }
+                    0o100_000 => {
+                        let (size, kind) =
+                            odb.read_header(entry.id()).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
+                        if kind != git2::ObjectType::Blob {
+                            return Err(bad(format!("the tree has `{}` as a file, and it is none", shown())));
+                        }
+                        plan.bytes = plan.bytes.saturating_add(size as u64);
+                        let executable = entry.filemode_raw() & 0o111 != 0;
+                        plan.files.push(PlannedFile { directory, name: name.to_vec(), oid: entry.id(), executable });
+                    }
+                    0o120_000 => {
+                        let (size, _) =
+                            odb.read_header(entry.id()).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
+                        if size > MAX_TARGET {
+                            return Err(bad(format!("the link `{}` is longer than a path can be", shown())));
+                        }
+                        let blob =
+                            odb.read(entry.id()).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
+                        plan.links.push(PlannedLink { directory, name: name.to_vec(), target: blob.data().to_vec() });
+                    }
+                    0o160_000 => {
+                        return Err(bad(format!("the tree has a submodule at `{}`: submodules are not supported yet", shown()))
+                            .hint("put its files into the repository itself (git subtree), or fetch it in a build step"));
+                    }
+                    other => return Err(bad(format!("the tree has `{}` of an unknown kind, {other:o}", shown()))),
+                }
+                if plan.directories.len() + plan.files.len() + plan.links.len() > MAX_ENTRIES {
+                    return Err(bad(format!("the tree has more than {MAX_ENTRIES} files")));
+                }
+            }
+        }
+        plan.check_links()?;
+        Ok(plan)
+    }
+
+    /// The path of a name in a directory, for people.
+    fn shown(&self, directory: usize, name: &[u8]) -> String {
+        let mut path = self.path(directory).as_os_str().as_bytes().to_vec();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        String::from_utf8_lossy(&path).escape_debug().to_string()
+    }
+
+    /// The path of a directory below the top; empty for the top.
+    fn path(&self, directory: usize) -> PathBuf {
+        let mut names = Vec::new();
+        let mut at = directory;
+        while at != 0 {
+            names.push(self.directories[at].name.as_slice());
+            at = self.directories[at].above;
+        }
+        names.iter().rev().map(|name| OsStr::from_bytes(name)).collect()
+    }
+
+    /// Refuses links that lead out of the tree, directly or through other links of it.
+    fn check_links(&self) -> Result<(), Failure> {
+        if self.links.is_empty() {
+            return Ok(());
+        }
+        let mut nodes: HashMap<(usize, &[u8]), Node> = HashMap::new();
+        for (number, directory) in self.directories.iter().enumerate().skip(1) {
+            nodes.insert((directory.above, &directory.name), Node::Directory(number));
+        }
+        nodes.extend(self.files.iter().map(|file| ((file.directory, file.name.as_slice()), Node::File)));
+        nodes.extend(self.links.iter().enumerate().map(|(number, link)| ((link.directory, link.name.as_slice()), Node::Link(number))));
+        for link in &self.links {
+            let shown = || format!("`{}` -> `{}`", self.shown(link.directory, &link.name), String::from_utf8_lossy(&link.target).escape_debug());
+            if link.target.is_empty() || link.target.contains(&0) {
+                return Err(bad(format!("the tree has a link that points to no path: {}", shown())));
+            }
+            if link.target.starts_with(b"/") {
+                return Err(bad(format!("the tree has a link to an absolute path: {}", shown())).hint("links may lead to places in the tree only"));
+            }
+            if !self.stays_inside(link, &nodes) {
+                return Err(bad(format!("the tree has a link that leads out of it: {}", shown())).hint("links may lead to places in the tree only"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows a link as the kernel would. What is not in the tree may be made by the build: it counts as an ordinary directory.
+    fn stays_inside<'a>(&'a self, link: &'a PlannedLink, nodes: &HashMap<(usize, &'a [u8]), Node>) -> bool {
+        // Where we are: a directory of the tree, and how many names below it that the tree does not have.
+        let (mut at, mut below) = (link.directory, 0_usize);
+        let mut hops = 0;
+        let mut rest: Vec<&[u8]> = link.target.split(|byte| *byte == b'/').rev().collect();
+        while let Some(name) = rest.pop() {
+            match name {
+                b"" | b"." => {}
+                b".." if below > 0 => below -= 1,
+                b".." if at == 0 => return false,
+                b".." => at = self.directories[at].above,
+                _ if below > 0 => below += 1,
+                name => match nodes.get(&(at, name)) {
+                    Some(Node::Directory(number)) => at = *number,
+                    Some(Node::Link(number)) => {
+                        hops += 1;
+                        if hops > MAX_HOPS {
+                            // The kernel gives up here too (ELOOP): it leads nowhere.
+                            return true;
+                        }
+                        rest.extend(self.links[*number].target.split(|byte| *byte == b'/').rev());
+                    }
+                    // A file has nothing below it; `file/..` is an error to the kernel, and one step up to us.
+                    Some(Node::File) | None => below = 1,
+                },
+            }
+        }
+        true
+    }
+
+    fn make_directories(&self, top: &OwnedFd) -> io::Result<()> {
+        // Kept open only as long as the next is inside: thousands of directories do not need thousands of descriptors.
+        let mut open = Opened::new(self, top);
+        for directory in self.directories.iter().skip(1) {
+            let above = open.get(directory.above)?;
+            rustix::fs::mkdirat(above, OsStr::from_bytes(&directory.name), Mode::from_raw_mode(0o755))?;
+        }
+        Ok(())
+    }
+
+    fn make_links(&self, top: &OwnedFd) -> io::Result<()> {
+        let mut open = Opened::new(self, top);
+        for link in &self.links {
+            let directory = open.get(link.directory)?;
+            rustix::fs::symlinkat(OsStr::from_bytes(&link.target), directory, OsStr::from_bytes(&link.name))?;
+        }
+        Ok(())
+    }
+
+    /// Writes all files; returns how many are Git LFS pointers, and the first.
+    fn write_files(&self, request: &Stage, top: &OwnedFd, out: &Out) -> Result<Option<(u64, String)>, Failure> {
+        let work = Work { next: AtomicUsize::new(0), done: AtomicU64::new(0), bytes: AtomicU64::new(0), stop: AtomicBool::new(false) };
+        let writers = std::thread::available_parallelism().map_or(1, usize::from).min(WRITERS);
+        let results: Vec<Result<Vec<usize>, Failure>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..writers).map(|_| scope.spawn(|| self.write_some(request, top, out, &work))).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| Err(Failure::new(ErrorKind::Internal, "a writer of files panicked"))))
+                .collect()
+        });
+        let mut pointers = Vec::new();
+        for result in results {
+            pointers.extend(result?);
+        }
+        let first = pointers.iter().min().map(|first| self.shown(self.files[*first].directory, &self.files[*first].name));
+        Ok(first.map(|first| (pointers.len() as u64, first)))
+    }
+
+    /// One writer: takes the next files until there are none; returns the numbers of Git LFS pointers.
+    fn write_some(&self, request: &Stage, top: &OwnedFd, out: &Out, work: &Work) -> Result<Vec<usize>, Failure> {
+        let written = (|| {
+            // libgit2's objects are not for several threads; its caches of packs are, so a second repository costs little.
+            let repository = mirror::open(&request.mirror).map_err(|error| Failure::new(ErrorKind::Corrupt, error.message().to_owned()))?;
+            let odb = repository.odb().map_err(|error| Failure::new(ErrorKind::Corrupt, error.message().to_owned()))?;
+            let mut open = Opened::new(self, top);
+            let mut pointers = Vec::new();
+            while !work.stop.load(Ordering::Relaxed) {
+                let start = work.next.fetch_add(BATCH, Ordering::Relaxed);
+                if start >= self.files.len() {
+                    break;
+                }
+                for number in start..self.files.len().min(start + BATCH) {
+                    let file = &self.files[number];
+                    let shown = || self.shown(file.directory, &file.name);
+                    let blob = odb.read(file.oid).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
+                    if blob.data().starts_with(LFS) {
+                        pointers.push(number);
+                    }
+                    let mode = Mode::from_raw_mode(if file.executable { 0o755 } else { 0o644 });
+                    open.get(file.directory)
+                        .and_then(|directory| write_file(directory, OsStr::from_bytes(&file.name), mode, blob.data()))
+                        .map_err(|error| Failure::io(format!("failed to write `{}`", shown()), &error))?;
+                    let done = work.done.fetch_add(1, Ordering::Relaxed) + 1;
+                    let bytes = work.bytes.fetch_add(blob.len() as u64, Ordering::Relaxed) + blob.len() as u64;
+                    if done % BATCH as u64 == 0 {
+                        out.progress(Progress { objects: done, total_objects: self.files.len() as u64, bytes });
+                    }
+                }
+            }
+            Ok(pointers)
+        })();
+        if written.is_err() {
+            work.stop.store(true, Ordering::Relaxed);
+        }
+        written
+    }
+}
+
+/// What the writers share.
+struct Work {
+    next: AtomicUsize,
+    done: AtomicU64,
+    bytes: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// Opens directories of the plan; the last one stays open, since neighbours come one after the other.
+struct Opened<'a> {
+    plan: &'a Plan,
+    top: &'a OwnedFd,
+    last: Option<(usize, OwnedFd)>,
+}
+
+impl<'a> Opened<'a> {
+    const fn new(plan: &'a Plan, top: &'a OwnedFd) -> Self {
+        Self { plan, top, last: None }
+    }
+
+    fn get(&mut self, directory: usize) -> io::Result<std::os::fd::BorrowedFd<'_>> {
+        if directory == 0 {
+            return Ok(self.top.as_fd());
+        }
+        if self.last.as_ref().is_none_or(|(last, _)| *last != directory) {
+            let opened = links::walk(self.top.as_fd(), &self.plan.path(directory), links::Missing::Refuse)?;
+            self.last = Some((directory, opened));
+        }
+        match &self.last {
+            Some((_, opened)) => Ok(opened.as_fd()),
+            None => Ok(self.top.as_fd()),
+        }
+    }
+}
+
+/// Writes a new file; one that is there, or a link, is an error. The umask is the helper's, 022.
+fn write_file(directory: std::os::fd::BorrowedFd<'_>, name: &OsStr, mode: Mode, bytes: &[u8]) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    File::from(rustix::fs::openat(directory, name, flags, mode)?).write_all(bytes)
+}
+
+/// Says why a name must not be written, if so.
+fn check_name(name: &[u8]) -> Result<(), &'static str> {
+    match name {
+        b"" => return Err("an empty name"),
+        b"." | b".." => return Err("it leads to another directory"),
+        _ if name.contains(&b'/') => return Err("a name with `/` in it"),
+        _ if name.contains(&0) => return Err("a name with NUL in it"),
+        _ if name.len() > MAX_NAME => return Err("a name of more than 255 bytes"),
+        _ => {}
+    }
+    if is_git_directory(name) { Err("git's own name, also as other file systems write it") } else { Ok(()) }
+}
+
+/// Whether some file system takes the name for `.git`: by case, trailing dots and spaces, short names or streams (NTFS, FAT), or
+/// code points that are left out (HFS+), as git's `is_ntfs_dotgit` and `is_hfs_dotgit` do.
+fn is_git_directory(name: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(name);
+    let visible: String = text
+        .chars()
+        .filter(|c| !matches!(c, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}'))
+        .collect();
+    let stem = visible.split(':').next().unwrap_or_default().trim_end_matches(['.', ' ']).to_ascii_lowercase();
+    stem == ".git" || stem == "git~1"
+}
