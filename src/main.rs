@@ -1,2 +1,5 @@
 //! The binary.
+mod agent;
+mod sys;
+mod telling;
 fn main() {}

@@ -1,0 +1,4 @@
+//! How Linux does it. The only unsafe code. No policy, no retry, no logging.
+
+pub mod proc_scan;
+pub mod shared_map;
