@@ -84,9 +84,8 @@ impl SharedFile {
         }
         // SAFETY: a new mapping, placed by the kernel, over a part of a file that has been checked to be there and cannot shrink,
         // so that no access faults; it is unmapped in `drop` only, and no reference outlives the `SharedMap`.
-        let ptr = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &self.fd, offset)?
-        };
+        let ptr =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &self.fd, offset)? };
         let ptr = NonNull::new(ptr.cast::<u8>()).ok_or(io::ErrorKind::InvalidData)?;
         Ok(SharedMap { ptr, len, words })
     }

@@ -249,7 +249,8 @@ impl Ledger {
         if book.word(MAGIC).load(SeqCst) != MAGIC_WORD {
             return Err(LedgerError::Foreign("unknown version"));
         }
-        let mut ledger = Self { file, book, groups: Vec::new(), transit_read: read, transit_write: write, free: Vec::new(), touched: Vec::new() };
+        let mut ledger =
+            Self { file, book, groups: Vec::new(), transit_read: read, transit_write: write, free: Vec::new(), touched: Vec::new() };
         let len = ledger.file.len().map_err(LedgerError::Restore)?;
         while GROUPS_AT + ((ledger.groups.len() + 1) * GROUP_LEN) as u64 <= len && ledger.groups.len() * GROUP_SLOTS < SLOTS_MAX {
             ledger.map_next_group().map_err(LedgerError::Restore)?;
