@@ -5,6 +5,9 @@ mod sys;
 //! The binary.
 mod config;
 
+mod agent;
+mod sys;
+mod telling;
 fn main() {}
 mod release;
 mod sys;

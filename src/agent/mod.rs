@@ -16,3 +16,6 @@ pub(crate) mod store;
 mod tell;
 
 pub(crate) use boot::main;
+//! The head: owns all state and decisions, and carries out what they lead to.
+pub mod output;
+pub mod store;

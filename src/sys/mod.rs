@@ -12,3 +12,6 @@ pub(crate) mod users;
 pub mod libgit2;
 pub mod links;
 pub mod sync;
+//! How Linux does it. The only unsafe code. No policy, no retry, no logging.
+pub mod proc_scan;
+pub mod shared_map;
