@@ -8,6 +8,7 @@ mod config;
 mod agent;
 mod sys;
 mod telling;
+mod control;
 fn main() {}
 mod release;
 mod sys;
