@@ -22,7 +22,7 @@ use super::run::{Agent, Ending, RunError, Worked, watch_outputs};
 use super::serving::{self, Serving};
 use super::store;
 use super::tell::Telling;
-use crate::cli::exit;
+use crate::cli::exit::Exit;
 use crate::config::settings::Settings;
 use crate::config::{self, Loaded, Surroundings};
 use crate::control::server::serve;
@@ -156,7 +156,7 @@ async fn start(config: &Path) -> Result<u8, BootError> {
             }
             // Only a first start ends on it; an agent that came back is started again by the keeper until somebody mends the file.
             if first {
-                line.ask(&Ask::Quit { code: exit::CONFIGURATION }, None)?;
+                line.ask(&Ask::Quit { code: Exit::Configuration.code() }, None)?;
             }
             return Err(BootError::Config(error));
         }
@@ -166,8 +166,8 @@ async fn start(config: &Path) -> Result<u8, BootError> {
         Err((error, mut line)) => {
             if first {
                 complain(&format!("error: {}", chain(&error)));
-                line.ask(&Ask::Quit { code: exit::FAILED }, None)?;
-                return Ok(exit::FAILED);
+                line.ask(&Ask::Quit { code: Exit::Failed.code() }, None)?;
+                return Ok(Exit::Failed.code());
             }
             Err(error)
         }
@@ -180,7 +180,8 @@ fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::erro
         Ok(loaded) => return Ok((loaded, Vec::new())),
         Err(error) => error,
     };
-    let Some(root) = config::glimpse(path).map(|(_, root)| root) else { return Err(broken.into()) };
+    let glimpse = fs_err::read_to_string(path).ok().and_then(|text| crate::cli::site::by_lines(&text));
+    let Some(root) = glimpse.map(|glimpse| glimpse.root) else { return Err(broken.into()) };
     let layout = Layout::new(root);
     let good = layout.good_config();
     match load(&good) {
@@ -251,7 +252,7 @@ async fn put_together(
 ) -> Result<Parts, BootError> {
     let settings = Arc::new(loaded.settings);
     let layout = Layout::new(&settings.root);
-    crate::telling::log::init(&settings.log);
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let user = super::launch::who(settings.user.as_ref()).map_err(doing("look up `user`"))?;
     let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
     notes.extend(layout.create(owner).map_err(doing("make the folders below `root`"))?);
@@ -270,14 +271,8 @@ async fn put_together(
     let outputs = outputs(line, &mut found.kept, &mut notes)?;
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
     let listener = listener(line, &layout, &settings, &mut found.kept)?;
-    let saved: PoolsSaved = store::load(&layout.state()).map_err(doing("read the state"))?.unwrap_or_else(|moved| {
-        notes.extend(moved);
-        PoolsSaved::default()
-    });
-    let journal: DeploySaved = store::load(&layout.journal().join("deploy.json")).map_err(doing("read the journal"))?.unwrap_or_else(|moved| {
-        notes.extend(moved);
-        DeploySaved::default()
-    });
+    let saved: PoolsSaved = remembered(&layout.state(), &mut notes)?;
+    let journal: DeploySaved = remembered(&layout.journal().join("deploy.json"), &mut notes)?;
     let deploying = Deploying::new(journal, &settings);
     Ok(Parts {
         config: config.to_owned(),
@@ -294,6 +289,18 @@ async fn put_together(
         bytes: loaded.bytes,
         settings,
     })
+}
+
+/// Reads what a former agent kept; nothing, when there is none or it is damaged, which is noted.
+fn remembered<T: Default + serde::de::DeserializeOwned>(path: &Path, notes: &mut Vec<String>) -> Result<T, BootError> {
+    match store::load(path).map_err(doing("read what a former agent kept"))? {
+        store::Loaded::Found(value) => Ok(value),
+        store::Loaded::Nothing => Ok(T::default()),
+        store::Loaded::Damaged(text) => {
+            notes.push(text);
+            Ok(T::default())
+        }
+    }
 }
 
 /// Takes the lock of this root, so that it is kept by one keeper only. It belongs to the open file, which the keeper keeps.
@@ -344,13 +351,14 @@ fn listener(
     let making = || format!("listen at `{}`", path.display());
     // A socket file that somebody removed cannot be connected to any more: bound anew.
     if let Some(fd) = kept.remove(KEPT_CONTROL).filter(|_| path.exists()) {
-        return socket::from_fd(fd, &path).map_err(doing(making()));
+        let listener = socket::from_fd(fd, &path).map_err(doing(making()))?;
+        return tokio::net::UnixListener::from_std(listener).map_err(doing(making()));
     }
     let owner = serving::owner(&settings.control).map_err(doing(making()))?;
     let listener = socket::bind(&path, owner).map_err(doing(making()))?;
     let copy = listener.as_fd().try_clone_to_owned().map_err(doing("copy a descriptor"))?;
     line.ask(&Ask::Keep { name: KEPT_CONTROL.into() }, Some(copy))?;
-    Ok(listener)
+    tokio::net::UnixListener::from_std(listener).map_err(doing(making()))
 }
 
 impl Parts {
@@ -386,10 +394,10 @@ impl Parts {
             dirty: false,
             saving_state: false,
             forget_after_save: Vec::new(),
+            forgetting: Vec::new(),
+            state_trouble: false,
+            rolling: None,
             sampling: false,
-            generation: 0,
-            scaled: BTreeMap::new(),
-            pending_reload: VecDeque::new(),
             quit: None,
         };
         if agent.notes.is_empty() {

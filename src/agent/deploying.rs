@@ -213,7 +213,7 @@ impl Agent {
                 self.work(move || {
                     let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
                         let path = mark_path(&layout, &release);
-                        store::write_json(&path, &BuiltMark { revision, build }).map_err(|error| chain(&error))
+                        store::save(&path, &BuiltMark { revision, build }).map_err(|error| chain(&error))
                     });
                     Worked::Deploy(match marked {
                         Ok(()) => Event::MarkedBuilt { release },
@@ -230,13 +230,15 @@ impl Agent {
                     })
                 });
             }
-            Effect::StartPools { release, revision } => self.start_pools(release, revision),
-            Effect::RollOut { release, revision } => self.roll_out(release, revision),
+            Effect::StartPools { release, revision } | Effect::RollOut { release, revision } => self.roll_out(release, revision),
             Effect::Prune { ids } => {
                 let layout = self.layout.clone();
                 self.work(move || {
-                    let pruned = prune::prune(&layout, &ids, &prune::Unreadable::default(), None);
-                    let gone = pruned.map_or_else(|_| Vec::new(), |pruned| pruned.gone);
+                    let own = rustix::process::geteuid();
+                    let unreadable =
+                        if own.is_root() { prune::Unreadable::KeepAll } else { prune::Unreadable::KeepOf([own.as_raw()].into()) };
+                    let pruned = prune::prune(&layout, &ids, &unreadable, None);
+                    let gone = pruned.map_or_else(|_| Vec::new(), |pruned| pruned.removed);
                     for id in &gone {
                         // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
                         let _stays = fs_err::remove_file(mark_path(&layout, id));
@@ -350,10 +352,7 @@ impl Agent {
                         Event::Staged { release }
                     }
                     Some(Reply::Error(failure)) => {
-                        let blame = match failure.kind {
-                            ErrorKind::Unsupported | ErrorKind::Hostile => Blame::Revision,
-                            _ => Blame::Machine,
-                        };
+                        let blame = if failure.kind.is_fault_of_revision() { Blame::Revision } else { Blame::Machine };
                         Event::PrepareFailed { release, blame, text: failure.text }
                     }
                     _ => Event::PrepareFailed { release, blame: Blame::Machine, text: format!("the git helper ended ({}) {lines}", how(over.how)) },

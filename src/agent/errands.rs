@@ -133,6 +133,11 @@ impl Errands {
         self.running.contains_key(key)
     }
 
+    /// Whether nothing is under way.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
     /// Returns what an errand is for.
     pub(crate) fn what(&self, key: &str) -> Option<&What> {
         self.running.get(key).map(|errand| &errand.what)
@@ -294,7 +299,7 @@ impl Errand {
         let partial = &mut self.partial[usize::from(stream != 1)];
         partial.extend_from_slice(bytes);
         let mut lines = Vec::new();
-        while let Some(end) = partial.iter().position(|&byte| byte == b'\n').or((partial.len() >= LINE_MAX_BYTES).then_some(partial.len() - 1)) {
+        while let Some(end) = partial.iter().position(|&byte| byte == b'\n').or((partial.len() >= LINE_MAX_BYTES).then(|| partial.len() - 1)) {
             let line: Vec<u8> = partial.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
             if !line.is_empty() {

@@ -422,19 +422,16 @@ impl Agent {
 
     // ---- releases into pools
 
-    /// The first release since the boot, or the one that was there: every pool gets it, in the order of `after`.
-    pub(crate) fn start_pools(&mut self, release: ReleaseId, revision: Revision) {
-        for run in self.pools.values_mut().filter(|run| !run.leaving) {
+    /// Every pool gets this release, in the order of `after`; the deploy hears when all have it, or that one failed. A newer release ends
+    /// the rollout of an older one.
+    pub(crate) fn roll_out(&mut self, release: ReleaseId, revision: Revision) {
+        let mut waiting = BTreeSet::new();
+        for (name, run) in self.pools.iter_mut().filter(|(_, run)| !run.leaving) {
+            waiting.insert(name.clone());
             run.waiting = Some((release.clone(), revision.clone()));
         }
+        self.rolling = Some(Rolling { release, waiting });
         self.release_waiting();
-    }
-
-    /// A new release: every pool gets it, in the order of `after`; the deploy hears when all have it, or that one failed.
-    pub(crate) fn roll_out(&mut self, release: ReleaseId, revision: Revision) {
-        let waiting = self.pools.iter().filter(|(_, run)| !run.leaving).map(|(name, _)| name.clone()).collect();
-        self.rolling = Some(Rolling { release: release.clone(), waiting });
-        self.start_pools(release.clone(), revision);
         self.rolled_out_if_all();
     }
 

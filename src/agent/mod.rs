@@ -10,12 +10,10 @@ mod line;
 mod minding;
 pub(crate) mod output;
 mod run;
+mod sampling;
 mod serving;
 mod showing;
 pub(crate) mod store;
 mod tell;
 
 pub(crate) use boot::main;
-//! The head: owns all state and decisions, and carries out what they lead to.
-pub mod output;
-pub mod store;

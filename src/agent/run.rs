@@ -3,7 +3,7 @@
 //! Things that are ready at the same time are taken in this order: what the keeper says (exits before everything, so that no deadline acts
 //! on a process whose end is known), results of work, what helpers and workers say, operators, deadlines.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use super::deploying::Deploying;
 use super::errands::{Errands, Over, What};
 use super::line::{Line, LineError};
-use super::minding::{PoolRun, Sampled};
+use super::minding::{PoolRun, Rolling, Sampled};
 use super::output::{self, Outputs};
 use super::serving::Serving;
 use super::tell::Telling;
@@ -46,6 +46,8 @@ pub(crate) enum Worked {
     Sampled(Box<Sampled>),
     /// A worker answers at its address.
     Answers(SlotId, StartNo),
+    /// It is time to ask a worker again whether it is ready.
+    AskReady(SlotId, StartNo),
     /// The configuration was kept as a good one, or not.
     ConfigKept(Result<(), String>),
     /// A reader or the like has ended.
@@ -87,11 +89,12 @@ pub(crate) struct Agent {
     pub(crate) started_at: selfstart_core::time::WallTime,
     pub(crate) dirty: bool,
     pub(crate) saving_state: bool,
+    /// Children whose end must be on disk before the keeper forgets it; those behind it are being written.
     pub(crate) forget_after_save: Vec<Key>,
+    pub(crate) forgetting: Vec<Key>,
+    pub(crate) state_trouble: bool,
+    pub(crate) rolling: Option<Rolling>,
     pub(crate) sampling: bool,
-    pub(crate) generation: u64,
-    pub(crate) scaled: BTreeMap<PoolName, u32>,
-    pub(crate) pending_reload: VecDeque<()>,
     pub(crate) quit: Option<u8>,
 }
 
@@ -251,7 +254,7 @@ impl Agent {
                     max_size: BUILD_LOG_BYTES,
                     max_age: None,
                     keep: 1,
-                    tap: output::Tap::Lines,
+                    tap: output::Tap::Open,
                 };
                 for (number, fd) in streams {
                     let stream = if number == 1 { output::Stream::Out } else { output::Stream::Err };
@@ -280,6 +283,7 @@ impl Agent {
             Worked::StateSaved(result) => self.state_saved(result),
             Worked::Sampled(sampled) => self.sampled(*sampled),
             Worked::Answers(slot, start) => self.probed(&slot, start, true),
+            Worked::AskReady(slot, start) => self.ask_ready(&slot, start),
             Worked::ConfigKept(result) => {
                 if let Err(error) = result {
                     self.telling.warn(&format!("the good configuration could not be kept: {error}"));

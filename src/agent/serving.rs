@@ -404,16 +404,11 @@ impl Agent {
         if !matches!(self.ending, Ending::Draining | Ending::Leaving) {
             return;
         }
-        let edges: BTreeMap<PoolName, Vec<PoolName>> =
-            self.pools.iter().map(|(name, run)| (name.clone(), run.settings.policy.after.clone())).collect();
-        for wave in drain::waves(&edges) {
-            let running: Vec<PoolName> = wave.into_iter().filter(|name| self.pools.get(name).is_some_and(|run| !run.machine().is_empty())).collect();
-            if !running.is_empty() {
-                for name in running {
-                    self.pool_event(&name, Event::Drain);
-                }
-                return;
-            }
+        let needs = |(name, run): (&PoolName, &PoolRun)| drain::Needs { pool: name.clone(), after: run.settings.policy.after.clone() };
+        let pools: Vec<drain::Needs> = self.pools.iter().map(needs).collect();
+        let running = self.pools.iter().filter(|(_, run)| !run.machine().is_empty()).map(|(name, _)| name.clone()).collect();
+        for name in drain::stoppable(&pools, &running) {
+            self.pool_event(&name, Event::Drain);
         }
     }
 
@@ -571,7 +566,7 @@ impl Agent {
             let uses = prune::uses(&layout.releases()).unwrap_or_default();
             let facts = entries.into_iter().rev().map(|entry| ReleaseStatus {
                 size_bytes: prune::size(&layout.release(&entry.id)),
-                used_by: uses.pids(&entry.id).iter().map(|pid| slots.get(pid).cloned().unwrap_or_else(|| format!("pid {pid}"))).collect(),
+                used_by: uses.by_release.get(&entry.id).into_iter().flatten().map(|pid| slots.get(pid).cloned().unwrap_or_else(|| format!("pid {pid}"))).collect(),
                 state: match &entry.state {
                     selfstart_core::deploy::ReleaseState::Staged => ReleaseState::Staged,
                     selfstart_core::deploy::ReleaseState::Built => ReleaseState::Built,

@@ -303,7 +303,8 @@ impl Keeper {
             nice: None,
             umask: None,
             reset_oom_score: false,
-            new_session: false,
+            // Ctrl-C and `timeout` signal the whole process group: what is meant for the node must come to the keeper only.
+            new_session: true,
             dies_with_us: true,
         });
         match spawned {
@@ -351,6 +352,11 @@ impl Keeper {
             let fds = match packet::receive(agent.line.as_fd(), &mut buffer) {
                 Ok(fds) => fds,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    // It ended without having read everything: its exit starts the next.
+                    unwatch(&self.epoll, &agent.line);
+                    break;
+                }
                 Err(error) => {
                     complain(&format!("the line to the agent failed: {error}"));
                     self.end_agent();

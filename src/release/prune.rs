@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use selfstart_core::id::ReleaseId;
+use selfstart_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, STAGING_SUFFIX, TRASH_PREFIX};
@@ -194,6 +195,26 @@ fn release_in(path: &[u8], prefix: &[u8]) -> Option<ReleaseId> {
     let name = name.strip_suffix(DELETED).unwrap_or(name);
     let name = std::str::from_utf8(name).ok()?;
     name.strip_prefix(TRASH_PREFIX).unwrap_or(name).trim_end_matches(STAGING_SUFFIX).parse().ok()
+}
+
+/// Returns what a release takes on disk; `None` when it is not there or cannot be read.
+#[must_use]
+pub fn size(release: &Path) -> Option<Bytes> {
+    use std::os::unix::fs::MetadataExt;
+    let mut total = 0_u64;
+    let mut folders = vec![release.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs_err::read_dir(&folder).ok()? {
+            // Of the link itself, not of what it leads to: shared things are not the release's.
+            let (path, metadata) = entry.and_then(|entry| Ok((entry.path(), fs_err::symlink_metadata(entry.path())?))).ok()?;
+            // st_blocks counts 512 bytes each (stat(3type)).
+            total = total.saturating_add(metadata.blocks().saturating_mul(512));
+            if metadata.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Some(Bytes(total))
 }
 
 /// What became of the releases that should go.

@@ -1,17 +1,29 @@
-//! How Linux does it: processes, descriptors, `/proc`, clocks. The only place with unsafe code.
+//! How Linux does it: processes, descriptors, `/proc`, clocks, links. The only place with unsafe code.
 //!
 //! It knows how, not when: no policy, no retry, no logging beyond returning errors.
 
 pub(crate) mod clock;
-pub(crate) mod packet;
-pub(crate) mod process;
-pub(crate) mod signals;
-pub(crate) mod spawn;
-pub(crate) mod users;
-//! How Linux does it: the only place for `unsafe`. No policy, no retry, no logging.
 pub mod libgit2;
 pub mod links;
-pub mod sync;
-//! How Linux does it. The only unsafe code. No policy, no retry, no logging.
+pub(crate) mod packet;
 pub mod proc_scan;
+pub(crate) mod process;
 pub mod shared_map;
+pub(crate) mod signals;
+pub(crate) mod spawn;
+pub mod sync;
+pub(crate) mod users;
+
+/// Makes an anonymous file with this content, ready to be read from its beginning (`memfd_create(2)`): for what must be in nobody's
+/// argument list and on no disk.
+///
+/// # Errors
+/// When there is no memory or no descriptor for it.
+pub(crate) fn memory_file(content: &[u8]) -> std::io::Result<std::os::fd::OwnedFd> {
+    use std::io::{Seek, Write};
+    let fd = rustix::fs::memfd_create("selfstart", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(fd);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file.into())
+}

@@ -114,6 +114,8 @@ pub(crate) struct Stat {
     pub(crate) session: i32,
     /// When it started, in clock ticks after boot.
     pub(crate) start_ticks: u64,
+    /// Its resident pages.
+    pub(crate) rss_pages: u64,
     /// Whether it has ended and waits to be reaped.
     pub(crate) zombie: bool,
 }
@@ -138,7 +140,9 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let session = fields.nth(1)?.parse().ok()?;
     // state is field 3; session was field 6; starttime is field 22.
     let start_ticks = fields.nth(15)?.parse().ok()?;
-    Some(Stat { ppid, session, start_ticks, zombie: matches!(state, "Z" | "X") })
+    // rss is field 24.
+    let rss_pages = fields.nth(1)?.parse().ok()?;
+    Some(Stat { ppid, session, start_ticks, rss_pages, zombie: matches!(state, "Z" | "X") })
 }
 
 /// Reads up to a buffer of a file in one go.
@@ -200,6 +204,14 @@ pub(crate) fn title(pid: i32) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Returns the proportional set size of a process in bytes: each page counts by the number of those who share it (`proc_pid_smaps(5)`).
+/// `None` when it cannot be read.
+pub(crate) fn proportional(pid: i32) -> Option<u64> {
+    let text = fs_err::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let kib: u64 = text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix("kB")?.trim().parse().ok())?;
+    Some(kib.saturating_mul(1024))
+}
+
 /// Makes a pipe for a worker's output: the end that we read, non-blocking, and the end that the worker gets.
 ///
 /// The worker's end is opened for reading too, so that the worker is itself a reader: when everyone else is gone it waits when the pipe
@@ -246,7 +258,7 @@ mod tests {
     #[test]
     fn a_stat_line_is_read_whatever_the_name_is() {
         let line = b"4711 (a) R 1 (b\n) S 12 4711 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1000 200 18446744073709551615";
-        assert_eq!(parse_stat(line), Some(Stat { ppid: 12, session: 4711, start_ticks: 987_654, zombie: false }));
+        assert_eq!(parse_stat(line), Some(Stat { ppid: 12, session: 4711, start_ticks: 987_654, rss_pages: 200, zombie: false }));
         assert_eq!(parse_stat(b"4711 (a"), None);
         assert_eq!(parse_stat(b""), None);
         assert_eq!(parse_stat(b"1 (x) S 1 2"), None);
@@ -256,7 +268,8 @@ mod tests {
     fn this_process_is_found() {
         let me = i32::try_from(std::process::id()).expect("a pid fits");
         let seen = stat(me).expect("our own stat");
-        assert!(everyone().expect("/proc").contains(&(me, seen)));
+        assert!(everyone().expect("/proc").iter().any(|(pid, stat)| *pid == me && stat.start_ticks == seen.start_ticks));
+        assert!(proportional(me).is_some_and(|bytes| bytes > 0));
         assert!(open(ProcessId { pid: me, start_ticks: seen.start_ticks }).is_ok());
         let other = open(ProcessId { pid: me, start_ticks: seen.start_ticks + 1 }).expect_err("another process of that number");
         assert_eq!(other.kind(), io::ErrorKind::NotFound);
