@@ -24,7 +24,9 @@ pub struct Pool {
     pub(super) target: Option<Arc<Target>>,
     /// The last generation that was given.
     pub(super) generation: Generation,
-    /// The generation whose rollout failed last, if it is the present one.
+    /// Workers of generations before this are to be replaced, even if they run the right release.
+    pub(super) oldest: Generation,
+    /// Whether the rollout of the present target failed.
     pub(super) failed: bool,
     pub(super) rollout: Option<Rollout>,
     /// What the operator said last about the whole pool: new slots follow it.
@@ -94,6 +96,7 @@ impl Pool {
             scaled: None,
             target: None,
             generation: Generation(0),
+            oldest: Generation(0),
             failed: false,
             rollout: None,
             wanted: Wanted::default(),

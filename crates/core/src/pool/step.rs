@@ -98,6 +98,7 @@ impl Pool {
                 self.recount();
                 if let Some(Target { release, revision, .. }) = self.target.as_deref().cloned() {
                     self.new_target(|generation| Target { generation, release, revision }, turn);
+                    self.oldest = self.generation;
                     self.plan_rollout(why.stop_why(), turn);
                 }
             }
