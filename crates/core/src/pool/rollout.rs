@@ -18,8 +18,6 @@ pub(super) struct Rollout {
     pub(super) pending: VecDeque<u32>,
     /// Slots whose turn has come and is not over.
     pub(super) moving: u32,
-    /// Those of them that are without a ready worker because of the rollout.
-    pub(super) unavailable: u32,
     pub(super) ready: u32,
     pub(super) failing: u32,
 }
@@ -33,19 +31,12 @@ pub(super) enum Part {
     /// Its turn has not come.
     Pending,
     /// Its turn has come.
-    Moving { vote: Vote, loss: Loss },
+    Moving(Vote),
 }
 
 /// Whether a slot's failure fails the rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Vote {
-    Yes,
-    No,
-}
-
-/// Whether a slot lacks a worker because of the rollout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Loss {
     Yes,
     No,
 }
@@ -106,7 +97,7 @@ impl Pool {
         for number in &unready {
             self.set_part(*number, Part::Pending, turn);
         }
-        self.rollout = Some(Rollout { why, pending: unready, moving: 0, unavailable: 0, ready: 0, failing: 0 });
+        self.rollout = Some(Rollout { why, pending: unready, moving: 0, ready: 0, failing: 0 });
         for number in down {
             self.take(number, &target, turn);
         }
@@ -125,8 +116,7 @@ impl Pool {
             turn.effects.push(Effect::RolloutBegun { target: Arc::clone(&target) });
         }
         let why = StopWhy::Deploy(target.generation);
-        let rollout =
-            self.rollout.get_or_insert(Rollout { why, pending: VecDeque::new(), moving: 0, unavailable: 0, ready: 0, failing: 0 });
+        let rollout = self.rollout.get_or_insert(Rollout { why, pending: VecDeque::new(), moving: 0, ready: 0, failing: 0 });
         rollout.pending.push_back(number);
         self.set_part(number, Part::Pending, turn);
     }
@@ -147,7 +137,7 @@ impl Pool {
             turn.effects.push(Effect::RolledOut { target, ready, failing });
             return true;
         };
-        let full = rollout.unavailable >= limit;
+        let full = rollout.moving >= limit;
         let way = self.entry(number).filter(|entry| entry.part == Part::Pending).map(|entry| self.way(&entry.slot, &target));
         if way == Some(Way::Replace) && full {
             return false;
@@ -166,16 +156,16 @@ impl Pool {
         let (Some(entry), Some(rollout)) = (self.entry(number), &self.rollout) else { return };
         let why = rollout.why.clone();
         let (way, well) = (self.way(&entry.slot, target), is_well(&entry.slot));
-        let (vote, loss) = match way {
-            Way::Start => (Vote::No, Loss::No),
-            Way::Already => (Vote::No, Loss::Yes),
-            Way::Retarget | Way::Replace if well => (Vote::Yes, Loss::Yes),
-            Way::Retarget | Way::Replace => (Vote::No, Loss::Yes),
+        let waits_well = entry.slot.waits_until().is_some() && !entry.slot.waits_after_crash() && well;
+        let vote = match way {
+            Way::Already => Vote::No,
+            Way::Start if waits_well => Vote::Yes,
+            Way::Retarget | Way::Replace if well => Vote::Yes,
+            Way::Start | Way::Retarget | Way::Replace => Vote::No,
         };
-        self.set_part(number, Part::Moving { vote, loss }, turn);
+        self.set_part(number, Part::Moving(vote), turn);
         if let Some(rollout) = &mut self.rollout {
             rollout.moving += 1;
-            rollout.unavailable += u32::from(loss == Loss::Yes);
         }
         match way {
             Way::Already => {}
@@ -190,7 +180,7 @@ impl Pool {
     /// Looks whether a slot's turn is over.
     pub(super) fn progress(&mut self, number: u32, turn: &mut Turn<'_>) {
         let (Some(target), Some(entry)) = (self.target.clone(), self.entry(number)) else { return };
-        let Part::Moving { vote, .. } = entry.part else { return };
+        let Part::Moving(vote) = entry.part else { return };
         let slot = &entry.slot;
         let Some(its) = slot.target().filter(|its| self.is_as_wanted(its, &target)) else { return };
         let settled = slot.ready_since().is_some_and(|since| turn.now >= since + turn.policy.update.settle);
@@ -218,9 +208,8 @@ impl Pool {
         let Some(entry) = self.entry(number) else { return };
         let part = entry.part;
         self.set_part(number, Part::None, turn);
-        if let (Part::Moving { loss, .. }, Some(rollout)) = (part, &mut self.rollout) {
+        if let (Part::Moving(_), Some(rollout)) = (part, &mut self.rollout) {
             rollout.moving -= 1;
-            rollout.unavailable -= u32::from(loss == Loss::Yes);
         }
     }
 
