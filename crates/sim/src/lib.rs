@@ -174,7 +174,7 @@ impl World {
     }
 
     /// Lets the next thing happen; returns which slot hears what of it, if that makes news.
-    pub fn next(&mut self) -> Option<(u32, Event)> {
+    pub fn happen(&mut self) -> Option<(u32, Event)> {
         let ((at, _), coming) = self.coming.pop_first()?;
         self.now = self.now.max(at);
         let (slot, event) = match coming {

@@ -1,9 +1,10 @@
-//! Random histories of a pool among simulated processes: what must hold whatever happens.
+//! Random histories of a pool among simulated processes: what must hold whatever happens. `PROPTEST_CASES` makes them more than 256.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use selfstart_core::id::{ProcessId, ReleaseId, Revision};
 use selfstart_core::policy::{
     FlappingPolicy, MemoryAction, MemoryPolicy, MemoryRung, PoolPolicy, ReadyHow, ReadyPolicy, RestartPolicy, StopLadder, StopRung,
@@ -59,7 +60,7 @@ impl Node {
     }
 
     fn step(&mut self, event: Event) {
-        let pool = std::mem::replace(&mut self.pool, Pool::new(&self.policy));
+        let pool = std::mem::take(&mut self.pool);
         let (pool, effects) = pool::step(pool, event, self.world.now, &self.policy);
         self.pool = pool;
         for effect in &effects {
@@ -132,7 +133,7 @@ impl Node {
             let before = self.world.now;
             match (news, due) {
                 (Some(news), due) if news <= end && due.is_none_or(|due| news <= due.max(before)) => {
-                    if let Some((slot, event)) = self.world.next() {
+                    if let Some((slot, event)) = self.world.happen() {
                         self.step(Event::Slot { slot, event });
                     }
                 }
@@ -301,7 +302,7 @@ fn policy() -> impl Strategy<Value = PoolPolicy> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("seeds"))), ..ProptestConfig::default() })]
 
     /// In any history: never two workers in a slot, none freed before its exit and the end of its tree, no start number twice, no start
     /// inside a wait, no punishment for what was asked, no hot loop, rollouts one after the other, all of which end, as does every stop.

@@ -23,6 +23,8 @@ mod rollout;
 mod saved;
 mod state;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use event::{Dropped, Effect, Event, RestartWhy, Scale, Which};
 pub use saved::{SavedPool, SavedSlot};
