@@ -45,8 +45,10 @@ struct Node {
     world: World,
     pool: Pool,
     policy: PoolPolicy,
-    /// By slot: the wait that was announced, and for which generation, until somebody asks for something else.
-    waits: BTreeMap<u32, (MonoTime, u64)>,
+    /// By slot: the wait that was announced, and for which generation (`None`: for any), until somebody asks for something else.
+    waits: BTreeMap<u32, (MonoTime, Option<u64>)>,
+    /// By slot: the generation of its last start.
+    started: BTreeMap<u32, u64>,
     /// By slot: when workers ended that nobody had asked to, and of which generation.
     crashes: BTreeMap<u32, (u64, Vec<MonoTime>)>,
     /// The rollout that has begun and not ended.
@@ -56,7 +58,7 @@ struct Node {
 impl Node {
     fn new(policy: PoolPolicy, tempers: Vec<Temper>) -> Self {
         let (world, pool) = (World::new(tempers), Pool::new(&policy));
-        Self { world, pool, policy, waits: BTreeMap::new(), crashes: BTreeMap::new(), rollout: None }
+        Self { world, pool, policy, waits: BTreeMap::new(), started: BTreeMap::new(), crashes: BTreeMap::new(), rollout: None }
     }
 
     fn step(&mut self, event: Event) {
@@ -82,13 +84,16 @@ impl Node {
         match effect {
             Effect::Slot { slot, effect: worker::Effect::Spawn { target, .. } } => {
                 // Another generation does not inherit a wait.
-                let wait = self.waits.remove(slot).filter(|(_, of)| *of == target.generation.0);
+                let wait = self.waits.remove(slot).filter(|(_, of)| of.is_none_or(|of| of == target.generation.0));
+                self.started.insert(*slot, target.generation.0);
                 let until = wait.filter(|(until, _)| self.world.now < *until);
                 assert!(until.is_none(), "slot {slot} starts at {:?}, in a wait until {until:?}", self.world.now);
             }
+            Effect::Slot { slot, effect: worker::Effect::Tell(Happening::BackedOff { wait, crashes: 0 }) } => {
+                self.waits.insert(*slot, (self.world.now + *wait, None));
+            }
             Effect::Slot { slot, effect: worker::Effect::Tell(Happening::BackedOff { wait, .. } | Happening::Quarantined { wait }) } => {
-                let of = self.pool.slot(*slot).and_then(worker::Slot::target).map_or(0, |target| target.generation.0);
-                self.waits.insert(*slot, (self.world.now + *wait, of));
+                self.waits.insert(*slot, (self.world.now + *wait, self.started.get(slot).copied()));
             }
             Effect::Slot { slot, effect: worker::Effect::Tell(Happening::Judged(verdict)) } => self.judged(*slot, verdict),
             Effect::RolloutBegun { target } => {
