@@ -16,7 +16,8 @@ pub enum Event {
         /// What. Of `worker::Event`, only news (of processes, of the keeper, samples): wishes have their own events here.
         event: worker::Event,
     },
-    /// A release is wanted in every slot. The same release again: goes on with what is left, and makes a new try of one that failed.
+    /// A release is wanted in every slot; workers that run it already are left alone (a rollback after a failed rollout touches only those
+    /// that had been replaced). The same release again: goes on with what is left, and makes a new try of one that failed.
     RollOut {
         /// The release.
         release: ReleaseId,

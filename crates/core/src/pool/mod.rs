@@ -10,7 +10,8 @@
 //!
 //! A rollout is planned once, has a generation, and always ends: rolled out, failed, or dropped for a newer one (or a drain).
 //! Slots that wait or are stopped are no loss and start at the new target at once; slots whose worker is just ending only get another
-//! target; the others are taken when fewer than `max_unavailable` are without a ready worker because of the rollout.
+//! target; the others are taken one by one, each when fewer than `max_unavailable` are moving (whatever they were before: so a slot that
+//! was down tries the new release before one that works is given up for it).
 //! A slot has a **vote** if it was well when it was taken: only then does its failure fail the rollout. Slots that are paused or that an
 //! operator stopped are left out; they come to the newest target when they are resumed or started.
 //!
@@ -22,6 +23,8 @@ mod rollout;
 mod saved;
 mod state;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use event::{Dropped, Effect, Event, RestartWhy, Scale, Which};
 pub use saved::{SavedPool, SavedSlot};

@@ -18,8 +18,6 @@ pub(super) struct Rollout {
     pub(super) pending: VecDeque<u32>,
     /// Slots whose turn has come and is not over.
     pub(super) moving: u32,
-    /// Those of them that are without a ready worker because of the rollout.
-    pub(super) unavailable: u32,
     pub(super) ready: u32,
     pub(super) failing: u32,
 }
@@ -33,7 +31,7 @@ pub(super) enum Part {
     /// Its turn has not come.
     Pending,
     /// Its turn has come.
-    Moving { vote: Vote, loss: Loss },
+    Moving(Vote),
 }
 
 /// Whether a slot's failure fails the rollout.
@@ -43,17 +41,10 @@ pub(super) enum Vote {
     No,
 }
 
-/// Whether a slot lacks a worker because of the rollout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Loss {
-    Yes,
-    No,
-}
-
 /// How a slot can come to a new target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// It has it, or will have it next.
+    /// It has it, or will have it next; also a worker of the same release from an earlier rollout (a rollback restarts no such worker).
     Already,
     /// It has no worker: it is started.
     Start,
@@ -63,21 +54,27 @@ enum Way {
     Replace,
 }
 
-impl Way {
-    fn of(slot: &Slot, target: &Target) -> Self {
-        if slot.next_target().is_some_and(|next| next.generation == target.generation) {
-            Self::Already
+impl Pool {
+    /// Returns how this slot can come to the present target.
+    fn way(&self, slot: &Slot, target: &Target) -> Way {
+        let next = slot.next_target();
+        let other_generation = next.is_none_or(|next| next.generation != target.generation);
+        if next.is_some_and(|next| self.is_as_wanted(next, target)) && !(slot.waits_after_crash() && other_generation) {
+            Way::Already
         } else if !slot.is_occupied() {
-            Self::Start
+            Way::Start
         } else if slot.is_stopping() {
-            Self::Retarget
+            Way::Retarget
         } else {
-            Self::Replace
+            Way::Replace
         }
     }
-}
 
-impl Pool {
+    /// Returns whether a worker of `its` need not be replaced: it runs the release, and was started after the last restart of all.
+    fn is_as_wanted(&self, its: &Target, target: &Target) -> bool {
+        its.release == target.release && its.generation >= self.oldest
+    }
+
     /// Plans the rollout of the present target over all slots that take part. A rollout that was going on is dropped.
     pub(super) fn plan_rollout(&mut self, why: StopWhy, turn: &mut Turn<'_>) {
         let Some(target) = self.target.clone() else { return };
@@ -85,7 +82,7 @@ impl Pool {
         self.failed = false;
         turn.effects.push(Effect::RolloutBegun { target: Arc::clone(&target) });
         let numbers: Vec<u32> = (0..self.count).filter(|number| self.takes_part(*number)).collect();
-        let way = |pool: &Self, number: u32| pool.entry(number).map_or(Way::Already, |entry| Way::of(&entry.slot, &target));
+        let way = |pool: &Self, number: u32| pool.entry(number).map_or(Way::Already, |entry| pool.way(&entry.slot, &target));
         // First those that cost nothing, then those that are not ready anyway, then the ready ones.
         let (mut down, mut unready, mut ready) = (Vec::new(), VecDeque::new(), VecDeque::new());
         for number in numbers {
@@ -100,7 +97,7 @@ impl Pool {
         for number in &unready {
             self.set_part(*number, Part::Pending, turn);
         }
-        self.rollout = Some(Rollout { why, pending: unready, moving: 0, unavailable: 0, ready: 0, failing: 0 });
+        self.rollout = Some(Rollout { why, pending: unready, moving: 0, ready: 0, failing: 0 });
         for number in down {
             self.take(number, &target, turn);
         }
@@ -111,7 +108,7 @@ impl Pool {
         let Some(target) = self.target.clone() else { return };
         let behind = self.takes_part(number)
             && !self.failed
-            && self.entry(number).is_some_and(|entry| entry.part == Part::None && Way::of(&entry.slot, &target) != Way::Already);
+            && self.entry(number).is_some_and(|entry| entry.part == Part::None && self.way(&entry.slot, &target) != Way::Already);
         if !behind {
             return;
         }
@@ -119,8 +116,7 @@ impl Pool {
             turn.effects.push(Effect::RolloutBegun { target: Arc::clone(&target) });
         }
         let why = StopWhy::Deploy(target.generation);
-        let rollout =
-            self.rollout.get_or_insert(Rollout { why, pending: VecDeque::new(), moving: 0, unavailable: 0, ready: 0, failing: 0 });
+        let rollout = self.rollout.get_or_insert(Rollout { why, pending: VecDeque::new(), moving: 0, ready: 0, failing: 0 });
         rollout.pending.push_back(number);
         self.set_part(number, Part::Pending, turn);
     }
@@ -141,8 +137,8 @@ impl Pool {
             turn.effects.push(Effect::RolledOut { target, ready, failing });
             return true;
         };
-        let full = rollout.unavailable >= limit;
-        let way = self.entry(number).filter(|entry| entry.part == Part::Pending).map(|entry| Way::of(&entry.slot, &target));
+        let full = rollout.moving >= limit;
+        let way = self.entry(number).filter(|entry| entry.part == Part::Pending).map(|entry| self.way(&entry.slot, &target));
         if way == Some(Way::Replace) && full {
             return false;
         }
@@ -159,17 +155,17 @@ impl Pool {
     fn take(&mut self, number: u32, target: &Arc<Target>, turn: &mut Turn<'_>) {
         let (Some(entry), Some(rollout)) = (self.entry(number), &self.rollout) else { return };
         let why = rollout.why.clone();
-        let (way, well) = (Way::of(&entry.slot, target), is_well(&entry.slot));
-        let (vote, loss) = match way {
-            Way::Start => (Vote::No, Loss::No),
-            Way::Already => (Vote::No, Loss::Yes),
-            Way::Retarget | Way::Replace if well => (Vote::Yes, Loss::Yes),
-            Way::Retarget | Way::Replace => (Vote::No, Loss::Yes),
+        let (way, well) = (self.way(&entry.slot, target), is_well(&entry.slot));
+        let waits_well = entry.slot.waits_until().is_some() && !entry.slot.waits_after_crash() && well;
+        let vote = match way {
+            Way::Already => Vote::No,
+            Way::Start if waits_well => Vote::Yes,
+            Way::Retarget | Way::Replace if well => Vote::Yes,
+            Way::Start | Way::Retarget | Way::Replace => Vote::No,
         };
-        self.set_part(number, Part::Moving { vote, loss }, turn);
+        self.set_part(number, Part::Moving(vote), turn);
         if let Some(rollout) = &mut self.rollout {
             rollout.moving += 1;
-            rollout.unavailable += u32::from(loss == Loss::Yes);
         }
         match way {
             Way::Already => {}
@@ -184,13 +180,11 @@ impl Pool {
     /// Looks whether a slot's turn is over.
     pub(super) fn progress(&mut self, number: u32, turn: &mut Turn<'_>) {
         let (Some(target), Some(entry)) = (self.target.clone(), self.entry(number)) else { return };
-        let Part::Moving { vote, .. } = entry.part else { return };
+        let Part::Moving(vote) = entry.part else { return };
         let slot = &entry.slot;
-        if slot.target().is_none_or(|its| its.generation != target.generation) {
-            return;
-        }
+        let Some(its) = slot.target().filter(|its| self.is_as_wanted(its, &target)) else { return };
         let settled = slot.ready_since().is_some_and(|since| turn.now >= since + turn.policy.update.settle);
-        let failing = slot.waits_after_crash();
+        let failing = slot.waits_after_crash() && its.generation == target.generation;
         let verdict = slot.last_verdict().cloned();
         if !settled && !failing {
             return;
@@ -214,9 +208,8 @@ impl Pool {
         let Some(entry) = self.entry(number) else { return };
         let part = entry.part;
         self.set_part(number, Part::None, turn);
-        if let (Part::Moving { loss, .. }, Some(rollout)) = (part, &mut self.rollout) {
+        if let (Part::Moving(_), Some(rollout)) = (part, &mut self.rollout) {
             rollout.moving -= 1;
-            rollout.unavailable -= u32::from(loss == Loss::Yes);
         }
     }
 

@@ -18,6 +18,7 @@ pub struct SavedPool {
     pub target: Option<Target>,
     /// Slots, by number.
     pub slots: Vec<SavedSlot>,
+    oldest: Generation,
     failed: bool,
     scaled: Option<Scaled>,
     wanted: Wanted,
@@ -42,6 +43,7 @@ impl Pool {
             generation: self.generation,
             target: self.target.as_deref().cloned(),
             slots: self.slots.iter().map(|entry| SavedSlot { slot: entry.slot.saved(), wanted: entry.wanted }).collect(),
+            oldest: self.oldest,
             failed: self.failed,
             scaled: self.scaled,
             wanted: self.wanted,
@@ -57,6 +59,7 @@ impl Pool {
         let mut pool = Self::new(policy);
         pool.generation = saved.generation;
         pool.target = saved.target.map(Arc::new);
+        pool.oldest = saved.oldest;
         pool.failed = saved.failed;
         pool.scaled = saved.scaled;
         pool.wanted = saved.wanted;

@@ -11,8 +11,8 @@ use crate::policy::{MAX_COUNT, PoolPolicy};
 use crate::time::MonoTime;
 use crate::worker::{Minding, Slot, Target};
 
-/// The slots of one pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The slots of one pool. The default has none, and is there to be left behind by `mem::take`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pool {
     /// By number; those from `count` on are on their way out.
     pub(super) slots: Vec<Entry>,
@@ -24,7 +24,9 @@ pub struct Pool {
     pub(super) target: Option<Arc<Target>>,
     /// The last generation that was given.
     pub(super) generation: Generation,
-    /// The generation whose rollout failed last, if it is the present one.
+    /// Workers of generations before this are to be replaced, even if they run the right release.
+    pub(super) oldest: Generation,
+    /// Whether the rollout of the present target failed.
     pub(super) failed: bool,
     pub(super) rollout: Option<Rollout>,
     /// What the operator said last about the whole pool: new slots follow it.
@@ -88,25 +90,7 @@ impl Pool {
     #[must_use]
     pub fn new(policy: &PoolPolicy) -> Self {
         let count = policy.count.min(MAX_COUNT);
-        Self {
-            slots: (0..count).map(|_| Entry::default()).collect(),
-            count,
-            scaled: None,
-            target: None,
-            generation: Generation(0),
-            failed: false,
-            rollout: None,
-            wanted: Wanted::default(),
-            minding: Minding::default(),
-            drain: Drain::default(),
-            queue: VecDeque::new(),
-            next_start: MonoTime::ZERO,
-            deadlines: BTreeSet::new(),
-            start_floor: StartNo(0),
-            ready: 0,
-            occupied: 0,
-            running_wanted: count,
-        }
+        Self { slots: (0..count).map(|_| Entry::default()).collect(), count, running_wanted: count, ..Self::default() }
     }
 
     /// Returns how many slots are wanted.

@@ -98,6 +98,7 @@ impl Pool {
                 self.recount();
                 if let Some(Target { release, revision, .. }) = self.target.as_deref().cloned() {
                     self.new_target(|generation| Target { generation, release, revision }, turn);
+                    self.oldest = self.generation;
                     self.plan_rollout(why.stop_why(), turn);
                 }
             }
@@ -180,7 +181,7 @@ impl Pool {
         let settle = turn.policy.update.settle;
         let Some(entry) = self.entry_mut(number) else { return };
         let settled = match (entry.part, entry.slot.ready_since()) {
-            (Part::Moving { .. }, Some(since)) if turn.now < since + settle => Some(since + settle),
+            (Part::Moving(_), Some(since)) if turn.now < since + settle => Some(since + settle),
             _ => None,
         };
         let due = worker::next_deadline(&entry.slot).into_iter().chain(settled).min();

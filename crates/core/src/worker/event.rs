@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::state::{StopOrder, StopWhy, Target, Then};
+use super::state::{StopWhy, Target, Then};
 use super::verdict::ExitHow;
 use crate::backoff::Jitter;
 use crate::id::{ProcessId, StartNo};
@@ -158,11 +158,5 @@ impl Event {
             | Self::Pause
             | Self::Resume => None,
         }
-    }
-
-    /// Returns the request to stop for this reason.
-    #[must_use]
-    pub fn stop(order: StopOrder) -> Self {
-        Self::StopRequested { why: order.why, then: order.then }
     }
 }

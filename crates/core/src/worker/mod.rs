@@ -48,6 +48,6 @@ mod verdict;
 pub use effect::{Effect, Happening, Rung};
 pub use event::{Event, StaleJobSeen};
 pub use saved::{Saved, SavedState};
-pub use state::{Minding, Slot, SlotState, StopOrder, StopWhy, Target, Then};
+pub use state::{Minding, Slot, SlotState, StopWhy, Target, Then};
 pub use step::{KILL_AGAIN, POLICY_RESTART_EVERY, STALE_AGAIN, next_deadline, step};
 pub use verdict::{EndWhy, ExitHow, Sequel, StaleJobFacts, Verdict, VerdictKind, What};

@@ -69,11 +69,11 @@ pub enum Then {
 
 /// A wish that a worker ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StopOrder {
+pub(super) struct StopOrder {
     /// Why.
-    pub why: StopWhy,
+    pub(super) why: StopWhy,
     /// What follows.
-    pub then: Then,
+    pub(super) then: Then,
 }
 
 /// Whether a slot is looked after.

@@ -186,17 +186,23 @@ impl Slot {
             }
 
             // The agent came back.
-            (State::Recalled { target, plan, .. }, Event::Adopted { start, process, target: running, since, ready_since }) => {
-                let worker = self.adopted(start, process, running, since, turn);
-                match plan {
-                    Recall::Mind { ready } => self.mind_again(worker, ready_since.or(ready), turn),
-                    Recall::Stop { order, ladder: Some(ladder) } => State::Stopping { worker, ready: ready_since, order, ladder },
-                    Recall::Stop { order, ladder: None } => Self::begin_stop(worker, ready_since, order, Manner::Ladder, turn),
-                    Recall::Clear { end, after } => {
-                        turn.act(Effect::ClearTree { start });
-                        State::Clearing { start, target, end, after }
-                    }
+            (State::Recalled { target, plan: Recall::Clear { end, after }, .. }, Event::Adopted { start, .. }) => {
+                turn.act(Effect::ClearTree { start });
+                State::Clearing { start, target, end, after }
+            }
+            (
+                State::Recalled { plan: Recall::Stop { order, ladder }, .. },
+                Event::Adopted { start, process, target, since, ready_since },
+            ) => {
+                let worker = self.adopted(start, process, target, since, turn);
+                match ladder {
+                    Some(ladder) => State::Stopping { worker, ready: ready_since, order, ladder },
+                    None => Self::begin_stop(worker, ready_since, order, Manner::Ladder, turn),
                 }
+            }
+            (State::Recalled { plan: Recall::Mind { ready }, .. }, Event::Adopted { start, process, target, since, ready_since }) => {
+                let worker = self.adopted(start, process, target, since, turn);
+                self.mind_again(worker, ready_since.or(ready), turn)
             }
             // What was saved is older than what lives.
             (
@@ -250,6 +256,9 @@ impl Slot {
         let newer = |old: &Arc<Target>| old.generation != target.generation;
         match state {
             State::Stopped => self.begin(target, Cause::Fresh, turn),
+            State::Backoff { until, why: Wait::Pace, .. } if urgency == Urgency::AsItIs => {
+                State::Backoff { until, target, why: Wait::Pace }
+            }
             State::Backoff { target: old, .. } if newer(&old) || urgency == Urgency::Now => self.begin(target, Cause::Again, turn),
             State::Quarantined { target: old, .. } if newer(&old) => self.begin(target, Cause::Again, turn),
             State::Quarantined { .. } if urgency == Urgency::Now => {
@@ -343,6 +352,7 @@ impl Slot {
                 Then::Stay => State::Stopped,
                 Then::Start(target) => match state {
                     State::Stopped => self.begin(target, Cause::Fresh, turn),
+                    State::Backoff { until, why: Wait::Pace, .. } => State::Backoff { until, target, why: Wait::Pace },
                     waiting => self.started(waiting, target, Urgency::Now, turn),
                 },
                 Then::AsAfterCrash => state,
@@ -366,6 +376,10 @@ impl Slot {
             }
             State::Cancelling { start, target, since, order, .. } => {
                 State::Cancelling { start, target, since, order, manner: Manner::KillAtOnce }
+            }
+            State::Recalled { start, target, plan: Recall::Stop { order, .. } } => {
+                let ladder = Some(Ladder::Killed { again: turn.now });
+                State::Recalled { start, target, plan: Recall::Stop { order, ladder } }
             }
             state => state,
         }
@@ -567,7 +581,9 @@ impl Slot {
             },
             After::Backoff { until, target, .. } if turn.now >= until => self.begin(target, Cause::Again, turn),
             After::Backoff { until, target, crashes } => {
-                turn.tell(Happening::BackedOff { wait: turn.now.until(until), crashes });
+                if self.minded() {
+                    turn.tell(Happening::BackedOff { wait: turn.now.until(until), crashes });
+                }
                 State::Backoff { until, target, why: Wait::Crashes(crashes) }
             }
             After::Quarantined { until, target } => {

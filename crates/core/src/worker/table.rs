@@ -49,8 +49,16 @@ fn states() -> Vec<(&'static str, Slot, WorkerPolicy)> {
         event::gone(2),
     ];
     let stopping = run(&after, &[&up[..], &[event::wait(1), event::stop(Then::Stay)]].concat());
-    let crash = run(&after, &[&up[..], &[event::exited(1), event::gone(1), event::spawned(2), event::exited(2)]].concat());
-    let backoff = step(crash.clone(), event::gone(2).0, at(2), &after).0;
+    let crashes = [event::exited(1), event::gone(1), event::spawned(2), event::exited(2), event::gone(2), event::wait(1)];
+    let crashed = |events| run(&after, &[&up[..], &crashes[..events]].concat());
+    let backoff = step(
+        step(step(crashed(6), event::spawned(3).0, at(2), &after).0, event::exited(3).0, at(2), &after).0,
+        event::gone(3).0,
+        at(2),
+        &after,
+    )
+    .0;
+    let crash = crashed(4);
     let started_paused = run(&after, &[(Event::Pause, 0), event::start(1)]);
     let exited = step(paused(&ready), event::exited(1).0, at(2), &after).0;
     vec![
@@ -108,7 +116,7 @@ fn events(start: StartNo) -> Vec<(&'static str, Event)> {
         ("Exited", Event::Exited { start, how: ExitHow::Code(1), jitter: Jitter(0) }),
         ("TreeGone", Event::TreeGone { start, killed: 2 }),
         ("Stop, then stay", Event::StopRequested { why: StopWhy::Operator, then: Then::Stay }),
-        ("Stop, then start", Event::StopRequested { why: StopWhy::Deploy(target(2).generation), then: Then::Start(target(2)) }),
+        ("Stop, then start next", Event::StopRequested { why: StopWhy::Deploy(target(2).generation), then: Then::Start(target(2)) }),
         ("Stop, as after a crash", Event::StopRequested { why: StopWhy::Operator, then: Then::AsAfterCrash }),
         ("KillNow", Event::KillNow),
         ("Deadline", Event::DeadlineReached),

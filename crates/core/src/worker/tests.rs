@@ -331,7 +331,7 @@ fn a_worker_that_is_not_ready_in_time_is_stopped_and_counts_as_a_crash() {
     let life = life.due();
     assert_eq!((life.now, life.deeds()), (at(30), vec![signal(1, Signal::Quit)]));
     let life = life.then(&[event::exited(1), event::gone(1)]);
-    assert_eq!(life.verdict(), "ended by QUIT after it was not ready within 30s; restarted");
+    assert_eq!(life.verdict(), "ended by QUIT because it was not ready within 30s; restarted");
     assert_eq!(life.slot.crashes_in_a_row(), 1);
 }
 

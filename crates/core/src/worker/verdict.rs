@@ -291,7 +291,7 @@ impl fmt::Display for StopWhy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory(passed) => passed.fmt(f),
-            Self::Deploy(generation) => write!(f, "generation {generation} replaces it"),
+            Self::Deploy(generation) => write!(f, "generation {generation} takes its place"),
             Self::Scale => f.write_str("fewer workers are wanted"),
             Self::Operator => f.write_str("an operator asked for it"),
             Self::Reload => f.write_str("the configuration changed"),
@@ -310,8 +310,9 @@ impl fmt::Display for Verdict {
                 match why {
                     EndWhy::ItsOwn if *how == ExitHow::Unknown => how.fmt(f)?,
                     EndWhy::ItsOwn => write!(f, "{how} after {}", Human(rough(*ran)))?,
-                    EndWhy::Asked { why, rung: Some(rung) } => write!(f, "ended by {rung} after {why}")?,
-                    EndWhy::Asked { why, rung: None } => write!(f, "{how} before it was stopped; {why}")?,
+                    EndWhy::Asked { why: why @ StopWhy::Memory(_), rung: Some(rung) } => write!(f, "ended by {rung} after {why}")?,
+                    EndWhy::Asked { why, rung: Some(rung) } => write!(f, "ended by {rung} because {why}")?,
+                    EndWhy::Asked { why, rung: None } => write!(f, "{how} before it was stopped because {why}")?,
                 }
                 match leftovers {
                     0 => {}
