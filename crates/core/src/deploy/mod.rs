@@ -398,7 +398,7 @@ pub enum Event {
     Pruned {
         /// These are gone.
         gone: Vec<ReleaseId>,
-        /// These stay: in use, or not removable.
+        /// These stay: in use, or not removable. They are asked for again after some minutes.
         kept: Vec<ReleaseId>,
     },
     /// A drain began: nothing is started or deployed.
@@ -785,6 +785,7 @@ pub struct Deploy {
     wanted: Option<Stamp>,
     fetched: Option<Stamp>,
     complaint: Option<Complaint>,
+    sweep_at: Option<MonoTime>,
     last_error: Option<Said>,
     verdict: Option<Said>,
 }

@@ -20,12 +20,20 @@ const SILENT_FAILURES: u32 = 2;
 /// The quarantine remembers that many failures; an older one may be tried again, which costs one build.
 const QUARANTINE_LENGTH: usize = 50;
 
+/// What could not be removed since a process had something in it is asked for again after that: a worker may drain for minutes,
+/// and looking through /proc is not free.
+const SWEEP_AFTER: Duration = Duration::from_secs(600);
+
 /// Decides what to do about one event. Pure: same inputs, same answer. An event that does not apply changes nothing.
 #[must_use]
 pub fn step(deploy: Deploy, event: Event, now: Now, policy: &DeployPolicy) -> (Deploy, Vec<Effect>) {
     let before = deploy.saved();
     let mut turn = Turn { deploy, now, policy, effects: vec![] };
+    let sweep = event == Event::DeadlineReached && turn.deploy.sweep_at.is_some_and(|at| now.mono >= at);
     turn.take(event);
+    if sweep {
+        turn.sweep();
+    }
     turn.start_pools();
     turn.begin_next();
     turn.start_pools();
@@ -54,7 +62,8 @@ pub fn next_deadline(deploy: &Deploy) -> Option<MonoTime> {
         }
         _ => None,
     };
-    phase.into_iter().chain(pools).min()
+    let sweep = deploy.sweep_at.filter(|_| !matches!(deploy.phase, Phase::Asleep(_) | Phase::Ending(_)));
+    phase.into_iter().chain(pools).chain(sweep).min()
 }
 
 impl Job {
@@ -308,13 +317,12 @@ impl Turn<'_> {
 
     /// Remembers a trigger; it joins the one that waits if both want the same, else it takes its place.
     fn remember(&mut self, mut job: Job) {
-        match self.deploy.next.take() {
-            None => {}
-            Some(older) if older.trigger.wanted == job.trigger.wanted => join(&mut job, older),
-            Some(older) => {
-                job.trigger.displaced = older.trigger.displaced || older.trigger.wanted == Wanted::Configured;
-                self.refuse(&older.ids, &Refusal::Superseded);
+        if let Some(mut older) = self.deploy.next.take() {
+            if older.trigger.wanted != job.trigger.wanted {
+                let ids = std::mem::take(&mut older.ids);
+                self.refuse(&ids, &Refusal::Superseded);
             }
+            join(&mut job, older);
         }
         self.deploy.next = Some(job);
     }
@@ -365,16 +373,18 @@ impl Turn<'_> {
         }
         if let Some((release, ids)) = self.deploy.rollback.take() {
             self.begin_rollback(release, ids);
-        } else if self.blocked().is_none()
-            && let Some(job) = self.deploy.next.take()
-        {
-            match job.trigger.cuts {
-                0 | 1 => self.fetch(job),
-                // Each try of it ended the agent: not in a hot loop.
-                cuts => {
-                    let wait = self.now.jitter.spread(self.policy.retry.wait(cuts - 1));
-                    self.deploy.phase = Phase::Waiting { job, at: self.now.mono + wait, why: WaitWhy::Machine };
-                }
+        }
+        // Where it is rolled back to may be live already: then it is the trigger's turn.
+        if self.deploy.phase != Phase::Idle || self.blocked().is_some() {
+            return;
+        }
+        let Some(job) = self.deploy.next.take() else { return };
+        match job.trigger.cuts {
+            0 | 1 => self.fetch(job),
+            // Each try of it ended the agent: not in a hot loop.
+            cuts => {
+                let wait = self.now.jitter.spread(self.policy.retry.wait(cuts - 1));
+                self.deploy.phase = Phase::Waiting { job, at: self.now.mono + wait, why: WaitWhy::Machine };
             }
         }
     }
@@ -499,8 +509,12 @@ impl Turn<'_> {
         if trouble == FetchTrouble::NoSuchRef && job.trigger.wanted != Wanted::Configured {
             // A slip of the hand, not a state of the world: waiting for it to come true would keep what is configured away.
             self.answer(&job.ids, &Outcome::Failed { text });
-            if job.trigger.displaced && self.deploy.next.is_none() {
-                self.deploy.next = Some(Job::configured(Origin::Boot));
+            if job.trigger.displaced {
+                let displaced = Job::configured(Origin::Boot);
+                match &mut self.deploy.next {
+                    Some(newer) => newer.trigger = newer.trigger.over(&displaced.trigger),
+                    None => self.deploy.next = Some(displaced),
+                }
             }
             return self.end();
         }
@@ -777,10 +791,20 @@ impl Turn<'_> {
         self.effects.push(Effect::Prune { ids });
     }
 
+    fn sweep(&mut self) {
+        if !matches!(self.deploy.phase, Phase::Asleep(_) | Phase::Ending(_)) {
+            self.deploy.sweep_at = None;
+            self.prune();
+        }
+    }
+
     fn take_pruned(&mut self, gone: &[ReleaseId], kept: &[ReleaseId]) {
         self.deploy.book.retain(|entry| !(entry.leaving && gone.contains(&entry.id)));
         for entry in self.deploy.book.iter_mut().filter(|entry| kept.contains(&entry.id)) {
             entry.leaving = false;
+        }
+        if !kept.is_empty() {
+            self.deploy.sweep_at = Some(self.now.mono + SWEEP_AFTER);
         }
     }
 
@@ -865,20 +889,33 @@ impl Turn<'_> {
     }
 }
 
-/// Joins an older job for the same to a newer one: nobody and nothing that was asked for is lost.
+/// Joins an older job to a newer one: nobody and nothing that was asked for is lost.
 pub(super) fn join(newer: &mut Job, older: Job) {
-    let mut ids = older.ids;
-    ids.append(&mut newer.ids);
-    newer.ids = ids;
-    newer.failures = newer.failures.max(older.failures);
-    if newer.trigger.origin != Origin::Operator {
-        newer.trigger.cuts = newer.trigger.cuts.max(older.trigger.cuts);
+    if newer.trigger.wanted == older.trigger.wanted {
+        newer.failures = newer.failures.max(older.failures);
     }
-    if newer.trigger.force == Force::No {
-        newer.trigger.made = older.trigger.made;
+    newer.trigger = newer.trigger.over(&older.trigger);
+    newer.ids.splice(..0, older.ids);
+}
+
+impl Trigger {
+    /// Returns what is to be done when this one came after `older`: it takes the place of that, or both are done as one.
+    pub(super) fn over(&self, older: &Self) -> Self {
+        let mut newer = self.clone();
+        if newer.wanted != older.wanted {
+            newer.displaced = older.displaced || older.wanted == Wanted::Configured;
+            return newer;
+        }
+        if newer.origin != Origin::Operator {
+            newer.cuts = newer.cuts.max(older.cuts);
+        }
+        if newer.force == Force::No {
+            newer.made.clone_from(&older.made);
+        }
+        newer.force = newer.force.max(older.force);
+        newer.displaced |= older.displaced;
+        newer
     }
-    newer.trigger.force = newer.trigger.force.max(older.trigger.force);
-    newer.trigger.displaced |= older.trigger.displaced;
 }
 
 fn ids_of(why: ChangeWhy) -> Vec<RequestId> {

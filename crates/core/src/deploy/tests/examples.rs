@@ -440,6 +440,48 @@ fn a_ref_that_does_not_exist_fails_and_what_it_displaced_goes_on() {
     assert!(matches!(node.deploy.phase(), Phase::Fetching { job, .. } if job.trigger.wanted == Wanted::Configured));
 }
 
+// The next three were found by the histories.
+
+#[test]
+fn a_ref_that_waits_outlives_the_end_of_the_agent_on_a_node_with_nothing_live() {
+    let mut node = Node::new();
+    node.acts(Event::Booted(found(Start::Boot, PoolsFound::NotRunning, None, &[])));
+    node.request(Request::Deploy { wanted: Wanted::Ref("v1".to_owned()), force: Force::No });
+    let mut node = Node::of(node.saved);
+    let effects = node.acts(Event::Booted(found(Start::Again, PoolsFound::NotRunning, None, &[])));
+    assert!(matches!(&effects[..], [Effect::Fetch { wanted: Wanted::Ref(_), .. }]), "{effects:?}");
+    // And what was configured is not forgotten over it.
+    node.fetch_failed(FetchTrouble::NoSuchRef);
+    assert!(matches!(node.deploy.phase(), Phase::Fetching { job, .. } if job.trigger.wanted == Wanted::Configured));
+}
+
+#[test]
+fn a_trigger_behind_a_rollback_to_what_is_live_is_not_left_waiting() {
+    let mut node = Node::at_rest();
+    node.deploy_to_end(2);
+    node.request(Request::Rollback(RollbackTo::Previous));
+    let (second, _) = node.request(Request::Rollback(RollbackTo::Previous));
+    node.deploy_now(Force::No);
+    node.request(Request::Unhold);
+    node.acts(Event::Switched { release: old(1) });
+    let effects = node.acts(Event::RolledOut { release: old(1) });
+    assert!(answers(&effects).contains(&(second, &Outcome::Done { release: Some(old(1)), changed: false })), "{effects:?}");
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
+}
+
+#[test]
+fn two_refs_that_do_not_exist_do_not_hide_what_they_displaced() {
+    let mut node = Node::at_rest();
+    node.acts(Event::Triggered(Origin::Reload));
+    node.fetch_failed(FetchTrouble::Network);
+    for _ in 0..2 {
+        node.request(Request::Deploy { wanted: Wanted::Ref("nosuch".to_owned()), force: Force::No });
+    }
+    node.fetch_failed(FetchTrouble::NoSuchRef);
+    node.fetch_failed(FetchTrouble::NoSuchRef);
+    assert!(matches!(node.deploy.phase(), Phase::Fetching { job, .. } if job.trigger.wanted == Wanted::Configured));
+}
+
 #[test]
 fn who_asks_for_a_deploy_is_told_after_three_tries_and_the_tries_go_on() {
     let mut node = Node::at_rest();
