@@ -25,7 +25,7 @@
 //! - **One at a time, newest wins.** A trigger that comes during a deploy waits in one slot; a newer one takes its place, or
 //!   joins it if both want the same. Wanted, fetched, built and live are four facts ([`Deploy::wanted`] and the rest).
 //! - **Hold, rollback, drain** take effect at the next boundary: a deploy that has not switched yet gives way there and is
-//!   remembered; a roll out is ended by a rollback or a drain at once.
+//!   remembered; a build step is ended by a rollback, a roll out by a rollback or a drain.
 //! - **Pools** are asked for once with [`Effect::StartPools`] (at a boot at the latest `boot_timeout` after it, if there is
 //!   anything to start) and then only with [`Effect::RollOut`].
 //!
@@ -448,7 +448,7 @@ pub enum Effect {
         /// Of the settings with this fingerprint, which a reload may have replaced meanwhile.
         build: Fingerprint,
     },
-    /// End the running step with its tree: the whole build took too long. The step's own answer follows.
+    /// End the running step with its tree: the whole build took too long, or a rollback waits. The step's own answer follows.
     EndStep {
         /// Where.
         release: ReleaseId,
@@ -640,6 +640,8 @@ pub enum BuildTime {
     Until(MonoTime),
     /// It took too long, and was told to end.
     Over,
+    /// A rollback waits; it was told to end, and is made again later.
+    GivingWay,
 }
 
 /// How far an automatic rollback is.

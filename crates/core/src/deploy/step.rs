@@ -152,6 +152,7 @@ impl Turn<'_> {
                 match time {
                     BuildTime::Until(until) => self.run_step(plan, step + 1, until),
                     BuildTime::Over => self.take_overlong(plan, step),
+                    BuildTime::GivingWay => self.give_way(plan),
                 }
             }
             (Phase::Building { plan, step, time }, Event::StepFailed { release, step: failed, blame, what, last_lines })
@@ -159,6 +160,7 @@ impl Turn<'_> {
             {
                 match time {
                     BuildTime::Over => self.take_overlong(plan, step),
+                    BuildTime::GivingWay => self.give_way(plan),
                     BuildTime::Until(_) => {
                         let mut text = format!("build step {step} of {} failed: {what}", plan.steps);
                         for line in last_lines {
@@ -194,7 +196,7 @@ impl Turn<'_> {
                 self.deploy.book.set_live(&to, self.now.wall);
                 self.fail(&from, text.clone());
                 if self.deploy.mode == Mode::Drained {
-                    self.end_return(&to, ids, text);
+                    self.end_return(&ids, format!("{text}; {to} is live again, drained"));
                 } else {
                     self.roll_out(&to);
                     self.deploy.phase = Phase::RollingBack { from, to, text, ids, step: BackStep::RollingOut };
@@ -212,13 +214,14 @@ impl Turn<'_> {
                 self.deploy.phase = Phase::RollingBack { from, to, text, ids, step };
             }
             (Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. }, Event::RolledOut { release }) if to == release => {
-                self.end_return(&to, ids, text);
+                self.effects.push(Effect::Tell(News::WentBack { to: to.clone() }));
+                self.end_return(&ids, format!("{text}; back on {to}"));
             }
             (Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. }, Event::RolloutFailed { release, text: trouble })
                 if to == release =>
             {
                 self.effects.push(Effect::Tell(News::StaysFailing { release: to.clone(), why: trouble.clone() }));
-                self.end_return(&to, ids, format!("{text}; nor do the pools come up on {to} again: {trouble}"));
+                self.end_return(&ids, format!("{text}; back on {to}, on which the pools do not come up either: {trouble}"));
             }
 
             // The answer to `StartPools` of a release that no roll out has proven, since a drain came between.
@@ -278,7 +281,7 @@ impl Turn<'_> {
             Err(error) => self.answer(&[id], &Outcome::Failed { text: error.to_string() }),
             Ok(release) => {
                 self.hold(by, format!("rolled back to {release}"));
-                self.end_roll_out_for(&release);
+                self.make_way_for(&release);
                 if let Some((_, older)) = self.deploy.rollback.replace((release, vec![id])) {
                     self.refuse(&older, &Refusal::Superseded);
                 }
@@ -286,10 +289,14 @@ impl Turn<'_> {
         }
     }
 
-    /// Whoever rolls back while the pools change over does not want to see the end of that.
-    fn end_roll_out_for(&mut self, target: &ReleaseId) {
+    /// Whoever rolls back does not want to see the end of a roll out, nor to wait for that of a build.
+    fn make_way_for(&mut self, target: &ReleaseId) {
         match std::mem::replace(&mut self.deploy.phase, Phase::Idle) {
             Phase::RollingOut(change) if change.release != *target => self.refuse(&ids_of(change.why), &Refusal::Superseded),
+            Phase::Building { plan, step, time: BuildTime::Until(_) } => {
+                self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
+                self.deploy.phase = Phase::Building { plan, step, time: BuildTime::GivingWay };
+            }
             other => self.deploy.phase = other,
         }
     }
@@ -575,17 +582,22 @@ impl Turn<'_> {
         self.deploy.phase = Phase::Staging(Plan { job, release, revision, build, steps: self.policy.steps });
     }
 
-    /// Returns the plan if it may go on; else the deploy gives way here and is remembered.
+    /// Returns the plan if it may go on; else the deploy gives way here.
     fn unless_blocked(&mut self, plan: Plan) -> Option<Plan> {
         if self.may_begin() {
             return Some(plan);
         }
+        self.give_way(plan);
+        None
+    }
+
+    /// Ends a deploy that is not to blame for it: it is remembered, and so is what it made if that is whole.
+    fn give_way(&mut self, plan: Plan) {
         let Plan { mut job, release, revision, .. } = plan;
         self.effects.push(Effect::Tell(News::GaveWay { revision: Some(revision) }));
         job.trigger.made = self.deploy.book.get(&release).filter(|entry| entry.is_whole()).map(|entry| entry.id.clone());
         self.give_back(job);
         self.end();
-        None
     }
 
     fn run_step(&mut self, plan: Plan, step: u32, until: MonoTime) {
@@ -749,11 +761,9 @@ impl Turn<'_> {
         self.deploy.phase = Phase::RollingBack { from: release, to, text, ids, step: BackStep::BEGIN };
     }
 
-    fn end_return(&mut self, to: &ReleaseId, ids: Vec<RequestId>, text: String) {
-        self.effects.push(Effect::Tell(News::WentBack { to: to.clone() }));
-        let text = format!("{text}; back on {to}");
+    fn end_return(&mut self, ids: &[RequestId], text: String) {
         self.deploy.verdict = Some(Said { at: self.now.wall, text: text.clone() });
-        self.answer(&ids, &Outcome::Failed { text });
+        self.answer(ids, &Outcome::Failed { text });
         self.end();
     }
 
@@ -812,7 +822,9 @@ impl Turn<'_> {
         self.deploy.mode = Mode::Drained;
         match phase {
             Phase::RollingOut(change) => self.stop_following(change),
-            Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. } => self.end_return(&to, ids, text),
+            Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. } => {
+                self.end_return(&ids, format!("{text}; {to} is live again, drained"));
+            }
             other => self.deploy.phase = other,
         }
         self.let_waiting_give_way();

@@ -322,7 +322,7 @@ fn a_release_that_failed_is_no_way_back() {
 }
 
 #[test]
-fn a_rollback_during_a_build_is_done_at_its_next_step_and_the_build_is_remembered() {
+fn a_rollback_during_a_build_ends_the_step_and_the_build_is_remembered() {
     let mut node = Node::at_rest();
     let two = node.deploy_to_end(2);
     let (deploy, _) = node.deploy_now(Force::No);
@@ -331,8 +331,10 @@ fn a_rollback_during_a_build_is_done_at_its_next_step_and_the_build_is_remembere
     node.acts(Event::Staged { release: release.clone() });
     node.acts(Event::Linked { release: release.clone() });
     let (_, effects) = node.request(Request::Rollback(RollbackTo::Previous));
-    assert_eq!(effects, []);
-    let effects = node.acts(Event::StepDone { release: release.clone(), step: 1 });
+    assert_eq!(effects, [Effect::EndStep { release: release.clone(), step: 1 }]);
+    let what = "killed".to_owned();
+    let effects = node.acts(Event::StepFailed { release: release.clone(), step: 1, blame: Blame::Revision, what, last_lines: vec![] });
+    assert_eq!(node.deploy.quarantined(), []);
     assert!(matches!(answers(&effects)[..], [(id, Outcome::Refused(Refusal::Held(_)))] if id == deploy), "{effects:?}");
     assert!(effects.contains(&Effect::Switch { release: old(1) }), "from {two}: {effects:?}");
     assert!(effects.contains(&Effect::Prune { ids: vec![release] }), "{effects:?}");

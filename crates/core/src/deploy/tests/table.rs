@@ -43,7 +43,13 @@ fn node_in(name: &str) -> Node {
         "staging" => {
             deploy(&mut node);
         }
-        "linking" | "building" | "building too long" | "building, held" | "building, newer trigger" | "sealing" => {
+        "linking"
+        | "building"
+        | "building too long"
+        | "building, held"
+        | "building, giving way"
+        | "building, newer trigger"
+        | "sealing" => {
             let release = deploy(&mut node);
             node.acts(Event::Staged { release: release.clone() });
             if name != "linking" {
@@ -55,6 +61,9 @@ fn node_in(name: &str) -> Node {
             }
             if name == "building, held" {
                 node.request(Request::Hold { why: "audit".to_owned() });
+            }
+            if name == "building, giving way" {
+                node.request(Request::Rollback(RollbackTo::To(old(1).as_str().to_owned())));
             }
             if name == "building, newer trigger" {
                 node.request(Request::Deploy { wanted: Wanted::Ref("v1".to_owned()), force: Force::No });
@@ -92,7 +101,7 @@ fn node_in(name: &str) -> Node {
     node
 }
 
-const STATES: [&str; 24] = [
+const STATES: [&str; 25] = [
     "asleep",
     "idle",
     "idle, held",
@@ -108,6 +117,7 @@ const STATES: [&str; 24] = [
     "building",
     "building too long",
     "building, held",
+    "building, giving way",
     "building, newer trigger",
     "sealing",
     "switching",
@@ -183,6 +193,7 @@ fn phase(phase: &Phase) -> String {
         Phase::Linking(_) => "linking".to_owned(),
         Phase::Building { step, time: BuildTime::Until(_), .. } => format!("building {step}"),
         Phase::Building { step, time: BuildTime::Over, .. } => format!("building {step}, over"),
+        Phase::Building { step, time: BuildTime::GivingWay, .. } => format!("building {step}, giving way"),
         Phase::Sealing(_) => "sealing".to_owned(),
         Phase::Switching(change) => format!("switching ({})", why(change)),
         Phase::RollingOut(change) => format!("rolling out ({})", why(change)),
