@@ -547,6 +547,48 @@ fn a_deploy_cut_short_after_it_was_built_goes_on_with_what_was_built() {
 }
 
 #[test]
+fn a_deploy_cut_short_while_it_was_marked_as_built_goes_on_if_the_mark_is_there() {
+    for marked in [true, false] {
+        let mut node = Node::at_rest();
+        node.deploy_now(Force::Yes);
+        node.fetched(1);
+        let release = node.working_on();
+        node.acts(Event::Staged { release: release.clone() });
+        node.acts(Event::Linked { release: release.clone() });
+        node.acts(Event::StepDone { release: release.clone(), step: 1 });
+        let effects = node.acts(Event::StepDone { release: release.clone(), step: 2 });
+        assert!(matches!(&effects[..], [Effect::MarkBuilt { .. }]), "{effects:?}");
+        let left = FoundRelease { id: release.clone(), built: marked.then(|| (rev(1), build(1))) };
+        let (mut node, _) = crash(node, 1, &[left], Start::Again, PoolsFound::Running);
+        match &node.fetched(1)[..] {
+            [Effect::Switch { release: made }] => assert!(marked && *made == release),
+            [Effect::Stage { .. }] => assert!(!marked),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_live_release_whose_mark_is_gone_is_not_trusted() {
+    let mut node = Node::at_rest();
+    let two = node.deploy_to_end(2);
+    let mut node = Node::of(node.saved);
+    let mut world = found(Start::Boot, PoolsFound::NotRunning, None, &[1]);
+    world.current = Some(two.clone());
+    world.releases.push(FoundRelease { id: two, built: None });
+    let effects = node.acts(Event::Booted(world));
+    assert!(effects.contains(&Effect::Switch { release: old(1) }), "{effects:?}");
+}
+
+#[test]
+fn an_agent_that_comes_back_with_work_left_starts_the_pools_before_it_fetches() {
+    let mut node = Node::at_rest();
+    node.deploy_now(Force::No);
+    let (_, effects) = crash(node, 1, &[], Start::Again, PoolsFound::NotRunning);
+    assert!(matches!(&effects[..], [Effect::StartPools { .. }, Effect::Fetch { .. }]), "{effects:?}");
+}
+
+#[test]
 fn a_deploy_cut_short_after_the_switch_is_finished() {
     for pools in [PoolsFound::Running, PoolsFound::NotRunning] {
         let mut node = Node::at_rest();
