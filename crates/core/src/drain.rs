@@ -40,3 +40,59 @@ pub fn stop_waves(pools: &[Needs]) -> Vec<Vec<PoolName>> {
     }
     waves
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn needs(pool: &str, after: &[&str]) -> Needs {
+        Needs { pool: pool.into(), after: after.iter().map(|name| (*name).into()).collect() }
+    }
+
+    fn shown(waves: &[Vec<PoolName>]) -> String {
+        waves.iter().map(|wave| wave.iter().map(PoolName::as_str).collect::<Vec<_>>().join("+")).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_pool_stops_before_those_it_comes_after() {
+        let pools = [needs("db", &[]), needs("web", &["db", "cache"]), needs("cache", &["db"]), needs("mail", &[])];
+        assert_eq!(shown(&stop_waves(&pools)), "web+mail cache db");
+    }
+
+    #[test]
+    fn a_circle_stops_together_and_names_of_no_pool_mean_nothing() {
+        let pools = [needs("a", &["b"]), needs("b", &["a"]), needs("c", &["c", "nobody"])];
+        assert_eq!(shown(&stop_waves(&pools)), "c a+b");
+        assert_eq!(stop_waves(&[]), Vec::<Vec<PoolName>>::new());
+    }
+
+    #[test]
+    fn a_pool_that_has_stopped_holds_up_nobody() {
+        let pools = [needs("db", &[]), needs("web", &["db"])];
+        assert_eq!(stoppable(&pools, &["db".into()].into()), ["db".into()]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_pool_stops_once_and_never_before_one_that_needs_it(edges in prop::collection::vec((0usize..6, 0usize..6), 0..20), circles: bool) {
+            let mut pools: Vec<Needs> = (0..6).map(|n| needs(&format!("p{n}"), &[])).collect();
+            for (from, to) in edges {
+                if circles || from > to {
+                    pools[from].after.push(format!("p{to}").into());
+                }
+            }
+            let waves = stop_waves(&pools);
+            let mut all: Vec<&PoolName> = waves.iter().flatten().collect();
+            all.sort();
+            prop_assert_eq!(all, pools.iter().map(|one| &one.pool).collect::<Vec<_>>());
+            let wave_of = |pool: &PoolName| waves.iter().position(|wave| wave.contains(pool));
+            for one in &pools {
+                for other in &one.after {
+                    prop_assert!(circles || wave_of(&one.pool) < wave_of(other), "{} stops before {}", other, one.pool);
+                }
+            }
+        }
+    }
+}

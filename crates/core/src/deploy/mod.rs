@@ -25,7 +25,7 @@
 //! - **One at a time, newest wins.** A trigger that comes during a deploy waits in one slot; a newer one takes its place, or
 //!   joins it if both want the same. Wanted, fetched, built and live are four facts ([`Deploy::wanted`] and the rest).
 //! - **Hold, rollback, drain** take effect at the next boundary: a deploy that has not switched yet gives way there and is
-//!   remembered; a roll out is ended by a rollback or a drain at once.
+//!   remembered; a build step is ended by a rollback, a roll out by a rollback or a drain.
 //! - **Pools** are asked for once with [`Effect::StartPools`] (at a boot at the latest `boot_timeout` after it, if there is
 //!   anything to start) and then only with [`Effect::RollOut`].
 //!
@@ -51,6 +51,7 @@ mod rollback;
 mod saved;
 mod step;
 #[cfg(test)]
+#[expect(clippy::panic, reason = "a test that meets what it does not expect ends there")]
 mod tests;
 
 use std::fmt;
@@ -398,7 +399,7 @@ pub enum Event {
     Pruned {
         /// These are gone.
         gone: Vec<ReleaseId>,
-        /// These stay: in use, or not removable.
+        /// These stay: in use, or not removable. They are asked for again after some minutes.
         kept: Vec<ReleaseId>,
     },
     /// A drain began: nothing is started or deployed.
@@ -448,7 +449,7 @@ pub enum Effect {
         /// Of the settings with this fingerprint, which a reload may have replaced meanwhile.
         build: Fingerprint,
     },
-    /// End the running step with its tree: the whole build took too long. The step's own answer follows.
+    /// End the running step with its tree: the whole build took too long, or a rollback waits. The step's own answer follows.
     EndStep {
         /// Where.
         release: ReleaseId,
@@ -640,6 +641,8 @@ pub enum BuildTime {
     Until(MonoTime),
     /// It took too long, and was told to end.
     Over,
+    /// A rollback waits; it was told to end, and is made again later.
+    GivingWay,
 }
 
 /// How far an automatic rollback is.
@@ -785,6 +788,7 @@ pub struct Deploy {
     wanted: Option<Stamp>,
     fetched: Option<Stamp>,
     complaint: Option<Complaint>,
+    sweep_at: Option<MonoTime>,
     last_error: Option<Said>,
     verdict: Option<Said>,
 }

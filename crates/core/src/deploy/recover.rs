@@ -101,18 +101,16 @@ pub(super) fn boot(turn: &mut Turn<'_>, journal: Option<Journal>, found: Found) 
             }
         }
     }
-    let nothing_live = turn.deploy.live().is_none() && turn.deploy.phase == Phase::Idle;
-    if found.start == Start::Boot || nothing_live {
+    let nothing_to_do = turn.deploy.live().is_none() && turn.deploy.phase == Phase::Idle && turn.deploy.next.is_none();
+    if found.start == Start::Boot || nothing_to_do {
         want(turn, Job::configured(Origin::Boot));
     }
     turn.prune();
 }
 
-/// Adds a job that is newer than the one that waits, but lets what the same source was asked for before stay asked for.
+/// Adds a job that is newer than the one that waits.
 fn want(turn: &mut Turn<'_>, mut job: Job) {
-    if let Some(older) = turn.deploy.next.take()
-        && older.trigger.wanted == job.trigger.wanted
-    {
+    if let Some(older) = turn.deploy.next.take() {
         join(&mut job, older);
     }
     turn.deploy.next = Some(job);

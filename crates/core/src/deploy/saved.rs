@@ -91,7 +91,10 @@ pub(super) fn of(deploy: &Deploy) -> Saved {
         book: deploy.book.clone(),
         held: deploy.held.clone(),
         quarantined: deploy.quarantined.clone(),
-        pending: deploy.next.as_ref().or(unfetched).map(|job| job.trigger.clone()),
+        pending: match (&deploy.next, unfetched) {
+            (Some(newer), Some(older)) => Some(newer.trigger.over(&older.trigger)),
+            (one, other) => one.as_ref().or(other).map(|job| job.trigger.clone()),
+        },
         rollback: deploy.rollback.as_ref().map(|(release, _)| release.clone()),
         journal: journal(&deploy.phase),
         wanted: deploy.wanted.clone(),
@@ -136,6 +139,7 @@ pub(super) fn wake(saved: Saved) -> Deploy {
         wanted: saved.wanted,
         fetched: saved.fetched,
         complaint: None,
+        sweep_at: None,
         last_error: saved.last_error,
         verdict: saved.verdict,
     }

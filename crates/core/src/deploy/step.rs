@@ -20,12 +20,20 @@ const SILENT_FAILURES: u32 = 2;
 /// The quarantine remembers that many failures; an older one may be tried again, which costs one build.
 const QUARANTINE_LENGTH: usize = 50;
 
+/// What could not be removed since a process had something in it is asked for again after that: a worker may drain for minutes,
+/// and looking through /proc is not free.
+const SWEEP_AFTER: Duration = Duration::from_secs(600);
+
 /// Decides what to do about one event. Pure: same inputs, same answer. An event that does not apply changes nothing.
 #[must_use]
 pub fn step(deploy: Deploy, event: Event, now: Now, policy: &DeployPolicy) -> (Deploy, Vec<Effect>) {
     let before = deploy.saved();
     let mut turn = Turn { deploy, now, policy, effects: vec![] };
+    let sweep = event == Event::DeadlineReached && turn.deploy.sweep_at.is_some_and(|at| now.mono >= at);
     turn.take(event);
+    if sweep {
+        turn.sweep();
+    }
     turn.start_pools();
     turn.begin_next();
     turn.start_pools();
@@ -54,7 +62,8 @@ pub fn next_deadline(deploy: &Deploy) -> Option<MonoTime> {
         }
         _ => None,
     };
-    phase.into_iter().chain(pools).min()
+    let sweep = deploy.sweep_at.filter(|_| !matches!(deploy.phase, Phase::Asleep(_) | Phase::Ending(_)));
+    phase.into_iter().chain(pools).chain(sweep).min()
 }
 
 impl Job {
@@ -143,6 +152,7 @@ impl Turn<'_> {
                 match time {
                     BuildTime::Until(until) => self.run_step(plan, step + 1, until),
                     BuildTime::Over => self.take_overlong(plan, step),
+                    BuildTime::GivingWay => self.give_way(plan),
                 }
             }
             (Phase::Building { plan, step, time }, Event::StepFailed { release, step: failed, blame, what, last_lines })
@@ -150,6 +160,7 @@ impl Turn<'_> {
             {
                 match time {
                     BuildTime::Over => self.take_overlong(plan, step),
+                    BuildTime::GivingWay => self.give_way(plan),
                     BuildTime::Until(_) => {
                         let mut text = format!("build step {step} of {} failed: {what}", plan.steps);
                         for line in last_lines {
@@ -185,7 +196,7 @@ impl Turn<'_> {
                 self.deploy.book.set_live(&to, self.now.wall);
                 self.fail(&from, text.clone());
                 if self.deploy.mode == Mode::Drained {
-                    self.end_return(&to, ids, text);
+                    self.end_return(&ids, format!("{text}; {to} is live again, drained"));
                 } else {
                     self.roll_out(&to);
                     self.deploy.phase = Phase::RollingBack { from, to, text, ids, step: BackStep::RollingOut };
@@ -203,13 +214,14 @@ impl Turn<'_> {
                 self.deploy.phase = Phase::RollingBack { from, to, text, ids, step };
             }
             (Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. }, Event::RolledOut { release }) if to == release => {
-                self.end_return(&to, ids, text);
+                self.effects.push(Effect::Tell(News::WentBack { to: to.clone() }));
+                self.end_return(&ids, format!("{text}; back on {to}"));
             }
             (Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. }, Event::RolloutFailed { release, text: trouble })
                 if to == release =>
             {
                 self.effects.push(Effect::Tell(News::StaysFailing { release: to.clone(), why: trouble.clone() }));
-                self.end_return(&to, ids, format!("{text}; nor do the pools come up on {to} again: {trouble}"));
+                self.end_return(&ids, format!("{text}; back on {to}, on which the pools do not come up either: {trouble}"));
             }
 
             // The answer to `StartPools` of a release that no roll out has proven, since a drain came between.
@@ -269,7 +281,7 @@ impl Turn<'_> {
             Err(error) => self.answer(&[id], &Outcome::Failed { text: error.to_string() }),
             Ok(release) => {
                 self.hold(by, format!("rolled back to {release}"));
-                self.end_roll_out_for(&release);
+                self.make_way_for(&release);
                 if let Some((_, older)) = self.deploy.rollback.replace((release, vec![id])) {
                     self.refuse(&older, &Refusal::Superseded);
                 }
@@ -277,10 +289,14 @@ impl Turn<'_> {
         }
     }
 
-    /// Whoever rolls back while the pools change over does not want to see the end of that.
-    fn end_roll_out_for(&mut self, target: &ReleaseId) {
+    /// Whoever rolls back does not want to see the end of a roll out, nor to wait for that of a build.
+    fn make_way_for(&mut self, target: &ReleaseId) {
         match std::mem::replace(&mut self.deploy.phase, Phase::Idle) {
             Phase::RollingOut(change) if change.release != *target => self.refuse(&ids_of(change.why), &Refusal::Superseded),
+            Phase::Building { plan, step, time: BuildTime::Until(_) } => {
+                self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
+                self.deploy.phase = Phase::Building { plan, step, time: BuildTime::GivingWay };
+            }
             other => self.deploy.phase = other,
         }
     }
@@ -308,13 +324,12 @@ impl Turn<'_> {
 
     /// Remembers a trigger; it joins the one that waits if both want the same, else it takes its place.
     fn remember(&mut self, mut job: Job) {
-        match self.deploy.next.take() {
-            None => {}
-            Some(older) if older.trigger.wanted == job.trigger.wanted => join(&mut job, older),
-            Some(older) => {
-                job.trigger.displaced = older.trigger.displaced || older.trigger.wanted == Wanted::Configured;
-                self.refuse(&older.ids, &Refusal::Superseded);
+        if let Some(mut older) = self.deploy.next.take() {
+            if older.trigger.wanted != job.trigger.wanted {
+                let ids = std::mem::take(&mut older.ids);
+                self.refuse(&ids, &Refusal::Superseded);
             }
+            join(&mut job, older);
         }
         self.deploy.next = Some(job);
     }
@@ -365,16 +380,18 @@ impl Turn<'_> {
         }
         if let Some((release, ids)) = self.deploy.rollback.take() {
             self.begin_rollback(release, ids);
-        } else if self.blocked().is_none()
-            && let Some(job) = self.deploy.next.take()
-        {
-            match job.trigger.cuts {
-                0 | 1 => self.fetch(job),
-                // Each try of it ended the agent: not in a hot loop.
-                cuts => {
-                    let wait = self.now.jitter.spread(self.policy.retry.wait(cuts - 1));
-                    self.deploy.phase = Phase::Waiting { job, at: self.now.mono + wait, why: WaitWhy::Machine };
-                }
+        }
+        // Where it is rolled back to may be live already: then it is the trigger's turn.
+        if self.deploy.phase != Phase::Idle || self.blocked().is_some() {
+            return;
+        }
+        let Some(job) = self.deploy.next.take() else { return };
+        match job.trigger.cuts {
+            0 | 1 => self.fetch(job),
+            // Each try of it ended the agent: not in a hot loop.
+            cuts => {
+                let wait = self.now.jitter.spread(self.policy.retry.wait(cuts - 1));
+                self.deploy.phase = Phase::Waiting { job, at: self.now.mono + wait, why: WaitWhy::Machine };
             }
         }
     }
@@ -499,8 +516,12 @@ impl Turn<'_> {
         if trouble == FetchTrouble::NoSuchRef && job.trigger.wanted != Wanted::Configured {
             // A slip of the hand, not a state of the world: waiting for it to come true would keep what is configured away.
             self.answer(&job.ids, &Outcome::Failed { text });
-            if job.trigger.displaced && self.deploy.next.is_none() {
-                self.deploy.next = Some(Job::configured(Origin::Boot));
+            if job.trigger.displaced {
+                let displaced = Job::configured(Origin::Boot);
+                match &mut self.deploy.next {
+                    Some(newer) => newer.trigger = newer.trigger.over(&displaced.trigger),
+                    None => self.deploy.next = Some(displaced),
+                }
             }
             return self.end();
         }
@@ -561,17 +582,22 @@ impl Turn<'_> {
         self.deploy.phase = Phase::Staging(Plan { job, release, revision, build, steps: self.policy.steps });
     }
 
-    /// Returns the plan if it may go on; else the deploy gives way here and is remembered.
+    /// Returns the plan if it may go on; else the deploy gives way here.
     fn unless_blocked(&mut self, plan: Plan) -> Option<Plan> {
         if self.may_begin() {
             return Some(plan);
         }
+        self.give_way(plan);
+        None
+    }
+
+    /// Ends a deploy that is not to blame for it: it is remembered, and so is what it made if that is whole.
+    fn give_way(&mut self, plan: Plan) {
         let Plan { mut job, release, revision, .. } = plan;
         self.effects.push(Effect::Tell(News::GaveWay { revision: Some(revision) }));
         job.trigger.made = self.deploy.book.get(&release).filter(|entry| entry.is_whole()).map(|entry| entry.id.clone());
         self.give_back(job);
         self.end();
-        None
     }
 
     fn run_step(&mut self, plan: Plan, step: u32, until: MonoTime) {
@@ -735,11 +761,9 @@ impl Turn<'_> {
         self.deploy.phase = Phase::RollingBack { from: release, to, text, ids, step: BackStep::BEGIN };
     }
 
-    fn end_return(&mut self, to: &ReleaseId, ids: Vec<RequestId>, text: String) {
-        self.effects.push(Effect::Tell(News::WentBack { to: to.clone() }));
-        let text = format!("{text}; back on {to}");
+    fn end_return(&mut self, ids: &[RequestId], text: String) {
         self.deploy.verdict = Some(Said { at: self.now.wall, text: text.clone() });
-        self.answer(&ids, &Outcome::Failed { text });
+        self.answer(ids, &Outcome::Failed { text });
         self.end();
     }
 
@@ -777,10 +801,20 @@ impl Turn<'_> {
         self.effects.push(Effect::Prune { ids });
     }
 
+    fn sweep(&mut self) {
+        if !matches!(self.deploy.phase, Phase::Asleep(_) | Phase::Ending(_)) {
+            self.deploy.sweep_at = None;
+            self.prune();
+        }
+    }
+
     fn take_pruned(&mut self, gone: &[ReleaseId], kept: &[ReleaseId]) {
         self.deploy.book.retain(|entry| !(entry.leaving && gone.contains(&entry.id)));
         for entry in self.deploy.book.iter_mut().filter(|entry| kept.contains(&entry.id)) {
             entry.leaving = false;
+        }
+        if !kept.is_empty() {
+            self.deploy.sweep_at = Some(self.now.mono + SWEEP_AFTER);
         }
     }
 
@@ -788,7 +822,9 @@ impl Turn<'_> {
         self.deploy.mode = Mode::Drained;
         match phase {
             Phase::RollingOut(change) => self.stop_following(change),
-            Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. } => self.end_return(&to, ids, text),
+            Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. } => {
+                self.end_return(&ids, format!("{text}; {to} is live again, drained"));
+            }
             other => self.deploy.phase = other,
         }
         self.let_waiting_give_way();
@@ -865,20 +901,33 @@ impl Turn<'_> {
     }
 }
 
-/// Joins an older job for the same to a newer one: nobody and nothing that was asked for is lost.
+/// Joins an older job to a newer one: nobody and nothing that was asked for is lost.
 pub(super) fn join(newer: &mut Job, older: Job) {
-    let mut ids = older.ids;
-    ids.append(&mut newer.ids);
-    newer.ids = ids;
-    newer.failures = newer.failures.max(older.failures);
-    if newer.trigger.origin != Origin::Operator {
-        newer.trigger.cuts = newer.trigger.cuts.max(older.trigger.cuts);
+    if newer.trigger.wanted == older.trigger.wanted {
+        newer.failures = newer.failures.max(older.failures);
     }
-    if newer.trigger.force == Force::No {
-        newer.trigger.made = older.trigger.made;
+    newer.trigger = newer.trigger.over(&older.trigger);
+    newer.ids.splice(..0, older.ids);
+}
+
+impl Trigger {
+    /// Returns what is to be done when this one came after `older`: it takes the place of that, or both are done as one.
+    pub(super) fn over(&self, older: &Self) -> Self {
+        let mut newer = self.clone();
+        if newer.wanted != older.wanted {
+            newer.displaced = older.displaced || older.wanted == Wanted::Configured;
+            return newer;
+        }
+        if newer.origin != Origin::Operator {
+            newer.cuts = newer.cuts.max(older.cuts);
+        }
+        if newer.force == Force::No {
+            newer.made.clone_from(&older.made);
+        }
+        newer.force = newer.force.max(older.force);
+        newer.displaced |= older.displaced;
+        newer
     }
-    newer.trigger.force = newer.trigger.force.max(older.trigger.force);
-    newer.trigger.displaced |= older.trigger.displaced;
 }
 
 fn ids_of(why: ChangeWhy) -> Vec<RequestId> {

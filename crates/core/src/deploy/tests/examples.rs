@@ -322,7 +322,7 @@ fn a_release_that_failed_is_no_way_back() {
 }
 
 #[test]
-fn a_rollback_during_a_build_is_done_at_its_next_step_and_the_build_is_remembered() {
+fn a_rollback_during_a_build_ends_the_step_and_the_build_is_remembered() {
     let mut node = Node::at_rest();
     let two = node.deploy_to_end(2);
     let (deploy, _) = node.deploy_now(Force::No);
@@ -331,8 +331,10 @@ fn a_rollback_during_a_build_is_done_at_its_next_step_and_the_build_is_remembere
     node.acts(Event::Staged { release: release.clone() });
     node.acts(Event::Linked { release: release.clone() });
     let (_, effects) = node.request(Request::Rollback(RollbackTo::Previous));
-    assert_eq!(effects, []);
-    let effects = node.acts(Event::StepDone { release: release.clone(), step: 1 });
+    assert_eq!(effects, [Effect::EndStep { release: release.clone(), step: 1 }]);
+    let what = "killed".to_owned();
+    let effects = node.acts(Event::StepFailed { release: release.clone(), step: 1, blame: Blame::Revision, what, last_lines: vec![] });
+    assert_eq!(node.deploy.quarantined(), []);
     assert!(matches!(answers(&effects)[..], [(id, Outcome::Refused(Refusal::Held(_)))] if id == deploy), "{effects:?}");
     assert!(effects.contains(&Effect::Switch { release: old(1) }), "from {two}: {effects:?}");
     assert!(effects.contains(&Effect::Prune { ids: vec![release] }), "{effects:?}");
@@ -440,6 +442,48 @@ fn a_ref_that_does_not_exist_fails_and_what_it_displaced_goes_on() {
     assert!(matches!(node.deploy.phase(), Phase::Fetching { job, .. } if job.trigger.wanted == Wanted::Configured));
 }
 
+// The next three were found by the histories.
+
+#[test]
+fn a_ref_that_waits_outlives_the_end_of_the_agent_on_a_node_with_nothing_live() {
+    let mut node = Node::new();
+    node.acts(Event::Booted(found(Start::Boot, PoolsFound::NotRunning, None, &[])));
+    node.request(Request::Deploy { wanted: Wanted::Ref("v1".to_owned()), force: Force::No });
+    let mut node = Node::of(node.saved);
+    let effects = node.acts(Event::Booted(found(Start::Again, PoolsFound::NotRunning, None, &[])));
+    assert!(matches!(&effects[..], [Effect::Fetch { wanted: Wanted::Ref(_), .. }]), "{effects:?}");
+    // And what was configured is not forgotten over it.
+    node.fetch_failed(FetchTrouble::NoSuchRef);
+    assert!(matches!(node.deploy.phase(), Phase::Fetching { job, .. } if job.trigger.wanted == Wanted::Configured));
+}
+
+#[test]
+fn a_trigger_behind_a_rollback_to_what_is_live_is_not_left_waiting() {
+    let mut node = Node::at_rest();
+    node.deploy_to_end(2);
+    node.request(Request::Rollback(RollbackTo::Previous));
+    let (second, _) = node.request(Request::Rollback(RollbackTo::Previous));
+    node.deploy_now(Force::No);
+    node.request(Request::Unhold);
+    node.acts(Event::Switched { release: old(1) });
+    let effects = node.acts(Event::RolledOut { release: old(1) });
+    assert!(answers(&effects).contains(&(second, &Outcome::Done { release: Some(old(1)), changed: false })), "{effects:?}");
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
+}
+
+#[test]
+fn two_refs_that_do_not_exist_do_not_hide_what_they_displaced() {
+    let mut node = Node::at_rest();
+    node.acts(Event::Triggered(Origin::Reload));
+    node.fetch_failed(FetchTrouble::Network);
+    for _ in 0..2 {
+        node.request(Request::Deploy { wanted: Wanted::Ref("nosuch".to_owned()), force: Force::No });
+    }
+    node.fetch_failed(FetchTrouble::NoSuchRef);
+    node.fetch_failed(FetchTrouble::NoSuchRef);
+    assert!(matches!(node.deploy.phase(), Phase::Fetching { job, .. } if job.trigger.wanted == Wanted::Configured));
+}
+
 #[test]
 fn who_asks_for_a_deploy_is_told_after_three_tries_and_the_tries_go_on() {
     let mut node = Node::at_rest();
@@ -500,6 +544,48 @@ fn a_deploy_cut_short_after_it_was_built_goes_on_with_what_was_built() {
     let (mut node, effects) = crash(node, 1, &[made], Start::Again, PoolsFound::Running);
     assert!(matches!(&effects[..], [Effect::Fetch { .. }]), "{effects:?}");
     assert_eq!(node.fetched(1), [Effect::Switch { release }]);
+}
+
+#[test]
+fn a_deploy_cut_short_while_it_was_marked_as_built_goes_on_if_the_mark_is_there() {
+    for marked in [true, false] {
+        let mut node = Node::at_rest();
+        node.deploy_now(Force::Yes);
+        node.fetched(1);
+        let release = node.working_on();
+        node.acts(Event::Staged { release: release.clone() });
+        node.acts(Event::Linked { release: release.clone() });
+        node.acts(Event::StepDone { release: release.clone(), step: 1 });
+        let effects = node.acts(Event::StepDone { release: release.clone(), step: 2 });
+        assert!(matches!(&effects[..], [Effect::MarkBuilt { .. }]), "{effects:?}");
+        let left = FoundRelease { id: release.clone(), built: marked.then(|| (rev(1), build(1))) };
+        let (mut node, _) = crash(node, 1, &[left], Start::Again, PoolsFound::Running);
+        match &node.fetched(1)[..] {
+            [Effect::Switch { release: made }] => assert!(marked && *made == release),
+            [Effect::Stage { .. }] => assert!(!marked),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_live_release_whose_mark_is_gone_is_not_trusted() {
+    let mut node = Node::at_rest();
+    let two = node.deploy_to_end(2);
+    let mut node = Node::of(node.saved);
+    let mut world = found(Start::Boot, PoolsFound::NotRunning, None, &[1]);
+    world.current = Some(two.clone());
+    world.releases.push(FoundRelease { id: two, built: None });
+    let effects = node.acts(Event::Booted(world));
+    assert!(effects.contains(&Effect::Switch { release: old(1) }), "{effects:?}");
+}
+
+#[test]
+fn an_agent_that_comes_back_with_work_left_starts_the_pools_before_it_fetches() {
+    let mut node = Node::at_rest();
+    node.deploy_now(Force::No);
+    let (_, effects) = crash(node, 1, &[], Start::Again, PoolsFound::NotRunning);
+    assert!(matches!(&effects[..], [Effect::StartPools { .. }, Effect::Fetch { .. }]), "{effects:?}");
 }
 
 #[test]
