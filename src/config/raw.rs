@@ -194,7 +194,14 @@ impl Builder<'_> {
                     self.stop(mark(error.marker()), &format!("nested too deeply; allowed: at most {MAX_DEPTH} levels"), None)
                 }
                 Err(error) => {
-                    let hint = if error.info().contains("tab") { Some("indent with spaces") } else { None };
+                    let line = text.lines().nth(error.marker().line().saturating_sub(1)).unwrap_or_default();
+                    let hint = if error.info().contains("tab") {
+                        Some("indent with spaces")
+                    } else if line.contains("${") || line.contains(": {") {
+                        Some("a text that begins with `{`, or has `{` or `}` within `{...}`, is written in quotes")
+                    } else {
+                        None
+                    };
                     self.stop(mark(error.marker()), &format!("not YAML: {}", error.info()), hint)
                 }
             };
@@ -347,7 +354,7 @@ impl Builder<'_> {
                         let key = join(&self.path(), "<<");
                         let what = format!("not a map to merge, found {}", other.kind());
                         self.problems.push(FormProblem {
-                            at: source.at,
+                            at: entry.key_at,
                             key,
                             what,
                             hint: Some("`<<: *anchor`, where the anchor is on a map"),
@@ -480,7 +487,7 @@ mod tests {
                 "3:4  a tag, found `!x`",
                 "4:1  a key that is not text",
                 "5:4 e a NUL character",
-                "6:5 \"<<\" not a map to merge, found a text",
+                "6:1 \"<<\" not a map to merge, found a text",
             ]
         );
     }
