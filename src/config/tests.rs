@@ -33,7 +33,7 @@ fn good(text: &str) -> Loaded {
     result.expect("asserted above")
 }
 
-const SMALLEST: &str = "app: a\nsource: {repository: /srv/a.git, branch: main}\npools: {w: {command: ./work}}\n";
+const SMALLEST: &str = "app: a\nsource: {repository: /srv/a.git, branch: main}\npools: {w: {command: ./job}}\n";
 const EXAMPLE: &str = include_str!("../../config.yaml");
 
 #[test]
@@ -294,7 +294,7 @@ fn a_secret_that_is_written_in_plain_is_warned_of_and_never_shown() {
 
 #[test]
 fn warns_of_a_stop_ladder_that_loses_jobs() {
-    let text = |kind: &str| format!("{}queue: {{kind: {kind}}}\n", SMALLEST.replace("./work", "./work, stop: [QUIT 9s, KILL]"));
+    let text = |kind: &str| format!("{}queue: {{kind: {kind}}}\n", SMALLEST.replace("./job", "./job, stop: [QUIT 9s, KILL]"));
     assert_eq!(good(&text("resque")).warnings, []);
     for kind in ["sidekiq", "rq", "celery"] {
         assert_eq!(good(&text(kind)).warnings.len(), 1, "{kind}");
@@ -306,7 +306,7 @@ fn no_default_stop_ladder_has_a_signal_that_loses_jobs() {
     for (name, _) in merged::QUEUE_KINDS {
         let loaded = good(&format!("{SMALLEST}queue: {{kind: {name}}}\n"));
         let ladder = explain::ladder(&loaded.settings.pools[0].policy.worker.stop);
-        let warned = good(&format!("{}queue: {{kind: {name}}}\n", SMALLEST.replace("./work", &format!("./work, stop: {ladder}"))));
+        let warned = good(&format!("{}queue: {{kind: {name}}}\n", SMALLEST.replace("./job", &format!("./job, stop: {ladder}"))));
         assert_eq!(warned.warnings, [], "{name}: {ladder}");
     }
 }
@@ -326,14 +326,14 @@ fn a_pool_takes_the_apps_queue_where_it_says_nothing() {
 
 #[test]
 fn counts_by_cpus_and_memory() {
-    let count = |count: &str| good(&SMALLEST.replace("./work", &format!("./work, count: {count}"))).settings.pools[0].policy.count;
+    let count = |count: &str| good(&SMALLEST.replace("./job", &format!("./job, count: {count}"))).settings.pools[0].policy.count;
     assert_eq!((count("0"), count("{per_cpu: 3}"), count("{per_memory: 1GiB}"), count("{per_memory: 1TB}")), (0, 12, 8, 1));
 }
 
 #[test]
 fn every_form_of_a_memory_limit() {
     let memory = |memory: &str| {
-        let loaded = good(&SMALLEST.replace("./work", &format!("./work, memory: {memory}")));
+        let loaded = good(&SMALLEST.replace("./job", &format!("./job, memory: {memory}")));
         loaded
             .explained
             .iter()
@@ -369,7 +369,7 @@ fn takes_every_kind_of_repository() {
 
 #[test]
 fn scalars_are_taken_as_they_are_written() {
-    let text = SMALLEST.replace("main", "1e3").replace("./work", "./work, env: {PYTHON: 3.10, NO: no, ON: 0x1F, EMPTY: '', NULL: 'null'}");
+    let text = SMALLEST.replace("main", "1e3").replace("./job", "./job, env: {PYTHON: 3.10, NO: no, ON: 0x1F, EMPTY: '', NULL: 'null'}");
     let settings = good(&text).settings;
     assert_eq!(settings.source.wanted, settings::WantedRef::Branch("1e3".into()));
     let env: Vec<_> = settings.pools[0].env.iter().map(|(name, text)| format!("{name}={text}")).collect();
@@ -423,7 +423,7 @@ fn no_large_file_takes_more_than_its_size() {
 
 #[test]
 fn a_reload_restarts_only_what_workers_would_see() {
-    let base = "app: a\nuser: u\nsource: {repository: /r, branch: m}\npools:\n  w: {command: ./work}\n  v: {command: ./work, user: x}\n";
+    let base = "app: a\nuser: u\nsource: {repository: /r, branch: m}\npools:\n  w: {command: ./job}\n  v: {command: ./job, user: x}\n";
     let old = good(base).settings;
     let changes = |from: &str, to: &str| {
         assert!(base.contains(from), "{from}");
@@ -452,12 +452,12 @@ fn a_reload_restarts_only_what_workers_would_see() {
         ("start_stagger: 1s", false),
         ("after: [v]", false),
     ] {
-        let changed = changes("w: {command: ./work", &format!("w: {{command: ./work, {key}"));
+        let changed = changes("w: {command: ./job", &format!("w: {{command: ./job, {key}"));
         let (restart, policy) = if restarts { ("w", "") } else { ("", "w") };
         assert_eq!((names(&changed.restart).as_str(), names(&changed.policy_only).as_str()), (restart, policy), "{key}");
     }
-    assert_eq!(names(&changes("w: {command: ./work", "w: {command: ./other").restart), "w");
-    assert_eq!(names(&changes("w: {command: ./work", "w: {shell: ./work").restart), "w");
+    assert_eq!(names(&changes("w: {command: ./job", "w: {command: ./other").restart), "w");
+    assert_eq!(names(&changes("w: {command: ./job", "w: {shell: ./job").restart), "w");
     assert_eq!(names(&changes("user: u\n", "user: z\n").restart), "w", "`v` has a user of its own");
     let renamed = changes("  v:", "  z:");
     assert_eq!((names(&renamed.pools_added).as_str(), names(&renamed.pools_removed).as_str()), ("z", "v"));
