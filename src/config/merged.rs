@@ -106,6 +106,9 @@ impl Reader<'_> {
         };
         let mut top = self.map(&At { key: String::new(), node }, "");
         top.at = Mark::START;
+        if top.refused {
+            return None;
+        }
         let app = self.app(&top);
         let default_root = PathBuf::from(format!("/var/lib/selfstart/{}", app.as_deref().unwrap_or_default()));
         let root = self.or(&top, "root", default_root, Self::root);
@@ -270,6 +273,7 @@ impl Reader<'_> {
         let revision = self.opt(map, "revision", Self::revision);
         let written: Vec<_> = ["branch", "tag", "revision"].into_iter().filter(|name| map.get(name).is_some()).collect();
         match written.as_slice() {
+            [] if map.refused => {}
             [] => {
                 let problem = self.problem(map.at, &map.key, "does not say what to deploy");
                 self.problems.push(problem.allowed("one of branch, tag, revision").hint("`branch: main` follows that branch"));
@@ -452,9 +456,8 @@ impl Reader<'_> {
             self.missing(top, "pools", "one pool with a `command` is enough for a first try");
             return Vec::new();
         };
-        let before = self.problems.len();
         let map = self.free_map(&at, "pools");
-        if map.entries.is_empty() && self.problems.len() == before {
+        if map.entries.is_empty() && !map.refused {
             self.problems.push(self.problem(map.at, &map.key, "has no pool").hint("one pool with a `command` is enough for a first try"));
         }
         let mut read = Vec::new();

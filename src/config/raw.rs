@@ -104,8 +104,10 @@ pub(super) fn parse(bytes: &[u8], problems: &mut Vec<FormProblem>) -> Option<Nod
         }
     };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    // The scanner takes NUL for the end of the file: what follows it would silently not count.
-    if let Some(at) = text.find(|c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}')) {
+    // The scanner takes NUL for the end of the file: what follows it would silently not count. The last three end a line in
+    // YAML 1.1 and do not in 1.2.
+    let refused = |c: char| (c.is_control() && !matches!(c, '\t' | '\n' | '\r')) || matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}');
+    if let Some(at) = text.find(refused) {
         let found = text[at..].chars().next().map(|c| c.escape_unicode().to_string()).unwrap_or_default();
         tell(end_of(&text[..at]), format!("a control character, found `{found}`"), None);
         return None;
@@ -194,7 +196,14 @@ impl Builder<'_> {
                     self.stop(mark(error.marker()), &format!("nested too deeply; allowed: at most {MAX_DEPTH} levels"), None)
                 }
                 Err(error) => {
-                    let hint = if error.info().contains("tab") { Some("indent with spaces") } else { None };
+                    let line = text.lines().nth(error.marker().line().saturating_sub(1)).unwrap_or_default();
+                    let hint = if error.info().contains("tab") {
+                        Some("indent with spaces")
+                    } else if line.contains("${") || line.contains(": {") {
+                        Some("a text that begins with `{`, or has `{` or `}` within `{...}`, is written in quotes")
+                    } else {
+                        None
+                    };
                     self.stop(mark(error.marker()), &format!("not YAML: {}", error.info()), hint)
                 }
             };
@@ -347,7 +356,7 @@ impl Builder<'_> {
                         let key = join(&self.path(), "<<");
                         let what = format!("not a map to merge, found {}", other.kind());
                         self.problems.push(FormProblem {
-                            at: source.at,
+                            at: entry.key_at,
                             key,
                             what,
                             hint: Some("`<<: *anchor`, where the anchor is on a map"),
@@ -480,7 +489,7 @@ mod tests {
                 "3:4  a tag, found `!x`",
                 "4:1  a key that is not text",
                 "5:4 e a NUL character",
-                "6:5 \"<<\" not a map to merge, found a text",
+                "6:1 \"<<\" not a map to merge, found a text",
             ]
         );
     }
@@ -496,6 +505,7 @@ mod tests {
             ("~", "1:1  the file is empty"),
             ("a: 1\n---\nb: 2\n", "2:1  more than one document"),
             ("a: 1\nb: x\0y\n", "2:5  a control character, found `\\u{0}`"),
+            ("a: x\u{2028}y\n", "1:5  a control character, found `\\u{2028}`"),
             ("a: &a [1, *a]\n", "1:11 a[1] an alias within its own anchor"),
             (&laughs, "aliases repeat too much"),
             (&big_scalar, "aliases repeat too much"),

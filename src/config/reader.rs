@@ -39,6 +39,8 @@ pub(super) struct Map<'n> {
     /// Where a key that is missing is told.
     pub(super) at: Mark,
     pub(super) entries: &'n [Entry],
+    /// It is no map, and that is told: what is not in it is not missed.
+    pub(super) refused: bool,
 }
 
 impl<'n> Map<'n> {
@@ -84,6 +86,9 @@ impl<'a> Reader<'a> {
 
     /// Tells that a key must be there.
     pub(super) fn missing(&mut self, map: &Map<'_>, name: &str, hint: &str) {
+        if map.refused {
+            return;
+        }
         let problem = self.problem(map.at, &join(&map.key, name), "is missing").hint(hint);
         self.problems.push(problem);
     }
@@ -103,7 +108,7 @@ impl<'a> Reader<'a> {
         let pattern = join_pattern(&map.pattern, name);
         match map.get(name) {
             Some(at) => self.map(&at, &pattern),
-            None => Map { key: join(&map.key, name), pattern, at: map.at, entries: &[] },
+            None => Map { key: join(&map.key, name), pattern, at: map.at, entries: &[], refused: false },
         }
     }
 
@@ -120,17 +125,17 @@ impl<'a> Reader<'a> {
 
     /// A map whose keys the user chooses.
     pub(super) fn free_map<'n>(&mut self, at: &At<'n>, pattern: &str) -> Map<'n> {
-        let entries = match &at.node.value {
-            Value::Map(entries) => entries.as_slice(),
-            value if value.is_nothing() => &[],
+        let (entries, refused) = match &at.node.value {
+            Value::Map(entries) => (entries.as_slice(), false),
+            value if value.is_nothing() => (&[][..], false),
             value => {
                 let keys = schema::names(pattern).collect::<Vec<_>>().join(", ");
                 let allowed = if keys.is_empty() { "`KEY: VALUE` lines".to_owned() } else { format!("a map of {keys}") };
                 self.tell(at, "not a map", |problem| Problem { found: Some(value.kind().to_owned()), ..problem.allowed(allowed) });
-                &[]
+                (&[][..], true)
             }
         };
-        Map { key: at.key.clone(), pattern: pattern.to_owned(), at: at.node.at, entries }
+        Map { key: at.key.clone(), pattern: pattern.to_owned(), at: at.node.at, entries, refused }
     }
 
     fn unknown(&mut self, map: &Map<'_>, entry: &Entry) {
@@ -154,7 +159,7 @@ impl<'a> Reader<'a> {
     fn scalar<'n>(&mut self, at: &At<'n>, kind: &str, allowed: &str) -> Option<(&'n str, bool)> {
         match &at.node.value {
             value if value.is_nothing() => {
-                let hint = "leave the key out for its default, or write the text in quotes";
+                let hint = "leave the key out, or write the text in quotes";
                 self.tell(at, "has no value", |problem| problem.allowed(allowed).hint(hint));
                 None
             }
@@ -331,7 +336,8 @@ impl<'a> Reader<'a> {
             value => {
                 self.tell(at, "not a list", |problem| {
                     let problem = Problem { found: Some(value.kind().to_owned()), ..problem.allowed(format!("a list of {of}")) };
-                    if let Value::Scalar { .. } = value { problem.hint("a list of one is `[VALUE]`") } else { problem }
+                    let one_is_enough = matches!(value, Value::Scalar { .. }) && !of.starts_with("two");
+                    if one_is_enough { problem.hint("a list of one is `[VALUE]`") } else { problem }
                 });
                 None
             }
@@ -447,6 +453,8 @@ pub(super) fn size(text: &str, least: Bytes, most: Bytes) -> Result<Bytes, (Stri
         Ok(size) => Ok(size),
         Err(error) => {
             let hint = match &error {
+                // So many megabytes were hardly meant.
+                BytesError::NoUnit if text.len() > 4 => Some(format!("write `{text}B` for bytes")),
                 BytesError::NoUnit => Some(format!("write `{text}MB` for megabytes (10^6), `{text}MiB` for 2^20")),
                 BytesError::Unit(unit) => {
                     let known = match unit.to_lowercase().as_str() {
