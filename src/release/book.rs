@@ -40,7 +40,9 @@ pub enum BookError {
         source: serde_json::Error,
     },
     /// A later selfstart wrote it.
-    #[error("the list of releases `{path}` has schema {schema}, this selfstart knows {SCHEMA}\nhint: run the selfstart that wrote it, or remove the file: it is made again from the directories")]
+    #[error(
+        "the list of releases `{path}` has schema {schema}, this selfstart knows {SCHEMA}\nhint: run the selfstart that wrote it, or remove the file: it is made again from the directories"
+    )]
     Newer {
         /// Which file.
         path: PathBuf,
@@ -154,7 +156,8 @@ impl ReleaseBook {
         for entry in fs_err::read_dir(&releases).map_err(read)? {
             let entry = entry.map_err(read)?;
             let name = entry.file_name();
-            let Some(id) = name.to_str().filter(|name| !name.ends_with(STAGING_SUFFIX)).and_then(|name| name.parse::<ReleaseId>().ok()) else {
+            let Some(id) = name.to_str().filter(|name| !name.ends_with(STAGING_SUFFIX)).and_then(|name| name.parse::<ReleaseId>().ok())
+            else {
                 continue;
             };
             let Ok(text) = fs_err::read_to_string(entry.path().join("REVISION")) else { continue };

@@ -345,19 +345,19 @@ pub fn main() -> ExitCode {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let out = Arc::new(Out::new(Box::new(io::stdout())));
     let outcome = read_request().and_then(|request| {
-        let timeout = match &request {
-            Request::Fetch(fetch) => Duration::from_millis(fetch.timeout_millis),
-            Request::Stage(stage) => Duration::from_millis(stage.timeout_millis),
+        let (millis, hint) = match &request {
+            Request::Fetch(fetch) => (fetch.timeout_millis, "a first fetch of a large repository may need a longer `source.timeout`"),
+            Request::Stage(stage) => (stage.timeout_millis, "is the disk very slow?"),
             // One pass over /proc: only a hung kernel takes longer.
-            Request::Uses(_) => Duration::from_secs(60),
+            Request::Uses(_) => (60_000, "is this machine stuck?"),
         };
-        watch(Arc::clone(&out), timeout);
+        watch(Arc::clone(&out), Duration::from_millis(millis), hint);
         match request {
             Request::Fetch(fetch) => mirror::fetch(&fetch, &out).map(Done::Fetched),
             Request::Stage(stage) => stage::stage(&stage, &out).map(Done::Staged),
-            Request::Uses(uses) => prune::uses(&uses.releases)
-                .map(Done::Uses)
-                .map_err(|error| Failure::new(ErrorKind::Internal, error.to_string())),
+            Request::Uses(uses) => {
+                prune::uses(&uses.releases).map(Done::Uses).map_err(|error| Failure::new(ErrorKind::Internal, error.to_string()))
+            }
         }
     });
     if out.end(outcome) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -372,11 +372,11 @@ fn read_request() -> Result<Request, Failure> {
 }
 
 /// Ends the helper when its time is over, in whatever C code or system call it is.
-fn watch(out: Arc<Out>, timeout: Duration) {
+fn watch(out: Arc<Out>, timeout: Duration, hint: &'static str) {
     std::thread::spawn(move || {
         std::thread::sleep(timeout);
         let text = format!("not done within {}", Human(timeout));
-        let good = out.end(Err(Failure::new(ErrorKind::Timeout, text).hint("a first fetch of a large repository may need a longer `source.timeout`")));
+        let good = out.end(Err(Failure::new(ErrorKind::Timeout, text).hint(hint)));
         super::transport::abandon();
         std::process::exit(i32::from(!good));
     });

@@ -289,7 +289,9 @@ mod tests {
         fs_err::write(layout.mirror().join("HEAD"), "x").expect("written");
         assert_eq!(layout.create(Some(nobody)).expect("made").len(), 1, "the mirror of another owner is told");
         assert!(!layout.mirror().join("HEAD").exists());
-        for (path, uid) in [(layout.mirror(), 65534), (layout.releases(), 65534), (layout.shared(), 65534), (layout.run(), 0), (layout.log(), 0)] {
+        for (path, uid) in
+            [(layout.mirror(), 65534), (layout.releases(), 65534), (layout.shared(), 65534), (layout.run(), 0), (layout.log(), 0)]
+        {
             assert_eq!(fs_err::metadata(&path).expect("there").uid(), uid, "{}", path.display());
         }
         assert!(layout.create(Some(nobody)).expect("made").is_empty());

@@ -21,7 +21,9 @@ pub enum LinkError {
         path: PathBuf,
     },
     /// A directory on the way to a linked path is a link or a file in the tree, or a linked path itself.
-    #[error("`{path}` cannot be linked: what is above it in the release is not a directory\nhint: a linked path cannot be inside another linked path or a symlink")]
+    #[error(
+        "`{path}` cannot be linked: what is above it in the release is not a directory\nhint: a linked path cannot be inside another linked path or a symlink"
+    )]
     Parent {
         /// Which.
         path: PathBuf,
@@ -78,8 +80,7 @@ fn link_one(release: &Path, shared: &Path, path: &Path, what: What, said: &mut V
     let io = |source| LinkError::Io { path: path.to_owned(), source };
 
     let top = links::open_directory(release).map_err(io)?;
-    let parent =
-        links::walk(top.as_fd(), &parents, Missing::Make).map_err(|source| LinkError::Parent { path: path.to_owned(), source })?;
+    let parent = links::walk(top.as_fd(), &parents, Missing::Make).map_err(|source| LinkError::Parent { path: path.to_owned(), source })?;
     let in_release = links::kind_at(parent.as_fd(), &name).map_err(io)?;
     let target = relative_target(release, shared, &parents, path).map_err(io)?;
     let is_linked = links::read_link_at(parent.as_fd(), &name).map_err(io)?.as_deref() == Some(&*target);

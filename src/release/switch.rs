@@ -141,7 +141,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let layout = Layout::new(dir.path());
         layout.create(None).expect("made");
-        let ids: Vec<ReleaseId> = ["20261122T101530Z-1a2b3c4", "20261122T101531Z-1a2b3c4"].iter().map(|id| id.parse().expect("an id")).collect();
+        let ids: Vec<ReleaseId> =
+            ["20261122T101530Z-1a2b3c4", "20261122T101531Z-1a2b3c4"].iter().map(|id| id.parse().expect("an id")).collect();
         for id in &ids {
             fs_err::create_dir(layout.release(id)).expect("made");
         }
