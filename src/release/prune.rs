@@ -311,3 +311,196 @@ pub fn name_staged(layout: &Layout, id: &ReleaseId) -> io::Result<()> {
 fn trash(layout: &Layout, id: &ReleaseId) -> PathBuf {
     layout.releases().join(format!("{TRASH_PREFIX}{id}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use crate::release::switch;
+
+    /// Ends its process with the test.
+    struct Running(Child);
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    impl Running {
+        fn pid(&self) -> i32 {
+            i32::try_from(self.0.id()).expect("a pid")
+        }
+    }
+
+    fn spawn(command: &mut Command) -> Running {
+        Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("started"))
+    }
+
+    fn sleep() -> Command {
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        command
+    }
+
+    fn scene(count: usize) -> (tempfile::TempDir, Layout, Vec<ReleaseId>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Layout::new(dir.path());
+        layout.create(None).expect("made");
+        let ids: Vec<ReleaseId> = (0..count).map(|n| format!("20261122T10153{n}Z-1a2b3c4").parse().expect("an id")).collect();
+        for id in &ids {
+            fs_err::create_dir_all(layout.release(id).join("sub")).expect("made");
+            fs_err::write(layout.release(id).join("sub/file"), "x").expect("written");
+        }
+        (dir, layout, ids)
+    }
+
+    /// Waits until the processes use just these releases: a child needs a moment to become what it will be.
+    fn until_used(layout: &Layout, expected: &[(&ReleaseId, i32)]) {
+        let began = Instant::now();
+        loop {
+            let seen = uses(&layout.releases()).expect("seen");
+            let all = expected.iter().all(|(id, pid)| seen.by_release.get(id).is_some_and(|pids| pids.contains(pid)));
+            if all && seen.by_release.len() == expected.iter().map(|(id, _)| id).collect::<BTreeSet<_>>().len() {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(10), "expected {expected:?}, last seen {seen:?}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn library() -> PathBuf {
+        // Any shared library will do; libc itself is there twice then, which harms nobody.
+        let maps = fs_err::read_to_string("/proc/self/maps").expect("read");
+        let line = maps
+            .lines()
+            .find(|line| line.contains("/libgcc_s") || line.contains("/libm"))
+            .or_else(|| maps.lines().find(|line| line.contains("/libc")));
+        let line = line.expect("a library");
+        line[line.find('/').expect("a path")..].into()
+    }
+
+    #[test]
+    fn a_directory_an_executable_an_open_file_and_a_mapping_are_uses() {
+        let (_dir, layout, ids) = scene(6);
+        let path = |n: usize| layout.release(&ids[n]);
+        let cwd = spawn(sleep().current_dir(path(0).join("sub")));
+        fs_err::copy("/bin/sleep", path(1).join("sleep")).expect("copied");
+        let exe = spawn(Command::new(path(1).join("sleep")).arg("600"));
+        let open = spawn(sleep().stderr(Stdio::from(fs_err::File::open(path(2).join("sub/file")).expect("opened").into_parts().0)));
+        fs_err::copy(library(), path(3).join("lib.so")).expect("copied");
+        let map = spawn(sleep().env("LD_PRELOAD", path(3).join("lib.so")));
+        let top = spawn(sleep().current_dir(path(4)));
+        let expected = [(&ids[0], cwd.pid()), (&ids[1], exe.pid()), (&ids[2], open.pid()), (&ids[3], map.pid()), (&ids[4], top.pid())];
+        until_used(&layout, &expected);
+        assert_eq!(uses(&layout.releases()).expect("seen").of(&ids[5], &Unreadable::KeepOf(BTreeSet::new())), Use::Free);
+
+        // What is removed under a process is still what it uses.
+        fs_err::remove_file(path(1).join("sleep")).expect("removed");
+        fs_err::remove_dir_all(path(4)).expect("removed");
+        until_used(&layout, &expected);
+    }
+
+    #[test]
+    fn names_that_only_begin_alike_are_other_releases() {
+        let prefix = b"/srv/app/releases/";
+        let release = |path: &str| release_in(path.as_bytes(), prefix).map(|id| id.as_str().to_owned());
+        let id = "20261122T101530Z-1a2b3c4";
+        for (path, expected) in [
+            (format!("/srv/app/releases/{id}"), Some(id.to_owned())),
+            (format!("/srv/app/releases/{id}/a/b"), Some(id.to_owned())),
+            (format!("/srv/app/releases/{id} (deleted)"), Some(id.to_owned())),
+            (format!("/srv/app/releases/{id}/a (deleted)"), Some(id.to_owned())),
+            (format!("/srv/app/releases/.trash-{id}/a"), Some(id.to_owned())),
+            (format!("/srv/app/releases/{id}.tmp/a"), Some(id.to_owned())),
+            (format!("/srv/app/releases/{id}-2/a"), Some(format!("{id}-2"))),
+            (format!("/srv/app/releases-old/{id}"), None),
+            (format!("/other/srv/app/releases/{id}"), None),
+            ("/srv/app/releases".to_owned(), None),
+            ("/srv/app/releases/".to_owned(), None),
+            ("socket:[1]".to_owned(), None),
+        ] {
+            assert_eq!(release(&path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn unused_releases_go_and_used_and_live_ones_stay() {
+        let (_dir, layout, ids) = scene(4);
+        switch::switch(&layout, &ids[3]).expect("switched");
+        let user = spawn(sleep().current_dir(layout.release(&ids[1])));
+        until_used(&layout, &[(&ids[1], user.pid())]);
+        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), None).expect("pruned");
+        assert_eq!(pruned.removed, [ids[0].clone(), ids[2].clone()]);
+        let kept: Vec<_> = pruned.kept.iter().map(|(id, _)| id.clone()).collect();
+        assert_eq!(kept, [ids[1].clone(), ids[3].clone()]);
+        let left: BTreeSet<_> =
+            fs_err::read_dir(layout.releases()).expect("read").map(|entry| entry.expect("an entry").file_name()).collect();
+        assert_eq!(left, [ids[1].as_str().into(), ids[3].as_str().into()].into());
+        drop(user);
+        assert_eq!(
+            prune(&layout, &ids[..2], &Unreadable::KeepOf(BTreeSet::new()), None).expect("pruned").removed,
+            ids[..2],
+            "gone already is gone"
+        );
+    }
+
+    #[test]
+    fn what_another_user_saw_keeps_a_release() {
+        let (_dir, layout, ids) = scene(1);
+        let seen = Uses { by_release: [(ids[0].clone(), [4711].into())].into(), ..Uses::default() };
+        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), Some(&seen)).expect("pruned");
+        assert_eq!(pruned.kept, [(ids[0].clone(), Use::Used([4711].into()))]);
+        assert!(layout.release(&ids[0]).exists());
+    }
+
+    #[test]
+    fn a_process_that_nobody_could_look_into_keeps_every_release() {
+        let id: ReleaseId = "20261122T101530Z-1a2b3c4".parse().expect("an id");
+        let own = Uses { unknown: [(1, 0), (2, 1000)].into(), known: [3].into(), ..Uses::default() };
+        assert_eq!(own.of(&id, &Unreadable::KeepAll), Use::Unknown([1, 2].into()));
+        assert_eq!(own.of(&id, &Unreadable::KeepOf([1000].into())), Use::Unknown([2].into()));
+        assert_eq!(own.of(&id, &Unreadable::KeepOf([7].into())), Use::Free);
+        // The other one could look into 2, and met 4, which started later, without being able to.
+        let other = Uses { unknown: [(1, 0), (3, 0), (4, 0)].into(), known: [2].into(), ..Uses::default() };
+        assert_eq!(own.merge(other).unknown, [(1, 0), (4, 0)].into());
+    }
+
+    #[test]
+    fn what_a_kill_left_goes_at_the_next_start() {
+        let (_dir, layout, ids) = scene(1);
+        for name in [".trash-20261122T101530Z-1a2b3c5", "20261122T101530Z-1a2b3c6.tmp"] {
+            fs_err::create_dir_all(layout.releases().join(name).join("a/b")).expect("made");
+        }
+        std::os::unix::fs::symlink("releases/x", layout.root().join(".current.new")).expect("linked");
+        assert_eq!(clean_leftovers(&layout).expect("cleaned").len(), 3);
+        assert_eq!(fs_err::read_dir(layout.releases()).expect("read").count(), 1);
+        assert!(layout.release(&ids[0]).exists());
+        assert!(clean_leftovers(&layout).expect("cleaned").is_empty());
+    }
+
+    #[test]
+    fn a_staged_release_gets_its_name() {
+        let (_dir, layout, _) = scene(0);
+        let id: ReleaseId = "20261122T101530Z-1a2b3c4".parse().expect("an id");
+        fs_err::create_dir(layout.staging(&id)).expect("made");
+        name_staged(&layout, &id).expect("named");
+        assert!(layout.release(&id).is_dir() && !layout.staging(&id).exists());
+        assert!(name_staged(&layout, &id).is_err());
+    }
+
+    #[test]
+    fn a_process_of_another_user_is_unknown_to_who_may_not_look() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (_dir, layout, ids) = scene(1);
+        let other = spawn(sleep().current_dir(layout.release(&ids[0])).uid(65534));
+        until_used(&layout, &[(&ids[0], other.pid())]);
+        assert!(uses(&layout.releases()).expect("seen").known.contains(&other.pid()));
+    }
+}

@@ -170,7 +170,7 @@ fn a_helper_killed_at_any_moment_leaves_what_the_next_one_heals() {
     let scene = Scene::new();
     let daemon = git_daemon(&scene);
     let url = format!("git://127.0.0.1:{}/app.git", daemon.port);
-    for number in 0..1500 {
+    for number in 0..400 {
         scene.write(&format!("d{}/f{number}", number % 40), format!("{number}\n").repeat(50));
     }
     scene.commit("many");
@@ -208,7 +208,7 @@ fn a_helper_killed_at_any_moment_leaves_what_the_next_one_heals() {
         child.wait().expect("it ended");
         assert!(helper(&request).success, "round {round}: staging over a half-staged release");
         let files: usize = walk(&scene.path("releases/killed.tmp"));
-        assert_eq!(files, 1500 + 3, "round {round}");
+        assert_eq!(files, 400 + 3, "round {round}");
     }
     assert!(healed > 0, "no kill hit anything: the test shows nothing");
 }

@@ -8,3 +8,4 @@ mod https;
 mod ssh;
 mod stage;
 mod support;
+mod uses;
