@@ -13,7 +13,7 @@ use crate::sys::links::{self, Kind, Missing};
 
 /// Why shared paths could not be linked.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub(crate) enum LinkError {
     /// A configured path is no plain relative path.
     #[error("`{path}` is not a path inside the release\nhint: `release.linked_dirs` and `release.linked_files` are relative, without `..`")]
     Path {
@@ -65,7 +65,12 @@ enum What {
 ///
 /// # Errors
 /// The release is half linked then; doing it again goes on.
-pub fn link_shared(release: &Path, shared: &Path, linked_dirs: &[PathBuf], linked_files: &[PathBuf]) -> Result<Vec<String>, LinkError> {
+pub(crate) fn link_shared(
+    release: &Path,
+    shared: &Path,
+    linked_dirs: &[PathBuf],
+    linked_files: &[PathBuf],
+) -> Result<Vec<String>, LinkError> {
     let mut said = Vec::new();
     for (paths, what) in [(linked_dirs, What::Directory), (linked_files, What::File)] {
         for path in paths {

@@ -3,11 +3,15 @@
 //! Which of them should go is decided elsewhere (`selfstart_core::deploy`); what a live process uses stays, whatever the plan says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use selfstart_core::id::ReleaseId;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +24,7 @@ const DELETED: &[u8] = b" (deleted)";
 
 /// Why releases could not be removed or looked at.
 #[derive(Debug, thiserror::Error)]
-pub enum PruneError {
+pub(crate) enum PruneError {
     /// A directory could not be read, renamed or removed.
     #[error("failed to remove `{path}`")]
     Remove {
@@ -43,7 +47,7 @@ pub enum PruneError {
 
 /// Who uses what.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Uses {
+pub(crate) struct Uses {
     /// The processes that have their directory, root, executable, an open file or a mapping in a release.
     pub by_release: BTreeMap<ReleaseId, BTreeSet<i32>>,
     /// The processes that we may not look into, with their user: they may use any release.
@@ -55,7 +59,7 @@ pub struct Uses {
 impl Uses {
     /// Joins what two users saw (the agent and the configured user): used is what either saw used, unknown what neither could see.
     #[must_use]
-    pub fn merge(mut self, other: Self) -> Self {
+    pub(crate) fn merge(mut self, other: Self) -> Self {
         for (release, pids) in other.by_release {
             self.by_release.entry(release).or_default().extend(pids);
         }
@@ -69,7 +73,7 @@ impl Uses {
 
 /// What a release is to the processes on this machine; the order is how much it keeps the release.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Use {
+pub(crate) enum Use {
     /// By these.
     Used(BTreeSet<i32>),
     /// Perhaps by these, into which we may not look.
@@ -80,7 +84,7 @@ pub enum Use {
 
 /// Which processes that we may not look into keep releases.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unreadable {
+pub(crate) enum Unreadable {
     /// All: right for an agent that is root.
     KeepAll,
     /// Only those of these users (by number): right for an agent that is not root, whose workers cannot be anyone else, and
@@ -91,7 +95,7 @@ pub enum Unreadable {
 impl Uses {
     /// Returns whether a release may go.
     #[must_use]
-    pub fn of(&self, release: &ReleaseId, unreadable: &Unreadable) -> Use {
+    pub(crate) fn of(&self, release: &ReleaseId, unreadable: &Unreadable) -> Use {
         if let Some(pids) = self.by_release.get(release) {
             return Use::Used(pids.clone());
         }
@@ -110,7 +114,7 @@ impl Uses {
 ///
 /// # Errors
 /// If `/proc` or `releases` cannot be read: then nothing is known.
-pub fn uses(releases: &Path) -> Result<Uses, PruneError> {
+pub(crate) fn uses(releases: &Path) -> Result<Uses, PruneError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
         move |source| PruneError::Processes { path, source }
@@ -154,24 +158,31 @@ enum Look {
 /// Collects the releases that one process uses.
 fn look_into(process: &Path, prefix: &[u8], seen: &mut BTreeSet<ReleaseId>) -> Look {
     let mut note = |path: &[u8]| seen.extend(release_in(path, prefix));
-    let looked = (|| {
+    // Bare system calls, since it matters which error it is.
+    let link = |path: &Path| rustix::fs::readlink(path, Vec::new()).map(CString::into_bytes);
+    let looked = (|| -> Result<(), Errno> {
         // A kernel thread has no executable; a process that ended but is not reaped yet has none either.
-        match std::fs::read_link(process.join("exe")) {
-            Ok(target) => note(target.as_os_str().as_bytes()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        match link(&process.join("exe")) {
+            Ok(target) => note(&target),
+            Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(error),
         }
-        for link in ["cwd", "root"] {
-            note(std::fs::read_link(process.join(link))?.as_os_str().as_bytes());
+        for name in ["cwd", "root"] {
+            note(&link(&process.join(name))?);
         }
-        for open in std::fs::read_dir(process.join("fd"))? {
-            match std::fs::read_link(open?.path()) {
-                Ok(target) => note(target.as_os_str().as_bytes()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // closed meanwhile
+        let descriptors = rustix::fs::open(process.join("fd"), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        for open in rustix::fs::Dir::read_from(&descriptors)? {
+            match rustix::fs::readlinkat(&descriptors, open?.file_name(), Vec::new()) {
+                Ok(target) => note(target.as_bytes()),
+                // Closed meanwhile; `.` and `..` are no links.
+                Err(Errno::NOENT | Errno::INVAL) => {}
                 Err(error) => return Err(error),
             }
         }
-        for line in std::fs::read(process.join("maps"))?.split(|byte| *byte == b'\n') {
+        let maps = rustix::fs::open(process.join("maps"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut text = Vec::new();
+        File::from(maps).read_to_end(&mut text).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        for line in text.split(|byte| *byte == b'\n') {
             // proc_pid_maps(5): the path is the rest of the line, the first `/` in it.
             if let Some(at) = line.iter().position(|byte| *byte == b'/') {
                 note(&line[at..]);
@@ -181,7 +192,7 @@ fn look_into(process: &Path, prefix: &[u8], seen: &mut BTreeSet<ReleaseId>) -> L
     })();
     match looked {
         Ok(()) => Look::Whole,
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => Look::Gone,
+        Err(Errno::NOENT | Errno::SRCH) => Look::Gone,
         // Also what cannot be: a failed read is never taken for "not used".
         Err(_) => Look::Denied,
     }
@@ -198,7 +209,7 @@ fn release_in(path: &[u8], prefix: &[u8]) -> Option<ReleaseId> {
 
 /// What became of the releases that should go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pruned {
+pub(crate) struct Pruned {
     /// They are gone.
     pub removed: Vec<ReleaseId>,
     /// They stay, and why.
@@ -214,7 +225,7 @@ pub struct Pruned {
 ///
 /// # Errors
 /// If it cannot be known who uses what, or a rename fails. What went before stays gone.
-pub fn prune(layout: &Layout, victims: &[ReleaseId], unreadable: &Unreadable, seen: Option<&Uses>) -> Result<Pruned, PruneError> {
+pub(crate) fn prune(layout: &Layout, victims: &[ReleaseId], unreadable: &Unreadable, seen: Option<&Uses>) -> Result<Pruned, PruneError> {
     let look = || -> Result<Uses, PruneError> {
         let own = uses(&layout.releases())?;
         Ok(match seen {
@@ -274,7 +285,7 @@ pub fn prune(layout: &Layout, victims: &[ReleaseId], unreadable: &Unreadable, se
 ///
 /// # Errors
 /// If the directory of releases cannot be read. What cannot be removed is among the texts.
-pub fn clean_leftovers(layout: &Layout) -> Result<Vec<String>, PruneError> {
+pub(crate) fn clean_leftovers(layout: &Layout) -> Result<Vec<String>, PruneError> {
     let releases = layout.releases();
     let failed = |source| PruneError::Remove { path: releases.clone(), source };
     let mut said = Vec::new();
@@ -303,7 +314,7 @@ pub fn clean_leftovers(layout: &Layout) -> Result<Vec<String>, PruneError> {
 ///
 /// # Errors
 /// If the rename or the sync fails.
-pub fn name_staged(layout: &Layout, id: &ReleaseId) -> io::Result<()> {
+pub(crate) fn name_staged(layout: &Layout, id: &ReleaseId) -> io::Result<()> {
     fs_err::rename(layout.staging(id), layout.release(id))?;
     sync::sync_directory(&layout.releases()).map_err(io::Error::other)
 }

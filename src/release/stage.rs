@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -379,7 +379,7 @@ impl Plan {
                         .map_err(|error| Failure::io(format!("failed to write `{}`", shown()), &error))?;
                     let done = work.done.fetch_add(1, Ordering::Relaxed) + 1;
                     let bytes = work.bytes.fetch_add(blob.len() as u64, Ordering::Relaxed) + blob.len() as u64;
-                    if done % BATCH as u64 == 0 {
+                    if done.is_multiple_of(BATCH as u64) {
                         out.progress(Progress { objects: done, total_objects: self.files.len() as u64, bytes });
                     }
                 }

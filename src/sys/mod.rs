@@ -1,5 +1,5 @@
 //! How Linux does it: the only place for `unsafe`. No policy, no retry, no logging.
 
-pub mod libgit2;
-pub mod links;
-pub mod sync;
+pub(crate) mod libgit2;
+pub(crate) mod links;
+pub(crate) mod sync;

@@ -70,10 +70,13 @@ enum Manner {
     Page,
 }
 
+/// The requests that came, each with its `Authorization`.
+type Seen = Mutex<Vec<(String, Option<String>)>>;
+
 struct Site {
     port: u16,
     stop: Arc<AtomicBool>,
-    seen: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    seen: Arc<Seen>,
     thread: Option<std::thread::JoinHandle<()>>,
     scheme: &'static str,
 }
@@ -141,7 +144,7 @@ fn converse(
     raw: &TcpStream,
     manner: &Manner,
     root: &std::path::Path,
-    seen: &Mutex<Vec<(String, Option<String>)>>,
+    seen: &Seen,
     stop: &AtomicBool,
 ) -> std::io::Result<()> {
     let mut head = Vec::new();
@@ -242,11 +245,11 @@ fn https_with_a_private_authority_is_fetched_shallow_and_again() {
     let head = scene.advance("third");
     let request = with_ca(&scene, &authority, &site.url());
     assert_eq!(helper(&request).fetched(), (head.as_str(), vec![]));
-    assert_eq!(scene.mirrored(), [head]);
+    assert_eq!(scene.mirrored(), std::slice::from_ref(&head));
     for round in 0..3 {
         let head = scene.advance(&format!("round {round}"));
         assert_eq!(helper(&request).fetched(), (head.as_str(), vec![]));
-        assert_eq!(scene.mirrored(), [head.clone()]);
+        assert_eq!(scene.mirrored(), std::slice::from_ref(&head));
         assert!(scene.stage(&head).success);
     }
     let before = site.seen().len();
@@ -258,7 +261,7 @@ fn https_with_a_private_authority_is_fetched_shallow_and_again() {
     let source = scene.source();
     scene.git(&["--git-dir", &source, "gc", "-q", "--prune=now"]);
     assert_eq!(helper(&request).fetched(), (head.as_str(), vec![]));
-    assert_eq!(scene.mirrored(), [head.clone()]);
+    assert_eq!(scene.mirrored(), std::slice::from_ref(&head));
     let mut whole = request.clone();
     whole["fetch"]["depth"] = json!(0);
     assert_eq!(helper(&whole).fetched(), (head.as_str(), vec![]));
@@ -441,7 +444,7 @@ fn a_transfer_that_is_cut_leaves_the_old_mirror_in_use() {
         std::fs::write(&config, &told).expect("written");
         let answer = scene.fetch(&cutting.url());
         assert_eq!(answer.failed().0, "unreachable", "{bytes}: {answer:?}");
-        assert_eq!(scene.mirrored(), [old.clone()], "{bytes}");
+        assert_eq!(scene.mirrored(), std::slice::from_ref(&old), "{bytes}");
         assert!(scene.stage(&old).success, "{bytes}: the old commit can still be staged");
         std::fs::write(&config, told.replace(&cutting.url(), &site.url())).expect("written");
     }

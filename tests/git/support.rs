@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// The longest that anything here may take before the test says what it last saw.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A temporary directory with a work tree, a bare repository to fetch from, and room for a mirror and releases.
-pub struct Scene {
+pub(crate) struct Scene {
     pub dir: tempfile::TempDir,
 }
 
 impl Scene {
     /// One commit with a few files on branch `main`.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let scene = Self { dir: tempfile::Builder::new().prefix("selfstart-git").tempdir().expect("a directory") };
         scene.git(&["init", "-q", "-b", "main", "work"]);
         scene.git(&["init", "-q", "--bare", "-b", "main", "served/app.git"]);
@@ -32,88 +32,88 @@ impl Scene {
         scene
     }
 
-    pub fn path(&self, below: &str) -> PathBuf {
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
         self.dir.path().join(below)
     }
 
-    pub fn source(&self) -> String {
+    pub(crate) fn source(&self) -> String {
         self.path("served/app.git").display().to_string()
     }
 
-    pub fn mirror(&self) -> PathBuf {
+    pub(crate) fn mirror(&self) -> PathBuf {
         self.path("repo.git")
     }
 
-    pub fn write(&self, path: &str, text: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, path: &str, text: impl AsRef<[u8]>) {
         let path = self.path("work").join(path);
         std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
         std::fs::write(path, text).expect("written");
     }
 
     /// Runs git in the scene's directory, away from this machine's configuration.
-    pub fn git(&self, args: &[&str]) -> String {
+    pub(crate) fn git(&self, args: &[&str]) -> String {
         let output = git(self.dir.path(), args);
         assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    pub fn in_work(&self, args: &[&str]) -> String {
+    pub(crate) fn in_work(&self, args: &[&str]) -> String {
         let mut all = vec!["-C", "work"];
         all.extend(args);
         self.git(&all)
     }
 
     /// Commits all of the work tree and returns the id.
-    pub fn commit(&self, message: &str) -> String {
+    pub(crate) fn commit(&self, message: &str) -> String {
         self.in_work(&["add", "-A"]);
         self.in_work(&["commit", "-q", "--allow-empty", "-m", message]);
         self.in_work(&["rev-parse", "HEAD"])
     }
 
-    pub fn push(&self) {
+    pub(crate) fn push(&self) {
         let source = self.source();
         self.in_work(&["push", "-q", "--force", "--all", &source]);
         self.in_work(&["push", "-q", "--force", "--tags", &source]);
     }
 
     /// A change, committed and pushed.
-    pub fn advance(&self, text: &str) -> String {
+    pub(crate) fn advance(&self, text: &str) -> String {
         self.write("README", format!("{text}\n"));
         let id = self.commit(text);
         self.push();
         id
     }
 
-    pub fn fetch_request(&self, url: &str) -> Value {
+    pub(crate) fn fetch_request(&self, url: &str) -> Value {
         json!({"fetch": {"mirror": self.mirror(), "url": url, "wanted": {"branch": "main"}, "depth": 1, "timeout_millis": 20_000}})
     }
 
-    pub fn fetch(&self, url: &str) -> Answer {
+    pub(crate) fn fetch(&self, url: &str) -> Answer {
         helper(&self.fetch_request(url))
     }
 
-    pub fn stage_request(&self, revision: &str) -> Value {
+    pub(crate) fn stage_request(&self, revision: &str) -> Value {
         json!({"stage": {
             "mirror": self.mirror(), "revision": revision, "destination": self.path("releases/r.tmp"), "shared": self.path("shared"), "timeout_millis": 20_000,
         }})
     }
 
-    pub fn stage(&self, revision: &str) -> Answer {
+    pub(crate) fn stage(&self, revision: &str) -> Answer {
         helper(&self.stage_request(revision))
     }
 
-    pub fn staged(&self, path: &str) -> String {
+    pub(crate) fn staged(&self, path: &str) -> String {
         std::fs::read_to_string(self.path("releases/r.tmp").join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
     /// The commits that the mirror has, newest first.
-    pub fn mirrored(&self) -> Vec<String> {
+    pub(crate) fn mirrored(&self) -> Vec<String> {
         let mirror = self.mirror().display().to_string();
         self.git(&["--git-dir", &mirror, "rev-list", "HEAD"]).lines().map(str::to_owned).collect()
     }
 
     /// What git itself thinks of the mirror.
-    pub fn mirror_is_sound(&self) {
+    pub(crate) fn mirror_is_sound(&self) {
         let mirror = self.mirror().display().to_string();
         self.git(&["--git-dir", &mirror, "fsck", "--full", "--strict", "--no-dangling"]);
     }
@@ -127,7 +127,7 @@ fn git(dir: &Path, args: &[&str]) -> Output {
 }
 
 /// Makes git blind to this machine's configuration.
-pub fn alone(command: &mut Command) -> &mut Command {
+pub(crate) fn alone(command: &mut Command) -> &mut Command {
     for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
         command.env_remove(name);
     }
@@ -139,30 +139,30 @@ pub fn alone(command: &mut Command) -> &mut Command {
 
 /// What the helper said.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub progress: Vec<Value>,
     pub last: Value,
     pub success: bool,
 }
 
 impl Answer {
-    pub fn fetched(&self) -> (&str, Vec<&str>) {
+    pub(crate) fn fetched(&self) -> (&str, Vec<&str>) {
         let done = &self.last["ok"]["fetched"];
         let healed = done["healed"].as_array().unwrap_or_else(|| panic!("not fetched: {self:?}"));
         (done["revision"].as_str().expect("an id"), healed.iter().filter_map(Value::as_str).collect())
     }
 
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.last["ok"]["fetched"]["bytes"].as_u64().unwrap_or_else(|| panic!("not fetched: {self:?}"))
     }
 
-    pub fn log(&self) -> Vec<&str> {
+    pub(crate) fn log(&self) -> Vec<&str> {
         let log = self.last["ok"]["staged"]["log"].as_array().unwrap_or_else(|| panic!("not staged: {self:?}"));
         log.iter().filter_map(Value::as_str).collect()
     }
 
     /// The kind, text and hint of the failure.
-    pub fn failed(&self) -> (&str, &str, &str) {
+    pub(crate) fn failed(&self) -> (&str, &str, &str) {
         let error = &self.last["error"];
         assert!(!self.success, "the exit code must tell of failure: {self:?}");
         let text = |key: &str| error[key].as_str().unwrap_or_default();
@@ -171,25 +171,25 @@ impl Answer {
     }
 }
 
-pub fn helper_command() -> Command {
+pub(crate) fn helper_command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_selfstart"));
     command.arg("internal-git").env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-pub fn helper(request: &Value) -> Answer {
+pub(crate) fn helper(request: &Value) -> Answer {
     ask(&mut helper_command(), request)
 }
 
-pub fn start(command: &mut Command, request: &Value) -> Child {
+pub(crate) fn start(command: &mut Command, request: &Value) -> Child {
     let mut child = command.spawn().expect("the helper starts");
     let mut stdin = child.stdin.take().expect("a pipe");
     stdin.write_all(request.to_string().as_bytes()).expect("asked");
     child
 }
 
-pub fn ask(command: &mut Command, request: &Value) -> Answer {
+pub(crate) fn ask(command: &mut Command, request: &Value) -> Answer {
     let output = start(command, request).wait_with_output().expect("the helper ends");
     let text = String::from_utf8(output.stdout).expect("JSON");
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -202,7 +202,7 @@ pub fn ask(command: &mut Command, request: &Value) -> Answer {
 }
 
 /// A process that ends with its test.
-pub struct Server {
+pub(crate) struct Server {
     pub child: Child,
     pub port: u16,
 }
@@ -215,7 +215,7 @@ impl Drop for Server {
 }
 
 /// Starts a server that is told its port, and waits until it answers.
-pub fn serve(command: impl Fn(u16) -> Command) -> Server {
+pub(crate) fn serve(command: impl Fn(u16) -> Command) -> Server {
     let started = Instant::now();
     loop {
         // The port is free now, and hardly ever taken by another before the server has it; if so, the next one.
@@ -238,7 +238,7 @@ pub fn serve(command: impl Fn(u16) -> Command) -> Server {
 }
 
 /// `git daemon` over the scene's `served`.
-pub fn git_daemon(scene: &Scene) -> Server {
+pub(crate) fn git_daemon(scene: &Scene) -> Server {
     // The program itself and not `git daemon`, whose child would outlive it.
     let program = Path::new(&scene.git(&["--exec-path"])).join("git-daemon");
     let base = scene.path("served");

@@ -18,8 +18,13 @@ fn the_app_user_sees_its_own_processes_and_says_which_it_cannot_see() {
     let release = "20261122T101530Z-1a2b3c4";
     std::fs::create_dir(scene.path("releases").join(release)).expect("made");
     let start = |uid: u32| {
-        let child =
-            Command::new("sleep").arg("600").current_dir(scene.path("releases").join(release)).uid(uid).gid(uid).stdin(Stdio::null()).spawn();
+        let child = Command::new("sleep")
+            .arg("600")
+            .current_dir(scene.path("releases").join(release))
+            .uid(uid)
+            .gid(uid)
+            .stdin(Stdio::null())
+            .spawn();
         Server { child: child.expect("started"), port: 0 }
     };
     let (own, foreign) = (start(65534), start(0));

@@ -202,7 +202,7 @@ fn trust(reach: &Reach) -> Result<rustls::ClientConfig, Failure> {
             Failure::new(ErrorKind::Tls, format!("failed to read certificate authorities `{}`: {why}", path.display()))
                 .hint("`source.ca` is a file of certificates in PEM form that the app's user may read")
         };
-        let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let bytes = fs_err::read(path).map_err(|error| wrong(error.to_string()))?;
         let mut found = 0;
         for certificate in CertificateDer::pem_slice_iter(&bytes) {
             roots.add(certificate.map_err(|error| wrong(error.to_string()))?).map_err(|error| wrong(error.to_string()))?;
