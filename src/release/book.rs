@@ -20,7 +20,7 @@ const SCHEMA: u32 = 1;
 
 /// What can be wrong with the list.
 #[derive(Debug, thiserror::Error)]
-pub enum BookError {
+pub(crate) enum BookError {
     /// It cannot be read.
     #[error("failed to read the list of releases `{path}`")]
     Read {
@@ -40,7 +40,9 @@ pub enum BookError {
         source: serde_json::Error,
     },
     /// A later selfstart wrote it.
-    #[error("the list of releases `{path}` has schema {schema}, this selfstart knows {SCHEMA}\nhint: run the selfstart that wrote it, or remove the file: it is made again from the directories")]
+    #[error(
+        "the list of releases `{path}` has schema {schema}, this selfstart knows {SCHEMA}\nhint: run the selfstart that wrote it, or remove the file: it is made again from the directories"
+    )]
     Newer {
         /// Which file.
         path: PathBuf,
@@ -55,7 +57,7 @@ pub enum BookError {
 /// What was made of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ReleaseState {
+pub(crate) enum ReleaseState {
     /// The tree is there; not built, or the build did not end.
     Staged,
     /// Built and synced.
@@ -70,7 +72,7 @@ pub enum ReleaseState {
 
 /// One release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReleaseEntry {
+pub(crate) struct ReleaseEntry {
     /// Its directory's name.
     pub id: ReleaseId,
     /// What it was made from.
@@ -92,7 +94,7 @@ pub struct ReleaseEntry {
 
 /// The releases, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReleaseBook {
+pub(crate) struct ReleaseBook {
     entries: Vec<ReleaseEntry>,
 }
 
@@ -107,7 +109,7 @@ impl ReleaseBook {
     ///
     /// # Errors
     /// [`BookError::Damaged`] should be answered with [`ReleaseBook::rebuilt`] and told.
-    pub fn load(path: &Path) -> Result<Self, BookError> {
+    pub(crate) fn load(path: &Path) -> Result<Self, BookError> {
         let bytes = match fs_err::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -131,7 +133,7 @@ impl ReleaseBook {
     ///
     /// # Errors
     /// The old file is still there.
-    pub fn save(&self, path: &Path) -> Result<(), BookError> {
+    pub(crate) fn save(&self, path: &Path) -> Result<(), BookError> {
         let file = File { schema: SCHEMA, releases: self.entries.clone() };
         let mut bytes = serde_json::to_vec_pretty(&file).map_err(|source| BookError::Damaged { path: path.to_owned(), source })?;
         bytes.push(b'\n');
@@ -143,7 +145,7 @@ impl ReleaseBook {
     ///
     /// # Errors
     /// If the directories cannot be read.
-    pub fn rebuilt(layout: &Layout) -> Result<Self, BookError> {
+    pub(crate) fn rebuilt(layout: &Layout) -> Result<Self, BookError> {
         let releases = layout.releases();
         let read = |source| BookError::Read { path: releases.clone(), source };
         let live = match switch::current(layout) {
@@ -154,7 +156,8 @@ impl ReleaseBook {
         for entry in fs_err::read_dir(&releases).map_err(read)? {
             let entry = entry.map_err(read)?;
             let name = entry.file_name();
-            let Some(id) = name.to_str().filter(|name| !name.ends_with(STAGING_SUFFIX)).and_then(|name| name.parse::<ReleaseId>().ok()) else {
+            let Some(id) = name.to_str().filter(|name| !name.ends_with(STAGING_SUFFIX)).and_then(|name| name.parse::<ReleaseId>().ok())
+            else {
                 continue;
             };
             let Ok(text) = fs_err::read_to_string(entry.path().join("REVISION")) else { continue };
@@ -176,34 +179,34 @@ impl ReleaseBook {
 
     /// Returns the releases, oldest first.
     #[must_use]
-    pub fn entries(&self) -> &[ReleaseEntry] {
+    pub(crate) fn entries(&self) -> &[ReleaseEntry] {
         &self.entries
     }
 
     /// Returns one release.
     #[must_use]
-    pub fn get(&self, id: &ReleaseId) -> Option<&ReleaseEntry> {
+    pub(crate) fn get(&self, id: &ReleaseId) -> Option<&ReleaseEntry> {
         self.entries.iter().find(|entry| entry.id == *id)
     }
 
     /// Returns one release to change it.
-    pub fn get_mut(&mut self, id: &ReleaseId) -> Option<&mut ReleaseEntry> {
+    pub(crate) fn get_mut(&mut self, id: &ReleaseId) -> Option<&mut ReleaseEntry> {
         self.entries.iter_mut().find(|entry| entry.id == *id)
     }
 
     /// Appends a release; one of the same name is replaced and becomes the newest.
-    pub fn add(&mut self, entry: ReleaseEntry) {
+    pub(crate) fn add(&mut self, entry: ReleaseEntry) {
         self.remove(&entry.id);
         self.entries.push(entry);
     }
 
     /// Forgets a release.
-    pub fn remove(&mut self, id: &ReleaseId) {
+    pub(crate) fn remove(&mut self, id: &ReleaseId) {
         self.entries.retain(|entry| entry.id != *id);
     }
 
     /// Makes `id` the live release; the one that was live is retired. Nothing happens if it is not in the list.
-    pub fn set_live(&mut self, id: &ReleaseId) {
+    pub(crate) fn set_live(&mut self, id: &ReleaseId) {
         if self.get(id).is_none() {
             return;
         }

@@ -21,7 +21,7 @@ use super::{mirror, prune, stage};
 /// What the helper is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Request {
+pub(crate) enum Request {
     /// Bring the mirror up to date; answered by [`Done::Fetched`].
     Fetch(Fetch),
     /// Write the tree of a commit into a new directory and link the shared paths; answered by [`Done::Staged`].
@@ -32,7 +32,7 @@ pub enum Request {
 
 /// Bring the mirror up to date.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fetch {
+pub(crate) struct Fetch {
     /// The bare repository; healed or made anew as needed. Its directory, or the one above it, must be writable.
     pub mirror: PathBuf,
     /// `source.repository`; may hold a user and password.
@@ -54,7 +54,7 @@ pub struct Fetch {
 /// What is deployed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Wanted {
+pub(crate) enum Wanted {
     /// The head of a branch.
     Branch(String),
     /// A tag, peeled to its commit.
@@ -66,7 +66,7 @@ pub enum Wanted {
 /// How the source knows us.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Credentials {
+pub(crate) enum Credentials {
     /// What the URL says, if anything.
     #[default]
     None,
@@ -91,7 +91,7 @@ pub enum Credentials {
 /// Text that is never shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Secret(pub String);
+pub(crate) struct Secret(pub String);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,7 +101,7 @@ impl fmt::Debug for Secret {
 
 /// Write the tree of a commit into a new directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stage {
+pub(crate) struct Stage {
     /// The bare repository that a fetch made.
     pub mirror: PathBuf,
     /// Which commit of it.
@@ -122,7 +122,7 @@ pub struct Stage {
 
 /// Look which processes use which release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UsesRequest {
+pub(crate) struct UsesRequest {
     /// `<root>/releases`.
     pub releases: PathBuf,
 }
@@ -130,7 +130,7 @@ pub struct UsesRequest {
 /// One line of the helper's output.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reply {
+pub(crate) enum Reply {
     /// It goes on; at most about five a second.
     Progress(Progress),
     /// The last line: it is done.
@@ -140,11 +140,11 @@ pub enum Reply {
 }
 
 /// How the helper ended.
-pub type Outcome = Result<Done, Failure>;
+pub(crate) type Outcome = Result<Done, Failure>;
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Objects received, or files written.
     pub objects: u64,
     /// Of so many; 0: not known yet.
@@ -156,18 +156,18 @@ pub struct Progress {
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Done {
+pub(crate) enum Done {
     /// Of [`Request::Fetch`].
     Fetched(Fetched),
     /// Of [`Request::Stage`].
     Staged(Staged),
     /// Of [`Request::Uses`].
-    Uses(super::prune::Uses),
+    Uses(prune::Uses),
 }
 
 /// The mirror has the wanted commit and all of its tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fetched {
+pub(crate) struct Fetched {
     /// The wanted commit.
     pub revision: Revision,
     /// What was wrong with the mirror and was put right: one verdict each, for people.
@@ -180,7 +180,7 @@ pub struct Fetched {
 
 /// The directory is complete, but not synced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Staged {
+pub(crate) struct Staged {
     /// Files and links written.
     pub files: u64,
     /// Bytes in them.
@@ -192,7 +192,7 @@ pub struct Staged {
 /// Why it failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text}")]
-pub struct Failure {
+pub(crate) struct Failure {
     /// What kind of trouble it is.
     pub kind: ErrorKind,
     /// What failed and why, for people; never holds a secret.
@@ -205,7 +205,7 @@ pub struct Failure {
 /// What kind of trouble it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ErrorKind {
+pub(crate) enum ErrorKind {
     /// The network or the server's side of it: retry.
     Unreachable,
     /// The source does not let us in.
@@ -233,7 +233,7 @@ pub enum ErrorKind {
 impl ErrorKind {
     /// Whether the revision itself is to blame, so that trying it again is of no use.
     #[must_use]
-    pub const fn is_fault_of_revision(self) -> bool {
+    pub(crate) const fn is_fault_of_revision(self) -> bool {
         matches!(self, Self::BadTree)
     }
 }
@@ -241,13 +241,13 @@ impl ErrorKind {
 impl Failure {
     /// Makes a failure without a hint.
     #[must_use]
-    pub fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
         Self { kind, text: text.into(), hint: None }
     }
 
     /// Adds what to do next.
     #[must_use]
-    pub fn hint(mut self, hint: &str) -> Self {
+    pub(crate) fn hint(mut self, hint: &str) -> Self {
         self.hint = Some(hint.to_owned());
         self
     }
@@ -340,24 +340,24 @@ impl OutInner {
 
 /// Runs the helper: one request in, replies out. Exit code 0 when the last reply is [`Reply::Ok`].
 #[must_use]
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     // Modes of what is written are as in the tree, whoever starts us.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let out = Arc::new(Out::new(Box::new(io::stdout())));
     let outcome = read_request().and_then(|request| {
-        let timeout = match &request {
-            Request::Fetch(fetch) => Duration::from_millis(fetch.timeout_millis),
-            Request::Stage(stage) => Duration::from_millis(stage.timeout_millis),
+        let (millis, hint) = match &request {
+            Request::Fetch(fetch) => (fetch.timeout_millis, "a first fetch of a large repository may need a longer `source.timeout`"),
+            Request::Stage(stage) => (stage.timeout_millis, "is the disk very slow?"),
             // One pass over /proc: only a hung kernel takes longer.
-            Request::Uses(_) => Duration::from_secs(60),
+            Request::Uses(_) => (60_000, "is this machine stuck?"),
         };
-        watch(Arc::clone(&out), timeout);
+        watch(Arc::clone(&out), Duration::from_millis(millis), hint);
         match request {
             Request::Fetch(fetch) => mirror::fetch(&fetch, &out).map(Done::Fetched),
             Request::Stage(stage) => stage::stage(&stage, &out).map(Done::Staged),
-            Request::Uses(uses) => prune::uses(&uses.releases)
-                .map(Done::Uses)
-                .map_err(|error| Failure::new(ErrorKind::Internal, error.to_string())),
+            Request::Uses(uses) => {
+                prune::uses(&uses.releases).map(Done::Uses).map_err(|error| Failure::new(ErrorKind::Internal, error.to_string()))
+            }
         }
     });
     if out.end(outcome) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -372,11 +372,11 @@ fn read_request() -> Result<Request, Failure> {
 }
 
 /// Ends the helper when its time is over, in whatever C code or system call it is.
-fn watch(out: Arc<Out>, timeout: Duration) {
+fn watch(out: Arc<Out>, timeout: Duration, hint: &'static str) {
     std::thread::spawn(move || {
         std::thread::sleep(timeout);
         let text = format!("not done within {}", Human(timeout));
-        let good = out.end(Err(Failure::new(ErrorKind::Timeout, text).hint("a first fetch of a large repository may need a longer `source.timeout`")));
+        let good = out.end(Err(Failure::new(ErrorKind::Timeout, text).hint(hint)));
         super::transport::abandon();
         std::process::exit(i32::from(!good));
     });

@@ -19,7 +19,7 @@ pub(super) const STAGING_SUFFIX: &str = ".tmp";
 
 /// What can be wrong with the directories.
 #[derive(Debug, thiserror::Error)]
-pub enum LayoutError {
+pub(crate) enum LayoutError {
     /// One could not be made or looked at.
     #[error("failed to prepare directory `{path}`")]
     Directory {
@@ -52,7 +52,7 @@ pub enum LayoutError {
 
 /// The user and group that helpers, builds and workers run as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub(crate) struct Owner {
     /// The user's number.
     pub uid: u32,
     /// The group's number.
@@ -61,110 +61,110 @@ pub struct Owner {
 
 /// All paths of one app.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     root: PathBuf,
 }
 
 impl Layout {
     /// Returns the paths below `root`, which should be absolute.
     #[must_use]
-    pub fn new(root: impl Into<PathBuf>) -> Self {
+    pub(crate) fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
     /// `<root>`.
     #[must_use]
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
     /// The bare repository.
     #[must_use]
-    pub fn mirror(&self) -> PathBuf {
+    pub(crate) fn mirror(&self) -> PathBuf {
         self.root.join("repo.git")
     }
 
     /// The directory of all releases.
     #[must_use]
-    pub fn releases(&self) -> PathBuf {
+    pub(crate) fn releases(&self) -> PathBuf {
         self.root.join("releases")
     }
 
     /// The directory of one release.
     #[must_use]
-    pub fn release(&self, id: &ReleaseId) -> PathBuf {
+    pub(crate) fn release(&self, id: &ReleaseId) -> PathBuf {
         self.releases().join(id.as_str())
     }
 
     /// Where a release is written before it has its name: what is there after a kill is removed at the next start.
     #[must_use]
-    pub fn staging(&self, id: &ReleaseId) -> PathBuf {
+    pub(crate) fn staging(&self, id: &ReleaseId) -> PathBuf {
         self.releases().join(format!("{id}{STAGING_SUFFIX}"))
     }
 
     /// The link to the live release.
     #[must_use]
-    pub fn current(&self) -> PathBuf {
+    pub(crate) fn current(&self) -> PathBuf {
         self.root.join("current")
     }
 
     /// Where `linked_dirs` and `linked_files` live.
     #[must_use]
-    pub fn shared(&self) -> PathBuf {
+    pub(crate) fn shared(&self) -> PathBuf {
         self.root.join("shared")
     }
 
     /// The directory of logs.
     #[must_use]
-    pub fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.root.join("log")
     }
 
     /// The output of the build of a release.
     #[must_use]
-    pub fn build_log(&self, id: &ReleaseId) -> PathBuf {
+    pub(crate) fn build_log(&self, id: &ReleaseId) -> PathBuf {
         self.log().join(format!("build.{id}.log"))
     }
 
     /// The agent's own files.
     #[must_use]
-    pub fn run(&self) -> PathBuf {
+    pub(crate) fn run(&self) -> PathBuf {
         self.root.join("run")
     }
 
     /// The control API.
     #[must_use]
-    pub fn control_socket(&self) -> PathBuf {
+    pub(crate) fn control_socket(&self) -> PathBuf {
         self.run().join("control.sock")
     }
 
     /// The agent's state.
     #[must_use]
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.run().join("state.json")
     }
 
     /// The agent's journal.
     #[must_use]
-    pub fn journal(&self) -> PathBuf {
+    pub(crate) fn journal(&self) -> PathBuf {
         self.run().join("journal")
     }
 
     /// The last configuration that was run.
     #[must_use]
-    pub fn good_config(&self) -> PathBuf {
+    pub(crate) fn good_config(&self) -> PathBuf {
         self.run().join("config.good.yaml")
     }
 
     /// Every event.
     #[must_use]
-    pub fn events(&self) -> PathBuf {
+    pub(crate) fn events(&self) -> PathBuf {
         self.run().join("events.jsonl")
     }
 
     /// The list of releases ([`ReleaseBook`]).
     #[must_use]
-    pub fn book(&self) -> PathBuf {
+    pub(crate) fn book(&self) -> PathBuf {
         self.run().join("releases.json")
     }
 
@@ -176,7 +176,7 @@ impl Layout {
     ///
     /// # Errors
     /// If one cannot be made, or something else stands in its place.
-    pub fn create(&self, owner: Option<Owner>) -> Result<Vec<String>, LayoutError> {
+    pub(crate) fn create(&self, owner: Option<Owner>) -> Result<Vec<String>, LayoutError> {
         let mut said = Vec::new();
         for path in [self.root.clone(), self.run(), self.journal(), self.log()] {
             make_directory(&path, 0o755)?;
@@ -204,7 +204,7 @@ impl Layout {
     ///
     /// # Errors
     /// If `now` is no date.
-    pub fn new_release_id(&self, now: WallTime, revision: &Revision, book: &ReleaseBook) -> Result<ReleaseId, LayoutError> {
+    pub(crate) fn new_release_id(&self, now: WallTime, revision: &Revision, book: &ReleaseBook) -> Result<ReleaseId, LayoutError> {
         let date = Timestamp::from_millisecond(now.unix_millis()).map_err(|_| LayoutError::Clock(now.unix_millis()))?;
         let name = format!("{}-{}", date.strftime("%Y%m%dT%H%M%SZ"), revision.short());
         for attempt in 1_u32.. {
@@ -224,7 +224,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`LayoutError::TooLittleSpace`], or the file system cannot be asked.
-    pub fn check_free(&self, wanted: Bytes) -> Result<(), LayoutError> {
+    pub(crate) fn check_free(&self, wanted: Bytes) -> Result<(), LayoutError> {
         let path = self.releases();
         let free = links::free_bytes(&path).map_err(|source| LayoutError::Directory { path: path.clone(), source })?;
         if free < wanted.0 { Err(LayoutError::TooLittleSpace { path, free: Bytes(free), wanted }) } else { Ok(()) }
@@ -289,7 +289,9 @@ mod tests {
         fs_err::write(layout.mirror().join("HEAD"), "x").expect("written");
         assert_eq!(layout.create(Some(nobody)).expect("made").len(), 1, "the mirror of another owner is told");
         assert!(!layout.mirror().join("HEAD").exists());
-        for (path, uid) in [(layout.mirror(), 65534), (layout.releases(), 65534), (layout.shared(), 65534), (layout.run(), 0), (layout.log(), 0)] {
+        for (path, uid) in
+            [(layout.mirror(), 65534), (layout.releases(), 65534), (layout.shared(), 65534), (layout.run(), 0), (layout.log(), 0)]
+        {
             assert_eq!(fs_err::metadata(&path).expect("there").uid(), uid, "{}", path.display());
         }
         assert!(layout.create(Some(nobody)).expect("made").is_empty());

@@ -13,7 +13,7 @@ use crate::sys::links::{self, Kind, Missing};
 
 /// Why shared paths could not be linked.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub(crate) enum LinkError {
     /// A configured path is no plain relative path.
     #[error("`{path}` is not a path inside the release\nhint: `release.linked_dirs` and `release.linked_files` are relative, without `..`")]
     Path {
@@ -21,7 +21,9 @@ pub enum LinkError {
         path: PathBuf,
     },
     /// A directory on the way to a linked path is a link or a file in the tree, or a linked path itself.
-    #[error("`{path}` cannot be linked: what is above it in the release is not a directory\nhint: a linked path cannot be inside another linked path or a symlink")]
+    #[error(
+        "`{path}` cannot be linked: what is above it in the release is not a directory\nhint: a linked path cannot be inside another linked path or a symlink"
+    )]
     Parent {
         /// Which.
         path: PathBuf,
@@ -63,7 +65,12 @@ enum What {
 ///
 /// # Errors
 /// The release is half linked then; doing it again goes on.
-pub fn link_shared(release: &Path, shared: &Path, linked_dirs: &[PathBuf], linked_files: &[PathBuf]) -> Result<Vec<String>, LinkError> {
+pub(crate) fn link_shared(
+    release: &Path,
+    shared: &Path,
+    linked_dirs: &[PathBuf],
+    linked_files: &[PathBuf],
+) -> Result<Vec<String>, LinkError> {
     let mut said = Vec::new();
     for (paths, what) in [(linked_dirs, What::Directory), (linked_files, What::File)] {
         for path in paths {
@@ -78,8 +85,7 @@ fn link_one(release: &Path, shared: &Path, path: &Path, what: What, said: &mut V
     let io = |source| LinkError::Io { path: path.to_owned(), source };
 
     let top = links::open_directory(release).map_err(io)?;
-    let parent =
-        links::walk(top.as_fd(), &parents, Missing::Make).map_err(|source| LinkError::Parent { path: path.to_owned(), source })?;
+    let parent = links::walk(top.as_fd(), &parents, Missing::Make).map_err(|source| LinkError::Parent { path: path.to_owned(), source })?;
     let in_release = links::kind_at(parent.as_fd(), &name).map_err(io)?;
     let target = relative_target(release, shared, &parents, path).map_err(io)?;
     let is_linked = links::read_link_at(parent.as_fd(), &name).map_err(io)?.as_deref() == Some(&*target);

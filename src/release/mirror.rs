@@ -11,10 +11,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use git2::{AutotagOption, Direction, ErrorClass, FetchOptions, ObjectType, Oid, RemoteCallbacks, Repository, RepositoryInitOptions, RepositoryOpenFlags};
+use git2::{
+    AutotagOption, Direction, ErrorClass, FetchOptions, ObjectType, Oid, RemoteCallbacks, Repository, RepositoryInitOptions,
+    RepositoryOpenFlags,
+};
 use selfstart_core::id::Revision;
 use selfstart_core::units::Bytes;
 
@@ -84,7 +87,8 @@ pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
                 healed.push(format!("the mirror is made anew: {why}"));
                 got = Got { bytes: got.bytes + smaller.bytes, objects: got.objects + smaller.objects, ..smaller };
             }
-            Err(failure) => healed.push(format!("the mirror should be made anew ({why}), which failed and is tried again with the next fetch: {failure}")),
+            Err(failure) => healed
+                .push(format!("the mirror should be made anew ({why}), which failed and is tried again with the next fetch: {failure}")),
         }
     }
     Ok(got.fetched(healed))
@@ -242,7 +246,8 @@ fn check_local(path: &Path) -> Result<(), Failure> {
         Ok(found) if found.is_dir() => Ok(()),
         Ok(_) => Err(Failure::new(ErrorKind::NotFound, format!("`{}` is not a repository but a file", path.display()))),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(Failure::new(ErrorKind::Refused, format!("`{}` cannot be read", path.display())).hint("the app's user needs the right to read it"))
+            Err(Failure::new(ErrorKind::Refused, format!("`{}` cannot be read", path.display()))
+                .hint("the app's user needs the right to read it"))
         }
         Err(_) => Err(Failure::new(ErrorKind::NotFound, format!("there is no repository at `{}`", path.display()))),
     }
@@ -273,7 +278,7 @@ impl Job<'_> {
             repository.config()?.set_str(SOURCE_KEY, &self.address.to_string())?;
             Ok(repository)
         })();
-        let repository = made.map_err(|error: git2::Error| self.failure(&error, "failed to make a new mirror"))?;
+        let repository = made.map_err(|error: git2::Error| local_failure(&error, "failed to make a new mirror"))?;
         let got = self.update(&repository)?;
         let (_, born) = objects_on_disk(&new);
         // Without this figure the mirror is only looked at more often.
@@ -293,13 +298,15 @@ impl Job<'_> {
         };
         // A commit that is pinned and here needs no network.
         if let Some(pinned) = known_before
-            && let Ok(tree) = check_tree(repository, pinned)
+            && let Ok(tree) = measure(repository, pinned)
         {
             return self.settle(repository, pinned, tree, 0, 0);
         }
 
-        let mut remote = repository.remote_anonymous(&self.address.for_libgit2()).map_err(|error| self.failure(&error, "failed to prepare the fetch"))?;
-        let reached = |error: &git2::Error| self.failure(error, &format!("failed to fetch from {}", self.address));
+        let mut remote = repository
+            .remote_anonymous(&self.address.for_libgit2())
+            .map_err(|error| local_failure(&error, "failed to prepare the fetch"))?;
+        let reached = |error: &git2::Error| self.remote_failure(error);
         let mut connection = remote.connect_auth(Direction::Fetch, Some(self.callbacks()), None).map_err(|error| reached(&error))?;
         let offered: Vec<(String, Oid)> =
             connection.list().map_err(|error| reached(&error))?.iter().map(|head| (head.name().to_owned(), head.oid())).collect();
@@ -307,13 +314,13 @@ impl Job<'_> {
 
         let unshallow = self.request.depth == 0 && repository.is_shallow();
         let here = plan.offered.and_then(|oid| commit_of(repository, oid).ok());
-        let whole = here.filter(|_| !unshallow).and_then(|commit| Some((commit, check_tree(repository, commit).ok()?)));
+        let whole = here.filter(|_| !unshallow).and_then(|commit| Some((commit, measure(repository, commit).ok()?)));
         let (bytes, objects) = if let Some((commit, tree)) = whole {
             return self.settle(repository, commit, tree, 0, 0);
         } else {
             let mut options = FetchOptions::new();
             options.remote_callbacks(self.callbacks()).download_tags(AutotagOption::None).update_fetchhead(false);
-            if self.address.can_be_shallow() && !plan.everything {
+            if self.address.can_be_shallow() {
                 options.depth(match self.request.depth {
                     // GIT_FETCH_DEPTH_UNSHALLOW of libgit2's git2/remote.h.
                     0 if repository.is_shallow() => i32::MAX,
@@ -338,20 +345,22 @@ impl Job<'_> {
             (None, None) => return Err(Failure::new(ErrorKind::Internal, "nothing was planned to be fetched")),
         };
         let commit = commit_of(repository, wanted).map_err(|error| match (&self.request.wanted, plan.everything) {
-            (Wanted::Revision(id), true) => Failure::new(ErrorKind::NotFound, format!("no branch or tag of {} contains revision {id}", self.address)),
+            (Wanted::Revision(id), true) => {
+                Failure::new(ErrorKind::NotFound, format!("no branch or tag of {} contains revision {id}", self.address))
+            }
             _ => Failure::new(ErrorKind::Corrupt, format!("what was fetched is no commit: {}", error.message())),
         })?;
-        let tree = check_tree(repository, commit)?;
+        let tree = measure(repository, commit)?;
         self.settle(repository, commit, tree, bytes, objects)
     }
 
     /// Points the one ref at the commit; what was fetched before is forgotten with that.
-    fn settle(&self, repository: &Repository, commit: Oid, tree: Bytes, bytes: u64, objects: u64) -> Result<Got, Failure> {
-        let failed = |error: git2::Error| self.failure(&error, "failed to write the mirror");
+    fn settle(&self, repository: &Repository, commit: Oid, tree: Measured, bytes: u64, objects: u64) -> Result<Got, Failure> {
+        let failed = |error: git2::Error| local_failure(&error, "failed to write the mirror");
         repository.reference(WANTED, commit, true, "selfstart: fetch").map_err(failed)?;
         repository.set_head(WANTED).map_err(failed)?;
         let revision = commit.to_string().parse().map_err(|_| Failure::new(ErrorKind::Internal, "libgit2 knows a commit without an id"))?;
-        Ok(Got { revision, bytes, objects, tree })
+        Ok(Got { revision, bytes, objects, tree: Bytes(tree.bytes) })
     }
 
     /// Chooses what to ask for from what the source offers.
@@ -410,23 +419,32 @@ impl Job<'_> {
         callbacks
     }
 
-    /// Tells what an error of libgit2 means; a failure that one of our transports left says it better.
-    fn failure(&self, error: &git2::Error, what: &str) -> Failure {
+    /// Tells what an error of libgit2 on the way to the source means; a failure that one of our transports left says it better.
+    fn remote_failure(&self, error: &git2::Error) -> Failure {
         if let Some(failure) = self.trouble.take() {
             return failure;
         }
         let text = error.message();
+        let of_network = match error.class() {
+            ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssh | ErrorClass::Ssl => true,
+            // libgit2's own sockets.
+            ErrorClass::Os => matches!(self.address, Address::Git(_)) && !text.contains(&*self.request.mirror.to_string_lossy()),
+            // What libgit2 says of a path that is no repository, and of an id that it is not allowed to ask for.
+            ErrorClass::Repository => matches!(self.address, Address::Local(_)),
+            ErrorClass::Invalid => true,
+            _ => false,
+        };
+        let what = format!("failed to fetch from {}", self.address);
+        if !of_network {
+            return local_failure(error, &what);
+        }
         let has = |needles: &[&str]| needles.iter().any(|needle| text.contains(needle));
         let failure = |kind| Failure::new(kind, format!("{what}: {text}"));
-        // libgit2 puts strerror(3) behind its texts.
-        if has(&["No space left on device", "Disk quota exceeded", "Read-only file system", "File too large"]) {
-            return failure(ErrorKind::DiskFull);
-        }
-        if has(&["Permission denied"]) {
-            return failure(ErrorKind::DiskFull).hint("the mirror must belong to the app's user");
-        }
-        if has(&["cannot fetch a specific object", "not our ref"]) {
-            let Wanted::Revision(id) = &self.request.wanted else { return failure(ErrorKind::NotFound) };
+        // libgit2 does not read the server's refusal in the middle of the negotiation, it is only surprised by it.
+        let not_ours = ["cannot fetch a specific object", "not our ref", "unexpected packet type", "unexpected pkt type"];
+        if let Wanted::Revision(id) = &self.request.wanted
+            && has(&not_ours)
+        {
             let text = format!("{} does not give out revision {id}, which is the head of no branch or tag there", self.address);
             return Failure::new(ErrorKind::NotFound, text)
                 .hint("does it exist there? Set `source.depth: 0`, or `uploadpack.allowReachableSHA1InWant` on the server, or pin the head of a branch or tag");
@@ -434,19 +452,37 @@ impl Job<'_> {
         if has(&["doesn't support shallow"]) {
             return failure(ErrorKind::Unsupported).hint("set `source.depth: 0`");
         }
-        if has(&["not exported", "not found", "does not exist", "could not find repository", "not a git repository", "not appear to be a git"]) {
+        if has(&[
+            "not exported",
+            "not found",
+            "does not exist",
+            "could not find repository",
+            "not a git repository",
+            "not appear to be a git",
+        ]) {
             return failure(ErrorKind::NotFound);
         }
         if has(&["timed out", "timeout"]) {
             return failure(ErrorKind::Timeout);
         }
-        match error.class() {
-            ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssh | ErrorClass::Ssl => failure(ErrorKind::Unreachable),
-            _ if matches!(self.address, Address::Git(_)) && error.class() == ErrorClass::Os => failure(ErrorKind::Unreachable),
-            // What is here, or what was sent: either is cured by a new mirror, and if not, the source is damaged.
-            _ => failure(ErrorKind::Corrupt),
-        }
+        failure(ErrorKind::Unreachable)
     }
+}
+
+/// Tells what an error of libgit2 in the mirror's own files means.
+fn local_failure(error: &git2::Error, what: &str) -> Failure {
+    let text = error.message();
+    let has = |needles: &[&str]| needles.iter().any(|needle| text.contains(needle));
+    let failure = |kind| Failure::new(kind, format!("{what}: {text}"));
+    // libgit2 puts strerror(3) behind its texts.
+    if has(&["No space left on device", "Disk quota exceeded", "Read-only file system", "File too large"]) {
+        return failure(ErrorKind::DiskFull);
+    }
+    if has(&["Permission denied"]) {
+        return failure(ErrorKind::DiskFull).hint("the mirror must belong to the app's user");
+    }
+    // What is here, or what was sent: either is cured by a new mirror, and if not, the source is damaged.
+    failure(ErrorKind::Corrupt)
 }
 
 /// What to ask the source for.
@@ -481,25 +517,49 @@ fn commit_of(repository: &Repository, oid: Oid) -> Result<Oid, git2::Error> {
     Ok(repository.find_object(oid, None)?.peel(ObjectType::Commit)?.id())
 }
 
-/// Walks the commit's whole tree: every tree can be parsed, every blob's beginning can be read. Returns the bytes of its files.
+/// What a tree amounts to, with everything that stands in several places counted each time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Measured {
+    /// Bytes in files.
+    pub(super) bytes: u64,
+    /// Files, links and directories.
+    pub(super) entries: u64,
+    /// Directories below each other, the top counted.
+    pub(super) levels: u64,
+    /// A directory that arrived as it was sent, and is none: no new mirror cures that.
+    pub(super) malformed: Option<Oid>,
+}
+
+/// Walks the commit's whole tree: every tree can be parsed, every blob's beginning can be read.
+///
+/// Each object is looked at once, however often it stands in the tree: a few small ones can describe billions of files.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`], with the first object that is missing or damaged.
-fn check_tree(repository: &Repository, commit: Oid) -> Result<Bytes, Failure> {
+pub(super) fn measure(repository: &Repository, commit: Oid) -> Result<Measured, Failure> {
     let wrong = |what: &str, oid: Oid, error: &git2::Error| Failure::new(ErrorKind::Corrupt, format!("{what} {oid}: {}", error.message()));
     let odb = repository.odb().map_err(|error| wrong("the objects of", commit, &error))?;
     let top = repository.find_commit(commit).map_err(|error| wrong("commit", commit, &error))?.tree_id();
-    /// A tree whose entries are being walked: a tree may stand in many places, so each is walked once and its size kept.
+    /// A tree whose subtrees are being walked.
     struct Level {
         oid: Oid,
         below: Vec<Oid>,
-        size: u64,
+        sum: Measured,
     }
-    let mut sizes: HashMap<Oid, u64> = HashMap::new();
+    let mut trees: HashMap<Oid, Measured> = HashMap::new();
     let mut blobs: HashMap<Oid, u64> = HashMap::new();
     let mut enter = |oid: Oid| -> Result<Level, Failure> {
-        let tree = repository.find_tree(oid).map_err(|error| wrong("tree", oid, &error))?;
-        let mut level = Level { oid, below: Vec::new(), size: 0 };
+        let mut level = Level { oid, below: Vec::new(), sum: Measured { levels: 1, ..Measured::default() } };
+        let tree = match repository.find_tree(oid) {
+            Ok(tree) => tree,
+            // Its id was right when it was read, so it is as it was sent.
+            Err(_) if odb.read(oid).is_ok() => {
+                level.sum.malformed = Some(oid);
+                return Ok(level);
+            }
+            Err(error) => return Err(wrong("tree", oid, &error)),
+        };
+        level.sum.entries = tree.len() as u64;
         for entry in &tree {
             match entry.kind() {
                 Some(ObjectType::Tree) => level.below.push(entry.id()),
@@ -514,7 +574,7 @@ fn check_tree(repository: &Repository, commit: Oid) -> Result<Bytes, Failure> {
                             size as u64
                         }
                     };
-                    level.size = level.size.saturating_add(size);
+                    level.sum.bytes = level.sum.bytes.saturating_add(size);
                 }
             }
         }
@@ -523,16 +583,27 @@ fn check_tree(repository: &Repository, commit: Oid) -> Result<Bytes, Failure> {
     let mut stack = vec![enter(top)?];
     while let Some(level) = stack.last_mut() {
         if let Some(next) = level.below.pop() {
-            match sizes.get(&next) {
-                Some(size) => level.size = level.size.saturating_add(*size),
+            match trees.get(&next) {
+                Some(known) => level.sum.add(known),
                 None => stack.push(enter(next)?),
             }
         } else if let Some(level) = stack.pop() {
-            sizes.insert(level.oid, level.size);
-            if let Some(above) = stack.last_mut() {
-                above.size = above.size.saturating_add(level.size);
+            trees.insert(level.oid, level.sum);
+            match stack.last_mut() {
+                Some(above) => above.sum.add(&level.sum),
+                None => return Ok(level.sum),
             }
         }
     }
-    Ok(Bytes(sizes.get(&top).copied().unwrap_or(0)))
+    Ok(Measured::default())
+}
+
+impl Measured {
+    /// Adds a subtree.
+    fn add(&mut self, below: &Self) {
+        self.bytes = self.bytes.saturating_add(below.bytes);
+        self.entries = self.entries.saturating_add(below.entries);
+        self.levels = self.levels.max(below.levels.saturating_add(1));
+        self.malformed = self.malformed.or(below.malformed);
+    }
 }

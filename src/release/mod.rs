@@ -3,12 +3,12 @@
 //! [`git`] is the helper that fetches and stages as the configured user; the rest are synchronous functions (paths in, typed
 //! errors out) that the agent runs on a blocking thread. Nothing here decides *when*: that is `selfstart_core::deploy`.
 
-pub mod book;
-pub mod git;
-pub mod layout;
-pub mod link;
+pub(crate) mod book;
+pub(crate) mod git;
+pub(crate) mod layout;
+pub(crate) mod link;
 mod mirror;
-pub mod prune;
+pub(crate) mod prune;
 mod stage;
-pub mod switch;
+pub(crate) mod switch;
 mod transport;

@@ -3,11 +3,15 @@
 //! Which of them should go is decided elsewhere (`selfstart_core::deploy`); what a live process uses stays, whatever the plan says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use selfstart_core::id::ReleaseId;
 use selfstart_core::units::Bytes;
 use serde::{Deserialize, Serialize};
@@ -21,7 +25,7 @@ const DELETED: &[u8] = b" (deleted)";
 
 /// Why releases could not be removed or looked at.
 #[derive(Debug, thiserror::Error)]
-pub enum PruneError {
+pub(crate) enum PruneError {
     /// A directory could not be read, renamed or removed.
     #[error("failed to remove `{path}`")]
     Remove {
@@ -44,7 +48,7 @@ pub enum PruneError {
 
 /// Who uses what.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Uses {
+pub(crate) struct Uses {
     /// The processes that have their directory, root, executable, an open file or a mapping in a release.
     pub by_release: BTreeMap<ReleaseId, BTreeSet<i32>>,
     /// The processes that we may not look into, with their user: they may use any release.
@@ -56,7 +60,7 @@ pub struct Uses {
 impl Uses {
     /// Joins what two users saw (the agent and the configured user): used is what either saw used, unknown what neither could see.
     #[must_use]
-    pub fn merge(mut self, other: Self) -> Self {
+    pub(crate) fn merge(mut self, other: Self) -> Self {
         for (release, pids) in other.by_release {
             self.by_release.entry(release).or_default().extend(pids);
         }
@@ -70,7 +74,7 @@ impl Uses {
 
 /// What a release is to the processes on this machine; the order is how much it keeps the release.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Use {
+pub(crate) enum Use {
     /// By these.
     Used(BTreeSet<i32>),
     /// Perhaps by these, into which we may not look.
@@ -81,7 +85,7 @@ pub enum Use {
 
 /// Which processes that we may not look into keep releases.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unreadable {
+pub(crate) enum Unreadable {
     /// All: right for an agent that is root.
     KeepAll,
     /// Only those of these users (by number): right for an agent that is not root, whose workers cannot be anyone else, and
@@ -92,7 +96,7 @@ pub enum Unreadable {
 impl Uses {
     /// Returns whether a release may go.
     #[must_use]
-    pub fn of(&self, release: &ReleaseId, unreadable: &Unreadable) -> Use {
+    pub(crate) fn of(&self, release: &ReleaseId, unreadable: &Unreadable) -> Use {
         if let Some(pids) = self.by_release.get(release) {
             return Use::Used(pids.clone());
         }
@@ -111,7 +115,7 @@ impl Uses {
 ///
 /// # Errors
 /// If `/proc` or `releases` cannot be read: then nothing is known.
-pub fn uses(releases: &Path) -> Result<Uses, PruneError> {
+pub(crate) fn uses(releases: &Path) -> Result<Uses, PruneError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
         move |source| PruneError::Processes { path, source }
@@ -155,24 +159,31 @@ enum Look {
 /// Collects the releases that one process uses.
 fn look_into(process: &Path, prefix: &[u8], seen: &mut BTreeSet<ReleaseId>) -> Look {
     let mut note = |path: &[u8]| seen.extend(release_in(path, prefix));
-    let looked = (|| {
+    // Bare system calls, since it matters which error it is.
+    let link = |path: &Path| rustix::fs::readlink(path, Vec::new()).map(CString::into_bytes);
+    let looked = (|| -> Result<(), Errno> {
         // A kernel thread has no executable; a process that ended but is not reaped yet has none either.
-        match std::fs::read_link(process.join("exe")) {
-            Ok(target) => note(target.as_os_str().as_bytes()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        match link(&process.join("exe")) {
+            Ok(target) => note(&target),
+            Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(error),
         }
-        for link in ["cwd", "root"] {
-            note(std::fs::read_link(process.join(link))?.as_os_str().as_bytes());
+        for name in ["cwd", "root"] {
+            note(&link(&process.join(name))?);
         }
-        for open in std::fs::read_dir(process.join("fd"))? {
-            match std::fs::read_link(open?.path()) {
-                Ok(target) => note(target.as_os_str().as_bytes()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // closed meanwhile
+        let descriptors = rustix::fs::open(process.join("fd"), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        for open in rustix::fs::Dir::read_from(&descriptors)? {
+            match rustix::fs::readlinkat(&descriptors, open?.file_name(), Vec::new()) {
+                Ok(target) => note(target.as_bytes()),
+                // Closed meanwhile; `.` and `..` are no links.
+                Err(Errno::NOENT | Errno::INVAL) => {}
                 Err(error) => return Err(error),
             }
         }
-        for line in std::fs::read(process.join("maps"))?.split(|byte| *byte == b'\n') {
+        let maps = rustix::fs::open(process.join("maps"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut text = Vec::new();
+        File::from(maps).read_to_end(&mut text).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        for line in text.split(|byte| *byte == b'\n') {
             // proc_pid_maps(5): the path is the rest of the line, the first `/` in it.
             if let Some(at) = line.iter().position(|byte| *byte == b'/') {
                 note(&line[at..]);
@@ -182,7 +193,7 @@ fn look_into(process: &Path, prefix: &[u8], seen: &mut BTreeSet<ReleaseId>) -> L
     })();
     match looked {
         Ok(()) => Look::Whole,
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => Look::Gone,
+        Err(Errno::NOENT | Errno::SRCH) => Look::Gone,
         // Also what cannot be: a failed read is never taken for "not used".
         Err(_) => Look::Denied,
     }
@@ -219,7 +230,7 @@ pub fn size(release: &Path) -> Option<Bytes> {
 
 /// What became of the releases that should go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pruned {
+pub(crate) struct Pruned {
     /// They are gone.
     pub removed: Vec<ReleaseId>,
     /// They stay, and why.
@@ -235,7 +246,7 @@ pub struct Pruned {
 ///
 /// # Errors
 /// If it cannot be known who uses what, or a rename fails. What went before stays gone.
-pub fn prune(layout: &Layout, victims: &[ReleaseId], unreadable: &Unreadable, seen: Option<&Uses>) -> Result<Pruned, PruneError> {
+pub(crate) fn prune(layout: &Layout, victims: &[ReleaseId], unreadable: &Unreadable, seen: Option<&Uses>) -> Result<Pruned, PruneError> {
     let look = || -> Result<Uses, PruneError> {
         let own = uses(&layout.releases())?;
         Ok(match seen {
@@ -295,7 +306,7 @@ pub fn prune(layout: &Layout, victims: &[ReleaseId], unreadable: &Unreadable, se
 ///
 /// # Errors
 /// If the directory of releases cannot be read. What cannot be removed is among the texts.
-pub fn clean_leftovers(layout: &Layout) -> Result<Vec<String>, PruneError> {
+pub(crate) fn clean_leftovers(layout: &Layout) -> Result<Vec<String>, PruneError> {
     let releases = layout.releases();
     let failed = |source| PruneError::Remove { path: releases.clone(), source };
     let mut said = Vec::new();
@@ -324,11 +335,204 @@ pub fn clean_leftovers(layout: &Layout) -> Result<Vec<String>, PruneError> {
 ///
 /// # Errors
 /// If the rename or the sync fails.
-pub fn name_staged(layout: &Layout, id: &ReleaseId) -> io::Result<()> {
+pub(crate) fn name_staged(layout: &Layout, id: &ReleaseId) -> io::Result<()> {
     fs_err::rename(layout.staging(id), layout.release(id))?;
     sync::sync_directory(&layout.releases()).map_err(io::Error::other)
 }
 
 fn trash(layout: &Layout, id: &ReleaseId) -> PathBuf {
     layout.releases().join(format!("{TRASH_PREFIX}{id}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use crate::release::switch;
+
+    /// Ends its process with the test.
+    struct Running(Child);
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    impl Running {
+        fn pid(&self) -> i32 {
+            i32::try_from(self.0.id()).expect("a pid")
+        }
+    }
+
+    fn spawn(command: &mut Command) -> Running {
+        Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("started"))
+    }
+
+    fn sleep() -> Command {
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        command
+    }
+
+    fn scene(count: usize) -> (tempfile::TempDir, Layout, Vec<ReleaseId>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Layout::new(dir.path());
+        layout.create(None).expect("made");
+        let ids: Vec<ReleaseId> = (0..count).map(|n| format!("20261122T10153{n}Z-1a2b3c4").parse().expect("an id")).collect();
+        for id in &ids {
+            fs_err::create_dir_all(layout.release(id).join("sub")).expect("made");
+            fs_err::write(layout.release(id).join("sub/file"), "x").expect("written");
+        }
+        (dir, layout, ids)
+    }
+
+    /// Waits until the processes use just these releases: a child needs a moment to become what it will be.
+    fn until_used(layout: &Layout, expected: &[(&ReleaseId, i32)]) {
+        let began = Instant::now();
+        loop {
+            let seen = uses(&layout.releases()).expect("seen");
+            let all = expected.iter().all(|(id, pid)| seen.by_release.get(id).is_some_and(|pids| pids.contains(pid)));
+            if all && seen.by_release.len() == expected.iter().map(|(id, _)| id).collect::<BTreeSet<_>>().len() {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(10), "expected {expected:?}, last seen {seen:?}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn library() -> PathBuf {
+        // Any shared library will do; libc itself is there twice then, which harms nobody.
+        let maps = fs_err::read_to_string("/proc/self/maps").expect("read");
+        let line = maps
+            .lines()
+            .find(|line| line.contains("/libgcc_s") || line.contains("/libm"))
+            .or_else(|| maps.lines().find(|line| line.contains("/libc")));
+        let line = line.expect("a library");
+        line[line.find('/').expect("a path")..].into()
+    }
+
+    #[test]
+    fn a_directory_an_executable_an_open_file_and_a_mapping_are_uses() {
+        let (_dir, layout, ids) = scene(6);
+        let path = |n: usize| layout.release(&ids[n]);
+        let cwd = spawn(sleep().current_dir(path(0).join("sub")));
+        fs_err::copy("/bin/sleep", path(1).join("sleep")).expect("copied");
+        let exe = spawn(Command::new(path(1).join("sleep")).arg("600"));
+        let open = spawn(sleep().stderr(Stdio::from(fs_err::File::open(path(2).join("sub/file")).expect("opened").into_parts().0)));
+        fs_err::copy(library(), path(3).join("lib.so")).expect("copied");
+        let map = spawn(sleep().env("LD_PRELOAD", path(3).join("lib.so")));
+        let top = spawn(sleep().current_dir(path(4)));
+        let expected = [(&ids[0], cwd.pid()), (&ids[1], exe.pid()), (&ids[2], open.pid()), (&ids[3], map.pid()), (&ids[4], top.pid())];
+        until_used(&layout, &expected);
+        assert_eq!(uses(&layout.releases()).expect("seen").of(&ids[5], &Unreadable::KeepOf(BTreeSet::new())), Use::Free);
+
+        // What is removed under a process is still what it uses.
+        fs_err::remove_file(path(1).join("sleep")).expect("removed");
+        fs_err::remove_dir_all(path(4)).expect("removed");
+        until_used(&layout, &expected);
+    }
+
+    #[test]
+    fn names_that_only_begin_alike_are_other_releases() {
+        let prefix = b"/srv/app/releases/";
+        let release = |path: &str| release_in(path.as_bytes(), prefix).map(|id| id.as_str().to_owned());
+        let id = "20261122T101530Z-1a2b3c4";
+        for (path, expected) in [
+            (format!("/srv/app/releases/{id}"), Some(id.to_owned())),
+            (format!("/srv/app/releases/{id}/a/b"), Some(id.to_owned())),
+            (format!("/srv/app/releases/{id} (deleted)"), Some(id.to_owned())),
+            (format!("/srv/app/releases/{id}/a (deleted)"), Some(id.to_owned())),
+            (format!("/srv/app/releases/.trash-{id}/a"), Some(id.to_owned())),
+            (format!("/srv/app/releases/{id}.tmp/a"), Some(id.to_owned())),
+            (format!("/srv/app/releases/{id}-2/a"), Some(format!("{id}-2"))),
+            (format!("/srv/app/releases-old/{id}"), None),
+            (format!("/other/srv/app/releases/{id}"), None),
+            ("/srv/app/releases".to_owned(), None),
+            ("/srv/app/releases/".to_owned(), None),
+            ("socket:[1]".to_owned(), None),
+        ] {
+            assert_eq!(release(&path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn unused_releases_go_and_used_and_live_ones_stay() {
+        let (_dir, layout, ids) = scene(4);
+        switch::switch(&layout, &ids[3]).expect("switched");
+        let user = spawn(sleep().current_dir(layout.release(&ids[1])));
+        until_used(&layout, &[(&ids[1], user.pid())]);
+        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), None).expect("pruned");
+        assert_eq!(pruned.removed, [ids[0].clone(), ids[2].clone()]);
+        let kept: Vec<_> = pruned.kept.iter().map(|(id, _)| id.clone()).collect();
+        assert_eq!(kept, [ids[1].clone(), ids[3].clone()]);
+        let left: BTreeSet<_> =
+            fs_err::read_dir(layout.releases()).expect("read").map(|entry| entry.expect("an entry").file_name()).collect();
+        assert_eq!(left, [ids[1].as_str().into(), ids[3].as_str().into()].into());
+        drop(user);
+        assert_eq!(
+            prune(&layout, &ids[..2], &Unreadable::KeepOf(BTreeSet::new()), None).expect("pruned").removed,
+            ids[..2],
+            "gone already is gone"
+        );
+    }
+
+    #[test]
+    fn what_another_user_saw_keeps_a_release() {
+        let (_dir, layout, ids) = scene(1);
+        let seen = Uses { by_release: [(ids[0].clone(), [4711].into())].into(), ..Uses::default() };
+        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), Some(&seen)).expect("pruned");
+        assert_eq!(pruned.kept, [(ids[0].clone(), Use::Used([4711].into()))]);
+        assert!(layout.release(&ids[0]).exists());
+    }
+
+    #[test]
+    fn a_process_that_nobody_could_look_into_keeps_every_release() {
+        let id: ReleaseId = "20261122T101530Z-1a2b3c4".parse().expect("an id");
+        let own = Uses { unknown: [(1, 0), (2, 1000)].into(), known: [3].into(), ..Uses::default() };
+        assert_eq!(own.of(&id, &Unreadable::KeepAll), Use::Unknown([1, 2].into()));
+        assert_eq!(own.of(&id, &Unreadable::KeepOf([1000].into())), Use::Unknown([2].into()));
+        assert_eq!(own.of(&id, &Unreadable::KeepOf([7].into())), Use::Free);
+        // The other one could look into 2, and met 4, which started later, without being able to.
+        let other = Uses { unknown: [(1, 0), (3, 0), (4, 0)].into(), known: [2].into(), ..Uses::default() };
+        assert_eq!(own.merge(other).unknown, [(1, 0), (4, 0)].into());
+    }
+
+    #[test]
+    fn what_a_kill_left_goes_at_the_next_start() {
+        let (_dir, layout, ids) = scene(1);
+        for name in [".trash-20261122T101530Z-1a2b3c5", "20261122T101530Z-1a2b3c6.tmp"] {
+            fs_err::create_dir_all(layout.releases().join(name).join("a/b")).expect("made");
+        }
+        std::os::unix::fs::symlink("releases/x", layout.root().join(".current.new")).expect("linked");
+        assert_eq!(clean_leftovers(&layout).expect("cleaned").len(), 3);
+        assert_eq!(fs_err::read_dir(layout.releases()).expect("read").count(), 1);
+        assert!(layout.release(&ids[0]).exists());
+        assert!(clean_leftovers(&layout).expect("cleaned").is_empty());
+    }
+
+    #[test]
+    fn a_staged_release_gets_its_name() {
+        let (_dir, layout, _) = scene(0);
+        let id: ReleaseId = "20261122T101530Z-1a2b3c4".parse().expect("an id");
+        fs_err::create_dir(layout.staging(&id)).expect("made");
+        name_staged(&layout, &id).expect("named");
+        assert!(layout.release(&id).is_dir() && !layout.staging(&id).exists());
+        assert!(name_staged(&layout, &id).is_err());
+    }
+
+    #[test]
+    fn a_process_of_another_user_is_unknown_to_who_may_not_look() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (_dir, layout, ids) = scene(1);
+        let other = spawn(sleep().current_dir(layout.release(&ids[0])).uid(65534));
+        until_used(&layout, &[(&ids[0], other.pid())]);
+        assert!(uses(&layout.releases()).expect("seen").known.contains(&other.pid()));
+    }
 }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -25,9 +25,9 @@ use crate::sys::{libgit2, links};
 /// The file with the full id, in each release.
 const REVISION_FILE: &str = "REVISION";
 /// More is no source tree: a few small objects can describe billions of files.
-const MAX_ENTRIES: usize = 5_000_000;
+const MAX_ENTRIES: u64 = 5_000_000;
 /// The kernel's longest path has room for no more (`PATH_MAX`, path_resolution(7)).
-const MAX_DEPTH: usize = 1024;
+const MAX_LEVELS: u64 = 1024;
 /// `NAME_MAX`.
 const MAX_NAME: usize = 255;
 /// `PATH_MAX` less the NUL.
@@ -59,9 +59,20 @@ pub(super) fn stage(request: &Stage, out: &Out) -> Result<Staged, Failure> {
 }
 
 fn stage_tree(request: &Stage, out: &Out) -> Result<Staged, Failure> {
-    let corrupt = |error: git2::Error| Failure::new(ErrorKind::Corrupt, format!("failed to read revision {}: {}", request.revision, error.message()));
+    let corrupt =
+        |error: git2::Error| Failure::new(ErrorKind::Corrupt, format!("failed to read revision {}: {}", request.revision, error.message()));
     let repository = mirror::open(&request.mirror).map_err(corrupt)?;
     let commit = Oid::from_str(request.revision.as_str()).and_then(|oid| repository.find_commit(oid)).map_err(corrupt)?;
+    let size = mirror::measure(&repository, commit.id())?;
+    if size.entries > MAX_ENTRIES {
+        return Err(bad(format!("the tree has {} files, more than {MAX_ENTRIES}", size.entries)));
+    }
+    if size.levels > MAX_LEVELS {
+        return Err(bad(format!("the tree has more than {MAX_LEVELS} directories below each other")));
+    }
+    if let Some(oid) = size.malformed {
+        return Err(bad(format!("the tree has a directory that is malformed: {oid}")));
+    }
     let plan = Plan::of(&repository, commit.tree_id())?;
 
     let destination = &request.destination;
@@ -69,8 +80,8 @@ fn stage_tree(request: &Stage, out: &Out) -> Result<Staged, Failure> {
     links::remove_tree(destination).map_err(|error| failed(&error))?;
     if let Some(parent) = destination.parent() {
         let free = links::free_bytes(parent).map_err(|error| failed(&error))?;
-        if free < plan.bytes {
-            let text = format!("the tree has {}, only {} are free at `{}`", Bytes(plan.bytes), Bytes(free), parent.display());
+        if free < size.bytes {
+            let text = format!("the tree has {}, only {} are free at `{}`", Bytes(size.bytes), Bytes(free), parent.display());
             return Err(Failure::new(ErrorKind::DiskFull, text));
         }
     }
@@ -89,7 +100,10 @@ fn stage_tree(request: &Stage, out: &Out) -> Result<Staged, Failure> {
     if let Some((count, first)) = lfs {
         log.push(format!("warning: {count} file(s) are Git LFS pointers, not what they point to; the first is `{first}`"));
     }
-    log.extend(link::link_shared(destination, &request.shared, &request.linked_dirs, &request.linked_files).map_err(|error| link_failure(&error))?);
+    log.extend(
+        link::link_shared(destination, &request.shared, &request.linked_dirs, &request.linked_files)
+            .map_err(|error| link_failure(&error))?,
+    );
     Ok(Staged { files: (plan.files.len() + plan.links.len() + 1) as u64, bytes: plan.bytes, log })
 }
 
@@ -126,7 +140,6 @@ struct Directory {
     /// Number of the directory above.
     above: usize,
     name: Vec<u8>,
-    depth: usize,
 }
 
 #[derive(Debug)]
@@ -161,10 +174,11 @@ impl Plan {
     fn of(repository: &Repository, top: Oid) -> Result<Self, Failure> {
         let odb = repository.odb().map_err(|error| Failure::new(ErrorKind::Corrupt, error.message().to_owned()))?;
         let mut plan = Self::default();
-        plan.directories.push(Directory { above: 0, name: Vec::new(), depth: 0 });
+        plan.directories.push(Directory { above: 0, name: Vec::new() });
         let mut waiting = vec![(0, top)];
         while let Some((directory, oid)) = waiting.pop() {
-            let tree = repository.find_tree(oid).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("tree {oid}: {}", error.message())))?;
+            let tree =
+                repository.find_tree(oid).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("tree {oid}: {}", error.message())))?;
             let mut names = HashSet::new();
             for entry in &tree {
                 let name = entry.name_bytes();
@@ -178,16 +192,13 @@ impl Plan {
                 match entry.filemode_raw() & 0o170_000 {
                     _ if is_revision_file => plan.had_revision_file = true,
                     0o040_000 => {
-                        let depth = plan.directories[directory].depth + 1;
-                        if depth > MAX_DEPTH {
-                            return Err(bad(format!("the tree has more than {MAX_DEPTH} directories below each other")));
-                        }
-                        plan.directories.push(Directory { above: directory, name: name.to_vec(), depth });
+                        plan.directories.push(Directory { above: directory, name: name.to_vec() });
                         waiting.push((plan.directories.len() - 1, entry.id()));
                     }
                     0o100_000 => {
-                        let (size, kind) =
-                            odb.read_header(entry.id()).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
+                        let (size, kind) = odb
+                            .read_header(entry.id())
+                            .map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
                         if kind != git2::ObjectType::Blob {
                             return Err(bad(format!("the tree has `{}` as a file, and it is none", shown())));
                         }
@@ -196,13 +207,15 @@ impl Plan {
                         plan.files.push(PlannedFile { directory, name: name.to_vec(), oid: entry.id(), executable });
                     }
                     0o120_000 => {
-                        let (size, _) =
-                            odb.read_header(entry.id()).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
+                        let (size, _) = odb
+                            .read_header(entry.id())
+                            .map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
                         if size > MAX_TARGET {
                             return Err(bad(format!("the link `{}` is longer than a path can be", shown())));
                         }
-                        let blob =
-                            odb.read(entry.id()).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
+                        let blob = odb
+                            .read(entry.id())
+                            .map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
                         plan.links.push(PlannedLink { directory, name: name.to_vec(), target: blob.data().to_vec() });
                     }
                     0o160_000 => {
@@ -210,9 +223,6 @@ impl Plan {
                             .hint("put its files into the repository itself (git subtree), or fetch it in a build step"));
                     }
                     other => return Err(bad(format!("the tree has `{}` of an unknown kind, {other:o}", shown()))),
-                }
-                if plan.directories.len() + plan.files.len() + plan.links.len() > MAX_ENTRIES {
-                    return Err(bad(format!("the tree has more than {MAX_ENTRIES} files")));
                 }
             }
         }
@@ -253,15 +263,20 @@ impl Plan {
         nodes.extend(self.files.iter().map(|file| ((file.directory, file.name.as_slice()), Node::File)));
         nodes.extend(self.links.iter().enumerate().map(|(number, link)| ((link.directory, link.name.as_slice()), Node::Link(number))));
         for link in &self.links {
-            let shown = || format!("`{}` -> `{}`", self.shown(link.directory, &link.name), String::from_utf8_lossy(&link.target).escape_debug());
+            let shown =
+                || format!("`{}` -> `{}`", self.shown(link.directory, &link.name), String::from_utf8_lossy(&link.target).escape_debug());
             if link.target.is_empty() || link.target.contains(&0) {
                 return Err(bad(format!("the tree has a link that points to no path: {}", shown())));
             }
             if link.target.starts_with(b"/") {
-                return Err(bad(format!("the tree has a link to an absolute path: {}", shown())).hint("links may lead to places in the tree only"));
+                return Err(
+                    bad(format!("the tree has a link to an absolute path: {}", shown())).hint("links may lead to places in the tree only")
+                );
             }
             if !self.stays_inside(link, &nodes) {
-                return Err(bad(format!("the tree has a link that leads out of it: {}", shown())).hint("links may lead to places in the tree only"));
+                return Err(
+                    bad(format!("the tree has a link that leads out of it: {}", shown())).hint("links may lead to places in the tree only")
+                );
             }
         }
         Ok(())
@@ -352,7 +367,9 @@ impl Plan {
                 for number in start..self.files.len().min(start + BATCH) {
                     let file = &self.files[number];
                     let shown = || self.shown(file.directory, &file.name);
-                    let blob = odb.read(file.oid).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
+                    let blob = odb
+                        .read(file.oid)
+                        .map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
                     if blob.data().starts_with(LFS) {
                         pointers.push(number);
                     }
@@ -362,7 +379,7 @@ impl Plan {
                         .map_err(|error| Failure::io(format!("failed to write `{}`", shown()), &error))?;
                     let done = work.done.fetch_add(1, Ordering::Relaxed) + 1;
                     let bytes = work.bytes.fetch_add(blob.len() as u64, Ordering::Relaxed) + blob.len() as u64;
-                    if done % BATCH as u64 == 0 {
+                    if done.is_multiple_of(BATCH as u64) {
                         out.progress(Progress { objects: done, total_objects: self.files.len() as u64, bytes });
                     }
                 }

@@ -13,7 +13,7 @@ use crate::sys::sync::{self, SyncError};
 
 /// What can go wrong with `current`.
 #[derive(Debug, thiserror::Error)]
-pub enum SwitchError {
+pub(crate) enum SwitchError {
     /// The release to switch to is not there.
     #[error("there is no release `{release}`")]
     NoRelease {
@@ -67,7 +67,7 @@ pub enum SwitchError {
 
 /// What `current` is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Current {
+pub(crate) enum Current {
     /// Not there: nothing was ever live here.
     Nothing,
     /// A link to a release that is there.
@@ -78,7 +78,7 @@ pub enum Current {
 ///
 /// # Errors
 /// If it is anything else than nothing or a link to a release.
-pub fn current(layout: &Layout) -> Result<Current, SwitchError> {
+pub(crate) fn current(layout: &Layout) -> Result<Current, SwitchError> {
     let path = layout.current();
     let read = |source| SwitchError::Read { path: path.clone(), source };
     let not_ours = |what: String| SwitchError::NotOurs { path: path.clone(), what };
@@ -104,7 +104,7 @@ pub fn current(layout: &Layout) -> Result<Current, SwitchError> {
 ///
 /// # Errors
 /// What the disk says; the release does not count as built then.
-pub fn sync_release(layout: &Layout, release: &ReleaseId) -> Result<(), SwitchError> {
+pub(crate) fn sync_release(layout: &Layout, release: &ReleaseId) -> Result<(), SwitchError> {
     let failed = |source| SwitchError::Sync { release: release.clone(), source };
     sync::sync_file_system(&layout.release(release)).map_err(failed)?;
     sync::sync_file_system(&layout.shared()).map_err(failed)
@@ -114,7 +114,7 @@ pub fn sync_release(layout: &Layout, release: &ReleaseId) -> Result<(), SwitchEr
 ///
 /// # Errors
 /// Unless the last sync failed, `current` is as it was.
-pub fn switch(layout: &Layout, release: &ReleaseId) -> Result<(), SwitchError> {
+pub(crate) fn switch(layout: &Layout, release: &ReleaseId) -> Result<(), SwitchError> {
     match fs_err::symlink_metadata(layout.release(release)) {
         Ok(found) if found.is_dir() => {}
         _ => return Err(SwitchError::NoRelease { release: release.clone() }),
@@ -141,7 +141,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let layout = Layout::new(dir.path());
         layout.create(None).expect("made");
-        let ids: Vec<ReleaseId> = ["20261122T101530Z-1a2b3c4", "20261122T101531Z-1a2b3c4"].iter().map(|id| id.parse().expect("an id")).collect();
+        let ids: Vec<ReleaseId> =
+            ["20261122T101530Z-1a2b3c4", "20261122T101531Z-1a2b3c4"].iter().map(|id| id.parse().expect("an id")).collect();
         for id in &ids {
             fs_err::create_dir(layout.release(id)).expect("made");
         }

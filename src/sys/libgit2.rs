@@ -15,7 +15,7 @@ use git2::{ConfigLevel, Remote, transport::Transport};
 ///
 /// # Errors
 /// If libgit2 refuses a setting.
-pub fn prepare(stall: Duration) -> Result<(), git2::Error> {
+pub(crate) fn prepare(stall: Duration) -> Result<(), git2::Error> {
     static ONCE: Once = Once::new();
     let mut result = Ok(());
     ONCE.call_once(|| {
@@ -42,7 +42,7 @@ pub fn prepare(stall: Duration) -> Result<(), git2::Error> {
 ///
 /// # Errors
 /// If the scheme has one of ours already.
-pub fn register_transport<F>(scheme: &str, factory: F) -> Result<(), git2::Error>
+pub(crate) fn register_transport<F>(scheme: &str, factory: F) -> Result<(), git2::Error>
 where
     F: Fn(&Remote<'_>) -> Result<Transport, git2::Error> + Send + Sync + 'static,
 {

@@ -16,7 +16,7 @@ const DIRECTORY_MODE: Mode = Mode::from_bits_retain(0o755);
 ///
 /// # Errors
 /// What `open(2)` says.
-pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
@@ -24,7 +24,7 @@ pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// What `openat(2)` says.
-pub fn open_directory_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+pub(crate) fn open_directory_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
 }
 
@@ -32,7 +32,7 @@ pub fn open_directory_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Own
 ///
 /// # Errors
 /// What `mkdirat(2)` and `openat(2)` say.
-pub fn make_directory_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+pub(crate) fn make_directory_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
         Ok(()) => {
             let made = open_directory_at(parent, name)?;
@@ -46,7 +46,7 @@ pub fn make_directory_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Own
 
 /// Whether missing directories on the way are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Missing {
+pub(crate) enum Missing {
     /// They are an error.
     Refuse,
     /// They are made, mode 0755.
@@ -57,7 +57,7 @@ pub enum Missing {
 ///
 /// # Errors
 /// `InvalidInput` for `..` and absolute paths, with the name of the component that is not a directory for a link.
-pub fn walk(top: BorrowedFd<'_>, relative: &Path, missing: Missing) -> io::Result<OwnedFd> {
+pub(crate) fn walk(top: BorrowedFd<'_>, relative: &Path, missing: Missing) -> io::Result<OwnedFd> {
     let mut at = top.try_clone_to_owned()?;
     for component in relative.components() {
         let name = match component {
@@ -75,7 +75,7 @@ pub fn walk(top: BorrowedFd<'_>, relative: &Path, missing: Missing) -> io::Resul
 
 /// What a name stands for, not followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Nothing there.
     Nothing,
     /// A directory.
@@ -90,7 +90,7 @@ pub enum Kind {
 ///
 /// # Errors
 /// What `fstatat(2)` says, but for "not there".
-pub fn kind_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Kind> {
+pub(crate) fn kind_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Kind> {
     match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Kind::Directory,
@@ -106,7 +106,7 @@ pub fn kind_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Kind> {
 ///
 /// # Errors
 /// What `readlinkat(2)` says.
-pub fn read_link_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<PathBuf>> {
+pub(crate) fn read_link_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<PathBuf>> {
     use std::os::unix::ffi::OsStringExt;
     match rustix::fs::readlinkat(parent, name, Vec::new()) {
         Ok(target) => Ok(Some(std::ffi::OsString::from_vec(target.into_bytes()).into())),
@@ -119,7 +119,7 @@ pub fn read_link_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<P
 ///
 /// # Errors
 /// What `symlinkat(2)` and `renameat(2)` say; `EISDIR` when a directory is there.
-pub fn replace_link_at(parent: BorrowedFd<'_>, name: &OsStr, target: &Path) -> io::Result<()> {
+pub(crate) fn replace_link_at(parent: BorrowedFd<'_>, name: &OsStr, target: &Path) -> io::Result<()> {
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(name);
     temporary.push(".new");
@@ -142,7 +142,7 @@ pub fn replace_link_at(parent: BorrowedFd<'_>, name: &OsStr, target: &Path) -> i
 ///
 /// # Errors
 /// What could not be removed, and why.
-pub fn remove_tree(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     match remove_once(path) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             open_up(path);
@@ -186,7 +186,7 @@ fn open_up(path: &Path) {
 ///
 /// # Errors
 /// What `statvfs(3)` says.
-pub fn free_bytes(path: &Path) -> io::Result<u64> {
+pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

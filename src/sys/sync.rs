@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 
 /// A step towards the disk that failed.
 #[derive(Debug, thiserror::Error)]
-pub enum SyncError {
+pub(crate) enum SyncError {
     /// The bytes of a new file.
     #[error("failed to write `{path}`")]
     Write {
@@ -47,7 +47,7 @@ pub enum SyncError {
 ///
 /// # Errors
 /// The old file is still there, unless only the last step (the directory's sync) failed.
-pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), SyncError> {
+pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), SyncError> {
     let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -61,7 +61,7 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), SyncError>
         file.sync_all()
     })();
     written.map_err(|source| SyncError::Write { path: temporary.clone(), source })?;
-    std::fs::rename(&temporary, path).map_err(|source| SyncError::Rename { path: path.to_owned(), source })?;
+    fs_err::rename(&temporary, path).map_err(|source| SyncError::Rename { path: path.to_owned(), source })?;
     sync_directory(directory)
 }
 
@@ -69,7 +69,7 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), SyncError>
 ///
 /// # Errors
 /// What the disk says.
-pub fn sync_directory(path: &Path) -> Result<(), SyncError> {
+pub(crate) fn sync_directory(path: &Path) -> Result<(), SyncError> {
     open_directory(path).and_then(|dir| dir.sync_all()).map_err(|source| SyncError::Sync { path: path.to_owned(), source })
 }
 
@@ -77,7 +77,7 @@ pub fn sync_directory(path: &Path) -> Result<(), SyncError> {
 ///
 /// # Errors
 /// What the disk says.
-pub fn sync_file_system(path: &Path) -> Result<(), SyncError> {
+pub(crate) fn sync_file_system(path: &Path) -> Result<(), SyncError> {
     open_directory(path)
         .and_then(|dir| rustix::fs::syncfs(&dir).map_err(io::Error::from))
         .map_err(|source| SyncError::Sync { path: path.to_owned(), source })

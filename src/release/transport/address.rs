@@ -144,7 +144,8 @@ fn scp_like(text: &str) -> Result<Address, Failure> {
         Some(rest) => rest.split_once("]:").ok_or_else(none)?,
         None => rest.split_once(':').ok_or_else(none)?,
     };
-    if host.contains('/') {
+    // `ext::command` and the like: git's remote helpers, which run programs.
+    if host.contains('/') || path.starts_with(':') {
         return Err(none());
     }
     ssh_target(user, host, None, path.to_owned())
@@ -209,6 +210,7 @@ mod tests {
             ("./x:y", "Unsupported"),
             ("", "Unsupported"),
             ("ext::sh -c x", "Unsupported"),
+            ("ext::true", "Unsupported"),
             ("ext://x", "Unsupported"),
             ("https://", "Unsupported"),
             ("file://x", "Unsupported"),

@@ -87,7 +87,10 @@ impl Link {
                 match base.path().strip_suffix("/info/refs").map(str::to_owned) {
                     Some(path) => base.set_path(&path),
                     None => {
-                        return Err(Failure::new(ErrorKind::Unsupported, format!("{} redirects to what is no repository: {base}", self.configured)));
+                        return Err(Failure::new(
+                            ErrorKind::Unsupported,
+                            format!("{} redirects to what is no repository: {base}", self.configured),
+                        ));
                     }
                 }
                 *self.base.lock().unwrap_or_else(PoisonError::into_inner) = base;
@@ -134,13 +137,17 @@ impl Link {
                 if found.split(';').next().is_some_and(|found| found.trim().eq_ignore_ascii_case(content_type)) {
                     return Ok(());
                 }
-                Err(Failure::new(ErrorKind::NotFound, format!("{url} does not answer as a git server does: {found:?} instead of {content_type:?}"))
-                    .hint("is `source.repository` the address of a repository, and not of a web page?"))
+                Err(Failure::new(
+                    ErrorKind::NotFound,
+                    format!("{url} does not answer as a git server does: {found:?} instead of {content_type:?}"),
+                )
+                .hint("is `source.repository` the address of a repository, and not of a web page?"))
             }
-            StatusCode::UNAUTHORIZED if with_user && url.origin() != self.configured.origin() => {
-                failure(ErrorKind::Refused, &format!("redirects to {}, which wants credentials of its own", url.origin().ascii_serialization()))
-                    .map_err(|failure| failure.hint("set `source.repository` to where it really is"))
-            }
+            StatusCode::UNAUTHORIZED if with_user && url.origin() != self.configured.origin() => failure(
+                ErrorKind::Refused,
+                &format!("redirects to {}, which wants credentials of its own", url.origin().ascii_serialization()),
+            )
+            .map_err(|failure| failure.hint("set `source.repository` to where it really is")),
             StatusCode::UNAUTHORIZED if with_user => failure(ErrorKind::Refused, "does not take these credentials")
                 .map_err(|failure| failure.hint("has the token or password expired? `source.credentials`")),
             StatusCode::UNAUTHORIZED => {
@@ -195,7 +202,7 @@ fn trust(reach: &Reach) -> Result<rustls::ClientConfig, Failure> {
             Failure::new(ErrorKind::Tls, format!("failed to read certificate authorities `{}`: {why}", path.display()))
                 .hint("`source.ca` is a file of certificates in PEM form that the app's user may read")
         };
-        let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let bytes = fs_err::read(path).map_err(|error| wrong(error.to_string()))?;
         let mut found = 0;
         for certificate in CertificateDer::pem_slice_iter(&bytes) {
             roots.add(certificate.map_err(|error| wrong(error.to_string()))?).map_err(|error| wrong(error.to_string()))?;
@@ -216,12 +223,12 @@ fn tls_failure(host: &str, error: &rustls::Error) -> Failure {
     use rustls::CertificateError as Wrong;
     let failure = Failure::new(ErrorKind::Tls, format!("no trust in the certificate of {host}: {error}"));
     match error {
-        rustls::Error::InvalidCertificate(Wrong::NotValidYet | Wrong::NotValidYetContext { .. } | Wrong::Expired | Wrong::ExpiredContext { .. }) => {
-            failure.hint("is this machine's clock right? A clock that is not set yet looks like this")
-        }
-        rustls::Error::InvalidCertificate(Wrong::UnknownIssuer) => {
-            failure.hint("for a private certificate authority set `source.ca`; for a public one install the system's certificates (ca-certificates)")
-        }
+        rustls::Error::InvalidCertificate(
+            Wrong::NotValidYet | Wrong::NotValidYetContext { .. } | Wrong::Expired | Wrong::ExpiredContext { .. },
+        ) => failure.hint("is this machine's clock right? A clock that is not set yet looks like this"),
+        rustls::Error::InvalidCertificate(Wrong::UnknownIssuer) => failure.hint(
+            "for a private certificate authority set `source.ca`; for a public one install the system's certificates (ca-certificates)",
+        ),
         rustls::Error::InvalidCertificate(_) => failure,
         _ => Failure::new(ErrorKind::Tls, format!("no TLS connection with {host}: {error}")),
     }

@@ -96,7 +96,9 @@ impl Command {
 /// Writes a path as `ssh_config(5)` reads it: `%` begins a token, a space ends a word, `"` cannot be written.
 fn option_path(path: &Path) -> Result<String, Failure> {
     let text = path.to_str().filter(|text| !text.contains(['"', '\n', '\\']) && !text.contains("${"));
-    let text = text.ok_or_else(|| Failure::new(ErrorKind::Unsupported, format!("ssh cannot be told of a file with this name: `{}`", path.display())))?;
+    let text = text.ok_or_else(|| {
+        Failure::new(ErrorKind::Unsupported, format!("ssh cannot be told of a file with this name: `{}`", path.display()))
+    })?;
     Ok(format!("\"{}\"", text.replace('%', "%%")))
 }
 
@@ -226,17 +228,31 @@ fn verdict(host: &str, code: Option<i32>, said: &str, has_key: bool) -> Failure 
             .hint("find out why (someone may stand between), then put the new key into `source.credentials.known_hosts`");
     }
     if has(&["host key verification failed", "host key is known for"]) {
-        return failure(ErrorKind::HostKey, &format!("the ssh host key of {host} is not known"))
-            .hint(&format!("`ssh-keyscan {host}`, compare with what its operator publishes, and put it into `source.credentials.known_hosts`"));
+        return failure(ErrorKind::HostKey, &format!("the ssh host key of {host} is not known")).hint(&format!(
+            "`ssh-keyscan {host}`, compare with what its operator publishes, and put it into `source.credentials.known_hosts`"
+        ));
     }
-    if has(&["permission denied (", "too many authentication failures", "unprotected private key", "no such identity", "error in libcrypto", "invalid format"]) {
+    if has(&[
+        "permission denied (",
+        "too many authentication failures",
+        "unprotected private key",
+        "no such identity",
+        "error in libcrypto",
+        "invalid format",
+    ]) {
         return failure(ErrorKind::Refused, &format!("{host} does not take our ssh key")).hint(if has_key {
             "is the key registered there, without a passphrase, and of mode 0600?"
         } else {
             "set `source.credentials.ssh_key`"
         });
     }
-    if has(&["not appear to be a git repository", "repository not found", "does not exist", "no such file or directory", "could not be found"]) {
+    if has(&[
+        "not appear to be a git repository",
+        "repository not found",
+        "does not exist",
+        "no such file or directory",
+        "could not be found",
+    ]) {
         return failure(ErrorKind::NotFound, &format!("{host} has no such repository, or not for this key"));
     }
     if has(&["git-upload-pack: not found", "command not found"]) {

@@ -1,0 +1,223 @@
+//! What is fetched: branches, tags, revisions, shallow or whole, by path and over git://.
+
+use serde_json::json;
+
+use crate::support::{Scene, ask, git_daemon, helper, helper_command};
+
+#[test]
+fn a_path_and_a_file_url_are_copied_whole() {
+    let scene = Scene::new();
+    let head = scene.advance("second");
+    assert_eq!(scene.fetch(&scene.source()).fetched(), (head.as_str(), vec![]));
+    assert_eq!(scene.mirrored().len(), 2, "libgit2 cannot shallow-fetch from a path");
+    assert!(!scene.mirror().join("objects/info/alternates").exists());
+    scene.mirror_is_sound();
+    // The source may go: the mirror does not lean on it.
+    let same = scene.fetch(&scene.source());
+    assert_eq!((same.fetched().0, same.bytes()), (head.as_str(), 0), "nothing new, nothing fetched");
+    let third = scene.advance("third");
+    std::fs::remove_dir_all(scene.mirror()).expect("removed");
+    assert_eq!(scene.fetch(&format!("file://{}", scene.source())).fetched(), (third.as_str(), vec![]));
+    std::fs::rename(scene.path("served"), scene.path("gone")).expect("renamed");
+    assert!(scene.stage(&third).success);
+    assert_eq!(scene.staged("README"), "third\n");
+    let answer = scene.fetch(&scene.source());
+    assert_eq!(answer.failed().0, "not_found");
+}
+
+#[test]
+fn a_shallow_fetch_brings_so_many_commits_and_no_more() {
+    let scene = Scene::new();
+    let daemon = git_daemon(&scene);
+    let url = format!("git://127.0.0.1:{}/app.git", daemon.port);
+    for text in ["second", "third", "fourth"] {
+        scene.advance(text);
+    }
+    let fourth = scene.in_work(&["rev-parse", "HEAD"]);
+    assert_eq!(scene.fetch(&url).fetched(), (fourth.as_str(), vec![]));
+    assert_eq!(scene.mirrored(), std::slice::from_ref(&fourth));
+    let fifth = scene.advance("fifth");
+    let answer = scene.fetch(&url);
+    assert_eq!(answer.fetched(), (fifth.as_str(), vec![]));
+    assert!(answer.bytes() > 0);
+    assert!(scene.stage(&fifth).success);
+    assert_eq!(scene.staged("README"), "fifth\n");
+    assert_eq!(scene.staged("REVISION"), format!("{fifth}\n"));
+
+    let mut whole = scene.fetch_request(&url);
+    whole["fetch"]["depth"] = json!(0);
+    assert_eq!(helper(&whole).fetched(), (fifth.as_str(), vec![]));
+    assert_eq!(scene.mirrored().len(), 5, "depth 0 completes a shallow mirror");
+}
+
+#[test]
+fn a_force_push_is_followed_and_the_old_head_forgotten() {
+    let scene = Scene::new();
+    let daemon = git_daemon(&scene);
+    let url = format!("git://127.0.0.1:{}/app.git", daemon.port);
+    let first = scene.in_work(&["rev-parse", "HEAD"]);
+    let mut heads = Vec::new();
+    for (round, depth) in [1, 2, 1, 0].into_iter().enumerate() {
+        scene.in_work(&["reset", "-q", "--hard", &first]);
+        for commit in 0..3 {
+            scene.advance(&format!("history {round} commit {commit}"));
+        }
+        let head = scene.in_work(&["rev-parse", "HEAD"]);
+        // The server has forgotten the old head as well.
+        let source = scene.source();
+        scene.git(&["--git-dir", &source, "gc", "-q", "--prune=now"]);
+        let mut request = scene.fetch_request(&url);
+        request["fetch"]["depth"] = json!(depth);
+        assert_eq!(helper(&request).fetched(), (head.as_str(), vec![]), "depth {depth}");
+        assert_eq!(scene.mirrored().len(), if depth == 0 { 4 } else { depth }, "depth {depth}");
+        assert!(scene.stage(&head).success);
+        assert_eq!(scene.staged("README"), format!("history {round} commit 2\n"));
+        heads.push(head);
+    }
+}
+
+#[test]
+fn a_branch_can_take_the_name_of_a_directory_of_branches() {
+    let scene = Scene::new();
+    for name in ["release/one", "release"] {
+        scene.in_work(&["checkout", "-q", "-b", name]);
+        scene.write("name", name);
+        let id = scene.commit(name);
+        scene.push();
+        let mut request = scene.fetch_request(&scene.source());
+        request["fetch"]["wanted"] = json!({"branch": name});
+        assert_eq!(helper(&request).fetched(), (id.as_str(), vec![]));
+        scene.in_work(&["checkout", "-q", "main"]);
+        scene.in_work(&["branch", "-q", "-D", name]);
+        let source = scene.source();
+        scene.git(&["--git-dir", &source, "branch", "-q", "-D", name]);
+    }
+}
+
+#[test]
+fn tags_are_peeled() {
+    let scene = Scene::new();
+    let daemon = git_daemon(&scene);
+    let first = scene.in_work(&["rev-parse", "HEAD"]);
+    scene.in_work(&["tag", "light"]);
+    scene.in_work(&["tag", "-a", "-m", "x", "heavy"]);
+    scene.in_work(&["tag", "-a", "-m", "x", "nested", "heavy"]);
+    scene.advance("second");
+    for url in [scene.source(), format!("git://127.0.0.1:{}/app.git", daemon.port)] {
+        for tag in ["light", "heavy", "nested", "heavy"] {
+            let mut request = scene.fetch_request(&url);
+            request["fetch"]["wanted"] = json!({"tag": tag});
+            assert_eq!(helper(&request).fetched().0, first, "{tag} from {url}");
+        }
+    }
+}
+
+#[test]
+fn a_pinned_revision_is_fetched_by_its_id_or_found_in_the_whole_history() {
+    let scene = Scene::new();
+    let daemon = git_daemon(&scene);
+    let url = format!("git://127.0.0.1:{}/app.git", daemon.port);
+    let first = scene.in_work(&["rev-parse", "HEAD"]);
+    let second = scene.advance("second");
+    let pinned = |id: &str, depth: u32| {
+        let mut request = scene.fetch_request(&url);
+        request["fetch"]["wanted"] = json!({"revision": id});
+        request["fetch"]["depth"] = json!(depth);
+        helper(&request)
+    };
+    assert_eq!(pinned(&second, 1).fetched().0, second, "the head of a branch needs no permission");
+    let answer = pinned(&first, 1);
+    let (kind, text, hint) = answer.failed();
+    assert_eq!(kind, "not_found");
+    assert!(text.contains("does not give out revision") && hint.contains("depth"), "{text} {hint}");
+    assert_eq!(pinned(&first, 0).fetched().0, first, "in the whole history");
+    assert_eq!(scene.mirrored(), std::slice::from_ref(&first), "HEAD is what was wanted");
+
+    std::fs::remove_dir_all(scene.mirror()).expect("removed");
+    let source = scene.source();
+    scene.git(&["--git-dir", &source, "config", "uploadpack.allowReachableSHA1InWant", "true"]);
+    assert_eq!(pinned(&first, 1).fetched().0, first, "where the server allows it");
+    let nowhere = "1".repeat(40);
+    assert_eq!(pinned(&nowhere, 1).failed().0, "not_found");
+    let answer = pinned(&nowhere, 0);
+    assert_eq!(answer.failed().0, "not_found");
+    assert!(answer.failed().1.contains("no branch or tag"), "{answer:?}");
+    drop(daemon);
+    assert_eq!(pinned(&first, 1).fetched().0, first, "a pinned commit that is here needs no network");
+    assert_eq!(pinned(&nowhere, 1).failed().0, "unreachable");
+}
+
+#[test]
+fn what_is_not_there_is_told_with_the_nearest_name() {
+    let scene = Scene::new();
+    let daemon = git_daemon(&scene);
+    let mut request = scene.fetch_request(&scene.source());
+    request["fetch"]["wanted"] = json!({"branch": "mian"});
+    let answer = helper(&request);
+    assert_eq!((answer.failed().0, answer.failed().2), ("not_found", "is it `main`?"));
+    request["fetch"]["wanted"] = json!({"tag": "v1"});
+    assert_eq!((helper(&request).failed().0, helper(&request).failed().2), ("not_found", "it has no tag at all"));
+    assert_eq!(scene.fetch(&format!("git://127.0.0.1:{}/none.git", daemon.port)).failed().0, "not_found");
+    assert_eq!(scene.fetch("/dev/null").failed().0, "not_found");
+    assert_eq!(scene.fetch(scene.path("shared").to_str().expect("text")).failed().0, "not_found");
+    for url in ["svn://x/y", "x", "ext::true", ""] {
+        assert_eq!(scene.fetch(url).failed().0, "unsupported", "{url}");
+    }
+    let port = daemon.port;
+    drop(daemon);
+    assert_eq!(scene.fetch(&format!("git://127.0.0.1:{port}/app.git")).failed().0, "unreachable");
+    assert_eq!(scene.fetch("git://no-such-host.invalid/x").failed().0, "unreachable");
+}
+
+#[test]
+fn a_request_that_is_none_is_told_without_repeating_it() {
+    for text in [json!({}), json!({"fetch": {"url": "s3cret"}}), json!("s3cret"), json!({"s3cret": 1})] {
+        let answer = helper(&text);
+        assert_eq!(answer.failed().0, "internal");
+        assert!(!answer.last.to_string().contains("s3cret"), "{answer:?}");
+    }
+}
+
+#[test]
+fn the_machines_git_configuration_changes_nothing() {
+    let scene = Scene::new();
+    let head = scene.in_work(&["rev-parse", "HEAD"]);
+    std::fs::write(scene.path(".gitconfig"), format!("[url \"/nowhere/\"]\n\tinsteadOf = {}\n", scene.path("").display()))
+        .expect("written");
+    let answer = ask(helper_command().env("HOME", scene.dir.path()), &scene.fetch_request(&scene.source()));
+    assert_eq!(answer.fetched().0, head);
+}
+
+#[test]
+fn the_app_user_fetches_from_a_repository_of_another() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let head = scene.in_work(&["rev-parse", "HEAD"]);
+    std::fs::set_permissions(scene.dir.path(), std::fs::Permissions::from_mode(0o755)).expect("opened");
+    std::fs::create_dir(scene.mirror()).expect("made");
+    for path in [scene.mirror(), scene.path("releases"), scene.path("shared")] {
+        chown(path, Some(65534), Some(65534)).expect("given");
+    }
+    // A copy where that user can reach it: the target directory may be in a home.
+    let binary = scene.path("selfstart");
+    std::fs::copy(env!("CARGO_BIN_EXE_selfstart"), &binary).expect("copied");
+    let as_nobody = || {
+        let mut command = std::process::Command::new(&binary);
+        command.arg("internal-git").env_clear().uid(65534).gid(65534).current_dir("/");
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command
+    };
+    assert_eq!(ask(&mut as_nobody(), &scene.fetch_request(&scene.source())).fetched().0, head);
+    let answer = ask(&mut as_nobody(), &scene.stage_request(&head));
+    assert!(answer.success, "{answer:?}");
+    std::fs::write(scene.mirror().join("refs/selfstart/wanted"), "damaged").expect("written");
+    let answer = ask(&mut as_nobody(), &scene.fetch_request(&scene.source()));
+    assert_eq!(answer.fetched().0, head, "made anew, though the directory above is not this user's");
+    let mut elsewhere = scene.fetch_request(&scene.source());
+    elsewhere["fetch"]["mirror"] = json!(scene.path("forbidden.git"));
+    assert_eq!(ask(&mut as_nobody(), &elsewhere).failed().0, "disk_full");
+}
