@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use super::exit::Exit;
 use super::failure::{Failure, Stop, printing};
-use super::look::{Paint, Style, clean};
+use super::look::{Paint, Style, age, clean};
 use super::site::Site;
 use crate::control::client::{Client, ClientError};
-use crate::control::wire::{Done, Outcome, Progress, RefusalCode, Refused, Request};
+use crate::control::wire::{Change, Done, Facts, Outcome, Progress, RefusalCode, Refused, Request};
 
 /// How the answer is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,19 +30,42 @@ impl Format {
     }
 }
 
-/// Asks and returns what the agent did; a refusal or failure is an `Err`.
-pub(crate) fn ask(site: &Site, request: &Request) -> Result<Done, Stop> {
-    let outcome = Client::connect(&site.socket()).map_err(|error| unreachable_agent(site, error))?.ask(request, None, |_| ())?;
-    done(outcome)
+/// As long as a keeper needs to start a killed agent again ("within a second", PRODUCT.md promise 3), several times over.
+const AGENT_BACK_WITHIN: Duration = Duration::from_secs(5);
+
+/// Between two looks for an agent that is not there; nothing tells when it comes.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Asks for facts; a refusal or failure is an `Err`. An agent that dies meanwhile is asked again when it is back.
+pub(crate) fn ask(site: &Site, command: Command) -> Result<Done, Stop> {
+    let give_up = Instant::now() + AGENT_BACK_WITHIN;
+    let request = Request::new(command);
+    loop {
+        match Client::connect(&site.socket()).and_then(|client| client.ask(&request, None, |_| ())) {
+            Err(ClientError::GoneAway) if Instant::now() < give_up => std::thread::sleep(LOOK_AGAIN),
+            Err(error) => return Err(unreachable_agent(site, error)),
+            Ok(outcome) => return done(outcome),
+        }
+    }
 }
 
-/// Asks, shows progress, prints the outcome.
-pub(crate) fn act(site: &Site, request: &Request, format: Format, deadline: Option<Instant>) -> Result<Exit, Stop> {
-    let client = Client::connect(&site.socket()).map_err(|error| unreachable_agent(site, error))?;
+/// Asks for something to be done, shows progress, prints the outcome.
+pub(crate) fn act(site: &Site, request: &Request, format: Format) -> Result<Exit, Stop> {
+    let outcome = try_act(site, request, format, None).map_err(|error| unreachable_agent(site, error))?;
+    conclude(outcome, format)
+}
+
+/// Asks and shows progress.
+pub(crate) fn try_act(site: &Site, request: &Request, format: Format, deadline: Option<Instant>) -> Result<Outcome, ClientError> {
+    let client = Client::connect(&site.socket())?;
     let mut teller = Teller::new(format);
     let outcome = client.ask(request, deadline, |progress| teller.hear(&progress));
     teller.end();
-    let outcome = outcome?;
+    outcome
+}
+
+/// Prints the outcome.
+pub(crate) fn conclude(outcome: Outcome, format: Format) -> Result<Exit, Stop> {
     if format == Format::Json {
         /// `{"schema": 1, "done": {...}}`.
         #[derive(Serialize)]
@@ -54,15 +77,31 @@ pub(crate) fn act(site: &Site, request: &Request, format: Format, deadline: Opti
         print_json(&Told { schema: 1, outcome: &outcome })?;
     }
     let done = done(outcome)?;
-    if format == Format::Text && !done.text.is_empty() {
-        print(&format!("{}\n", done.text))?;
+    if format == Format::Text {
+        print(&sentence(&done))?;
     }
     Ok(Exit::Done)
 }
 
-/// A deadline so far from now.
-pub(crate) fn within(patience: Option<Duration>) -> Option<Instant> {
-    patience.and_then(|patience| Instant::now().checked_add(patience))
+/// What a person hears last.
+fn sentence(done: &Done) -> String {
+    match (&done.facts, done.text.as_str()) {
+        (Some(Facts::Live(live)), "") => {
+            let took = live.seconds.map(|seconds| format!(" after {}", age(Duration::from_secs(seconds)))).unwrap_or_default();
+            format!("{} is live{took}: revision {}\n", live.release, live.revision.short())
+        }
+        (Some(Facts::Changes(changes)), "") => changes_text(changes),
+        (_, "") => String::new(),
+        (_, text) => format!("{}\n", text.lines().map(clean).collect::<Vec<_>>().join("\n")),
+    }
+}
+
+/// A line for each key.
+pub(crate) fn changes_text(changes: &[Change]) -> String {
+    if changes.is_empty() {
+        return "nothing has changed\n".into();
+    }
+    changes.iter().map(|change| format!("{}: {}\n", clean(&change.key), clean(&change.effect))).collect()
 }
 
 /// Nobody there, and the configuration by which we looked for it is broken: say both.
@@ -211,7 +250,9 @@ pub(crate) fn with_detail(deploy: &DeployStatus) -> String {
         (Some(objects), None) => Some(format!("{objects} objects")),
         (None, _) => None,
     };
-    let parts = [progress.detail.as_deref().map(clean), objects, progress.bytes.map(|bytes| bytes.to_string())];
+    // The step says it already.
+    let detail = progress.detail.as_deref().filter(|detail| progress.step.as_ref().is_none_or(|step| step.text != *detail));
+    let parts = [detail.map(clean), objects, progress.bytes.map(|bytes| bytes.to_string())];
     let parts: Vec<_> = parts.into_iter().flatten().collect();
     if !parts.is_empty() {
         line.push_str(if progress.step.is_some() { " (" } else { ": " });

@@ -10,7 +10,7 @@ use super::exit::Exit;
 use super::failure::{Failure, Stop};
 use super::look::{Cell, Column, Look, Row, Style, table};
 use super::site::Site;
-use crate::control::wire::{Facts, Request};
+use crate::control::wire::Facts;
 
 /// Flags of `deploy`.
 #[derive(Args, Debug)]
@@ -46,12 +46,12 @@ pub(crate) struct ReleasesArgs {
 /// Fetches and rolls out.
 pub(crate) fn deploy(site: &Site, args: &DeployArgs) -> Result<Exit, Stop> {
     let command = Command::Deploy { reference: args.reference.clone(), force: args.force };
-    ask::act(site, &request(command, args.answer.no_wait), args.answer.format(), None)
+    ask::act(site, &request(command, args.answer.no_wait), args.answer.format())
 }
 
 /// Goes back, and holds.
 pub(crate) fn rollback(site: &Site, args: &RollbackArgs) -> Result<Exit, Stop> {
-    ask::act(site, &request(Command::Rollback { to: args.to.clone() }, args.answer.no_wait), args.answer.format(), None)
+    ask::act(site, &request(Command::Rollback { to: args.to.clone() }, args.answer.no_wait), args.answer.format())
 }
 
 /// Lists the releases.
@@ -62,7 +62,7 @@ pub(crate) fn releases(site: &Site, args: &ReleasesArgs) -> Result<Exit, Stop> {
         schema: u32,
         releases: Vec<ReleaseStatus>,
     }
-    let Some(Facts::Releases(releases)) = ask::ask(site, &Request::new(Command::Releases {}))?.facts else {
+    let Some(Facts::Releases(releases)) = ask::ask(site, Command::Releases {})?.facts else {
         return Err(Failure::new(Exit::Failed, "the agent's answer to `releases` has no releases in it").into());
     };
     match Format::json(args.json) {

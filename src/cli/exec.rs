@@ -15,7 +15,7 @@ use super::ask;
 use super::exit::Exit;
 use super::failure::{Failure, Stop};
 use super::site::Site;
-use crate::control::wire::{Facts, Launch, Request};
+use crate::control::wire::{Facts, Launch};
 
 /// By this variable a keeper finds the workers of a dead one: a person's shell must not be adopted as a worker.
 const WORKER_VARIABLE: &str = "SELFSTART_WORKER";
@@ -34,7 +34,7 @@ pub(crate) struct ExecArgs {
 /// Becomes the command; returns only if that fails.
 pub(crate) fn exec(site: &Site, args: &ExecArgs) -> Result<Exit, Stop> {
     let pool = args.pool.as_deref().map(PoolName::from);
-    let Some(Facts::Launch(launch)) = ask::ask(site, &Request::new(Command::Launch { pool }))?.facts else {
+    let Some(Facts::Launch(launch)) = ask::ask(site, Command::Launch { pool })?.facts else {
         return Err(Failure::new(Exit::Failed, "the agent's answer to `launch` has no launch in it").into());
     };
     become_user(&launch)?;

@@ -231,7 +231,7 @@ fn print_lines(lines: &[Line], one_slot: bool, look: &Look) -> Result<(), Stop> 
 
 /// A terminal gets local time; a pipe the line as it is in a shared file. The text is the worker's own, colours and all.
 fn render(line: &Line, one_slot: bool, look: &Look, to: &mut Vec<u8>) {
-    if look.is_terminal() {
+    if look.terminal {
         if let Ok(date) = line.date.parse::<Timestamp>() {
             to.extend_from_slice(look.paint.on(Style::Faint, &look.clock(date)).as_bytes());
             to.push(b' ');

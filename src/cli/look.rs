@@ -73,8 +73,10 @@ pub(crate) struct Look {
     pub(crate) paint: Paint,
     /// Columns; `None`: not a terminal, nothing is cut.
     pub(crate) width: Option<usize>,
-    /// Lines; `None`: not a terminal.
+    /// Lines; `None`: not a terminal, or one that does not know.
     pub(crate) height: Option<usize>,
+    /// A person looks on.
+    pub(crate) terminal: bool,
     /// The reader's time zone.
     pub(crate) zone: TimeZone,
     /// The present.
@@ -93,14 +95,10 @@ impl Look {
             paint: Paint::wanted(terminal),
             width: size.and_then(|size| known(size.ws_col)),
             height: size.and_then(|size| known(size.ws_row)),
+            terminal,
             zone: TimeZone::system(),
             now: now(),
         }
-    }
-
-    /// Tells whether a person looks on.
-    pub(crate) fn is_terminal(&self) -> bool {
-        self.height.is_some()
     }
 
     /// Returns `14:02:11+01:00`, with the date in front unless it is today.
@@ -128,7 +126,6 @@ impl Look {
 }
 
 /// The date, for showing.
-#[expect(clippy::disallowed_methods, reason = "the command line is a process of its own: the agent's clock is not here")]
 pub(crate) fn now() -> WallTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     WallTime::from_unix_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
@@ -157,6 +154,36 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
         return text.to_owned();
     }
     text.chars().take(width.saturating_sub(1)).chain((width > 0).then_some('…')).collect()
+}
+
+/// Returns the text in lines of at most `width` characters, broken between words where that can be.
+pub(crate) fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
+    let width = width.unwrap_or(usize::MAX).max(1);
+    let mut lines = vec![String::new()];
+    let mut left = width;
+    for word in text.split(' ') {
+        let mut word: &str = word;
+        loop {
+            let length = word.chars().count();
+            let gap = usize::from(left < width);
+            if length + gap <= left {
+                let line = lines.last_mut().expect("never empty: it begins with a line and only grows");
+                line.push_str(&" ".repeat(gap));
+                line.push_str(word);
+                left -= length + gap;
+                break;
+            }
+            if left == width {
+                // A word as long as a line or longer is broken where the line ends.
+                let end = word.char_indices().nth(width).map_or(word.len(), |(at, _)| at);
+                lines.last_mut().expect("never empty: it begins with a line and only grows").push_str(&word[..end]);
+                word = &word[end..];
+            }
+            lines.push(String::new());
+            left = width;
+        }
+    }
+    lines
 }
 
 /// One place in a table.
@@ -220,8 +247,7 @@ pub(crate) fn table(columns: &[Column], rows: &[Row], look: &Look) -> String {
     };
     let mut shown: Vec<(usize, usize)> = (0..columns.len()).map(|index| (index, natural(index))).collect();
     if let Some(width) = look.width {
-        loop {
-            let Some(&(_, last)) = shown.last() else { break };
+        while let Some(&(_, last)) = shown.last() {
             let before: usize = shown[..shown.len() - 1].iter().map(|(_, width)| width + GAP).sum();
             if before + last.min(LAST_MIN) <= width {
                 if let Some(last) = shown.last_mut() {
@@ -293,7 +319,7 @@ pub(crate) mod tests {
     /// A reader at 2026-11-22 11:20:30 in a zone one hour east of UTC.
     pub(crate) fn reader(width: Option<usize>, paint: Paint) -> Look {
         let zone = jiff::tz::Offset::constant(1).to_time_zone();
-        Look { paint, width, height: width, zone, now: WallTime::from_unix_millis(1_795_342_830_000) }
+        Look { paint, width, height: width, terminal: width.is_some(), zone, now: WallTime::from_unix_millis(1_795_342_830_000) }
     }
 
     #[test]
@@ -320,6 +346,17 @@ pub(crate) mod tests {
         assert_eq!(cut("größer", 6), "größer");
         assert_eq!(cut("größer", 4), "grö…");
         assert_eq!(cut("x", 0), "");
+    }
+
+    #[test]
+    fn wrapping_breaks_between_words_and_loses_none() {
+        assert_eq!(wrap("one two three", Some(8)), ["one two", "three"]);
+        assert_eq!(wrap("one two three", Some(7)), ["one two", "three"]);
+        assert_eq!(wrap("abcdefghij kl", Some(4)), ["abcd", "efgh", "ij", "kl"]);
+        assert_eq!(wrap("größer", Some(3)), ["grö", "ßer"]);
+        assert_eq!(wrap("one two", None), ["one two"]);
+        assert_eq!(wrap("", Some(0)), [""]);
+        assert_eq!(wrap("ab", Some(0)), ["a", "b"]);
     }
 
     #[test]

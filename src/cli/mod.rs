@@ -48,10 +48,10 @@ pub(crate) struct Wiring {
 #[command(name = "selfstart", version, max_term_width = 100, arg_required_else_help = true, after_help = AFTER_HELP)]
 struct Cli {
     /// The configuration; default: $SELFSTART_CONFIG, else /etc/selfstart/config.yaml
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Which app")]
     config: Option<PathBuf>,
     /// The app, where there are several: its configuration is /etc/selfstart/APP.yaml
-    #[arg(long, global = true, value_name = "APP")]
+    #[arg(long, global = true, value_name = "APP", help_heading = "Which app")]
     app: Option<String>,
     #[command(subcommand)]
     verb: Verb,

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use selfstart_core::command::Command;
-use selfstart_core::time::parse_duration;
+use selfstart_core::time::{Human, parse_duration};
 use serde::Serialize;
 
 use super::ask::{self, Format, print, print_json, request};
 use super::exit::Exit;
 use super::failure::{Failure, Stop};
-use super::look::clean;
 use super::site::Site;
+use crate::control::client::ClientError;
 use crate::control::wire::{Change, Facts, Request};
 
 /// Flags of `drain` and `unhold`.
@@ -59,12 +59,12 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// Asks for a command without arguments.
 pub(crate) fn plain(site: &Site, args: &PlainArgs, command: Command) -> Result<Exit, Stop> {
-    ask::act(site, &request(command, args.answer.no_wait), args.answer.format(), None)
+    ask::act(site, &request(command, args.answer.no_wait), args.answer.format())
 }
 
 /// Holds updates.
 pub(crate) fn hold(site: &Site, args: &HoldArgs) -> Result<Exit, Stop> {
-    ask::act(site, &request(Command::Hold { why: args.why.clone() }, args.answer.no_wait), args.answer.format(), None)
+    ask::act(site, &request(Command::Hold { why: args.why.clone() }, args.answer.no_wait), args.answer.format())
 }
 
 /// Applies a changed configuration, or shows what that would do.
@@ -76,45 +76,36 @@ pub(crate) fn reload(site: &Site, args: &ReloadArgs) -> Result<Exit, Stop> {
         changes: Vec<Change>,
     }
     if !args.plan {
-        return ask::act(site, &request(Command::Reload { plan: false }, args.answer.no_wait), args.answer.format(), None);
+        return ask::act(site, &request(Command::Reload { plan: false }, args.answer.no_wait), args.answer.format());
     }
-    let Some(Facts::Changes(changes)) = ask::ask(site, &Request::new(Command::Reload { plan: true }))?.facts else {
+    let Some(Facts::Changes(changes)) = ask::ask(site, Command::Reload { plan: true })?.facts else {
         return Err(Failure::new(Exit::Failed, "the agent's answer to `reload --plan` has no plan in it").into());
     };
     match args.answer.format() {
         Format::Json => print_json(&Planned { schema: 1, changes })?,
-        Format::Text => print(&render(&changes))?,
+        Format::Text => print(&ask::changes_text(&changes))?,
     }
     Ok(Exit::Done)
 }
 
-fn render(changes: &[Change]) -> String {
-    if changes.is_empty() {
-        return "nothing would change\n".into();
-    }
-    changes.iter().map(|change| format!("{}: {}\n", clean(&change.key), clean(&change.effect))).collect()
-}
-
-/// Between two looks for an agent that is not there yet; it has to boot, and nothing tells when it has.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
-
-/// Waits until the pools are up.
+/// Waits until the pools are up. An agent that dies meanwhile comes back, and is asked again.
 pub(crate) fn wait(site: &Site, args: &WaitArgs) -> Result<Exit, Stop> {
-    let deadline = ask::within(args.timeout);
+    let deadline = args.timeout.and_then(|patience| Instant::now().checked_add(patience));
+    let request = Request::new(Command::Wait {});
     loop {
-        match ask::act(site, &Request::new(Command::Wait {}), Format::Text, deadline) {
-            // With a time-out, an agent that is not up yet or comes back from a crash is part of what is waited for.
-            Err(Stop::Failed(failure)) if failure.exit == Exit::NoAgent && deadline.is_some_and(|deadline| Instant::now() < deadline) => {
-                thread::sleep(LOOK_AGAIN);
+        match ask::try_act(site, &request, Format::Text, deadline) {
+            Ok(outcome) => return ask::conclude(outcome, Format::Text),
+            Err(ClientError::Late) => {
+                let span = args.timeout.map(|timeout| Human(timeout).to_string()).unwrap_or_default();
+                let failure = Failure::new(Exit::Failed, format!("the pools were not ready within {span}"));
+                return Err(failure.hint("`selfstart status` shows which are not").into());
             }
-            Err(Stop::Failed(failure)) if failure.what == crate::control::client::ClientError::Late.to_string() => {
-                let span = args.timeout.map(super::look::age).unwrap_or_default();
-                return Err(Failure::new(Exit::Failed, format!("the pools were not ready within {span}"))
-                    .hint("`selfstart status` shows which are not")
-                    .into());
-            }
-            ended => return ended,
+            Err(ClientError::GoneAway) => {}
+            // With a time-out, an agent that is not up yet is part of what is waited for.
+            Err(ClientError::NoAgent(_)) if deadline.is_some_and(|deadline| Instant::now() < deadline) => {}
+            Err(error) => return Err(ask::unreachable_agent(site, error)),
         }
+        thread::sleep(ask::LOOK_AGAIN);
     }
 }
 
@@ -125,7 +116,7 @@ mod tests {
     #[test]
     fn a_plan_is_a_line_for_each_key() {
         let changes = [Change { key: "pools.checkins.count".into(), effect: "10 -> 12: starts 2 workers".into(), restarts: Vec::new() }];
-        assert_eq!(render(&changes), "pools.checkins.count: 10 -> 12: starts 2 workers\n");
-        assert_eq!(render(&[]), "nothing would change\n");
+        assert_eq!(ask::changes_text(&changes), "pools.checkins.count: 10 -> 12: starts 2 workers\n");
+        assert_eq!(ask::changes_text(&[]), "nothing has changed\n");
     }
 }

@@ -49,17 +49,17 @@ fn any_case(text: &str) -> Result<Signal, String> {
 
 /// Asks for something to be done to targets.
 pub(crate) fn to_targets(site: &Site, args: &TargetsArgs, command: impl FnOnce(Vec<Target>) -> Command) -> Result<Exit, Stop> {
-    ask::act(site, &request(command(args.targets.clone()), args.answer.no_wait), args.answer.format(), None)
+    ask::act(site, &request(command(args.targets.clone()), args.answer.no_wait), args.answer.format())
 }
 
 /// Asks for another number of workers.
 pub(crate) fn scale(site: &Site, args: &ScaleArgs) -> Result<Exit, Stop> {
     let command = Command::Scale { pool: args.scale.pool.clone(), to: args.scale.to };
-    ask::act(site, &request(command, args.answer.no_wait), args.answer.format(), None)
+    ask::act(site, &request(command, args.answer.no_wait), args.answer.format())
 }
 
 /// Sends a signal.
 pub(crate) fn signal(site: &Site, args: &SignalArgs) -> Result<Exit, Stop> {
     let command = Command::Signal { target: args.target.clone(), signal: args.signal };
-    ask::act(site, &request(command, args.answer.no_wait), args.answer.format(), None)
+    ask::act(site, &request(command, args.answer.no_wait), args.answer.format())
 }

@@ -1,20 +1,18 @@
 //! `selfstart status`: the node at a glance.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use clap::Args;
 use selfstart_core::command::Command;
 use selfstart_core::date::Timestamp;
 use selfstart_core::status::{AgentState, DeployPhase, DeployStatus, JobStatus, PoolStatus, SlotState, SlotStatus, Status};
-use selfstart_core::units::Bytes;
 
 use super::ask::{self, Format, print, print_json};
 use super::exit::Exit;
 use super::failure::{Failure, Stop};
-use super::look::{Cell, Column, Look, Paint, Row, Style, across, age, clean, table};
+use super::look::{Cell, Column, Look, Paint, Row, Style, across, age, clean, table, wrap};
 use super::site::Site;
-use crate::control::wire::{Facts, Request};
+use crate::control::wire::Facts;
 
 /// How often `-w` looks again.
 const EVERY: Duration = Duration::from_secs(1);
@@ -46,7 +44,7 @@ pub(crate) fn status(site: &Site, args: &StatusArgs) -> Result<Exit, Stop> {
 
 /// Asks for the snapshot.
 pub(crate) fn fetch(site: &Site) -> Result<Status, Stop> {
-    match ask::ask(site, &Request::new(Command::Status {}))?.facts {
+    match ask::ask(site, Command::Status {})?.facts {
         Some(Facts::Status(status)) => Ok(*status),
         _ => Err(Failure::new(Exit::Failed, "the agent's answer to `status` has no status in it").into()),
     }
@@ -65,10 +63,10 @@ fn watch(site: &Site, format: Format) -> Result<Exit, Stop> {
             }
             Ok(status) => render(&status, &look),
             // An agent that is killed is back within a second: a watcher stays. The first look tells a typing error.
-            Err(Stop::Failed(failure)) if !told.is_empty() && look.is_terminal() => failure.render(Paint::Plain),
+            Err(Stop::Failed(failure)) if !told.is_empty() && look.terminal => failure.render(Paint::Plain),
             Err(stop) => return Err(stop),
         };
-        if look.is_terminal() && format == Format::Text {
+        if look.terminal && format == Format::Text {
             let frame = fit(&frame, &look);
             print(&redraw(&frame, drawn))?;
             drawn = frame.lines().count();
@@ -120,15 +118,18 @@ pub(crate) fn render(status: &Status, look: &Look) -> String {
         ],
     ));
     deploy_lines(&status.deploy, look, &mut lines);
-    for note in &status.notes {
-        lines.push(("note", vec![Cell::new(Style::Bad, note)]));
-    }
     const LABEL: usize = 9;
     let narrow = Look { width: look.width.map(|width| width.saturating_sub(LABEL)), ..look.clone() };
-    let mut text: String = lines
-        .iter()
-        .map(|(label, cells)| format!("{} {}\n", look.paint.on(Style::Faint, &format!("{label:<8}")), across(cells, &narrow)))
-        .collect();
+    let mut text = String::new();
+    for (label, cells) in &lines {
+        text.push_str(&labelled(label, &across(cells, &narrow), look));
+    }
+    // What an operator must see is wrapped, not cut.
+    for (label, style, words) in trouble(status, look) {
+        for (number, line) in wrap(&clean(&words), narrow.width).iter().enumerate() {
+            text.push_str(&labelled(if number == 0 { label } else { "" }, &look.paint.on(style, line), look));
+        }
+    }
     if status.pools.is_empty() {
         return text;
     }
@@ -151,22 +152,32 @@ fn deploy_lines(deploy: &DeployStatus, look: &Look, lines: &mut Vec<(&str, Vec<C
     if let Some(wanted) = deploy.wanted.as_ref().filter(|wanted| deploy.live.as_ref().is_none_or(|live| live.revision != wanted.revision)) {
         lines.push(("wanted", vec![wanted.revision.short().into(), format!("since {}", look.time(wanted.at)).into()]));
     }
+}
+
+/// What keeps the node from being as it should: label, colour, sentence.
+fn trouble(status: &Status, look: &Look) -> Vec<(&'static str, Style, String)> {
+    let deploy = &status.deploy;
+    let mut told = Vec::new();
     if deploy.held {
         let why = match &deploy.hold {
             Some(hold) => format!("by {} since {}: {}", hold.by, look.time(hold.at), hold.why),
             None => "no updates until `selfstart unhold`".into(),
         };
-        lines.push(("held", vec![Cell::new(Style::Warn, why)]));
+        told.push(("held", Style::Warn, why));
     }
     if let Some(error) = &deploy.last_error {
-        let at = deploy.last_error_at.map(|at| format!("{}:", look.time(at)));
-        let words = at.into_iter().map(Cell::from).chain([Cell::new(Style::Bad, one_line(error))]);
-        lines.push(("failed", words.collect()));
+        let at = deploy.last_error_at.map(|at| format!("{}: ", look.time(at))).unwrap_or_default();
+        told.push(("failed", Style::Bad, format!("{at}{}", one_line(error))));
     }
     for quarantined in &deploy.quarantined {
-        let why = format!("not tried again: {}", one_line(&quarantined.why));
-        lines.push(("bad", vec![Cell::new(Style::Strong, quarantined.revision.short()), why.into()]));
+        told.push(("bad", Style::Warn, format!("{} is not tried again: {}", quarantined.revision.short(), one_line(&quarantined.why))));
     }
+    told.extend(status.notes.iter().map(|note| ("note", Style::Bad, note.clone())));
+    told
+}
+
+fn labelled(label: &str, text: &str, look: &Look) -> String {
+    format!("{}\n", format!("{} {text}", look.paint.on(Style::Faint, &format!("{label:<8}"))).trim_end())
 }
 
 /// The first line of a text: the others are in the log.
@@ -200,7 +211,7 @@ fn pools(status: &Status, look: &Look) -> String {
                 state(slot, look),
                 slot.pid.map_or_else(Cell::none, |pid| pid.to_string().into()),
                 slot.started_at.or(slot.pid.map(|_| slot.since)).map_or_else(Cell::none, |at| look.ago(at).into()),
-                slot.memory_bytes.map_or_else(Cell::none, |bytes| memory(bytes).into()),
+                slot.memory_bytes.map_or_else(Cell::none, |bytes| bytes.to_string().into()),
                 slot.restarts.to_string().into(),
                 revision,
                 slot.job.as_ref().map_or_else(Cell::none, |job| job_text(job, look).into()),
@@ -215,14 +226,11 @@ fn pools(status: &Status, look: &Look) -> String {
 
 fn heading(pool: &PoolStatus) -> Vec<Cell> {
     let style = if pool.ready >= pool.wanted { Style::Good } else { Style::Warn };
-    let mut cells = vec![Cell::new(Style::Strong, pool.name.as_str()), Cell::new(style, format!("{}/{} ready", pool.ready, pool.wanted))];
-    if let Some(group) = &pool.group {
-        cells.push(Cell::new(Style::Faint, format!("group {group}")));
-    }
-    if let Some(count) = pool.scaled {
-        cells.push(Cell::new(Style::Warn, format!("scaled to {count}")));
-    }
-    cells
+    let mut about = Vec::new();
+    about.extend(pool.group.as_ref().map(|group| format!("group {group}")));
+    about.extend(pool.scaled.map(|count| format!("scaled to {count}")));
+    let ready = format!("{}/{} ready", pool.ready, pool.wanted);
+    vec![Cell::new(Style::Strong, pool.name.as_str()), Cell::new(style, ready), Cell::new(Style::Faint, about.join(", "))]
 }
 
 fn state(slot: &SlotStatus, look: &Look) -> Cell {
@@ -234,15 +242,10 @@ fn state(slot: &SlotStatus, look: &Look) -> Cell {
             Style::Warn
         }
     };
-    match slot.next_start_at {
-        Some(at) => Cell::new(style, format!("{}, {} left", slot.state.name(), age(at.0.since(look.now)))),
-        None => Cell::new(style, slot.state.name()),
+    match slot.next_start_at.map(|at| at.0.since(look.now)) {
+        Some(left) if left.as_secs() > 0 => Cell::new(style, format!("{} {}", slot.state.name(), age(left))),
+        _ => Cell::new(style, slot.state.name()),
     }
-}
-
-/// One decimal at most, so that the column is calm.
-fn memory(bytes: Bytes) -> String {
-    bytes.to_string()
 }
 
 fn job_text(job: &JobStatus, look: &Look) -> String {

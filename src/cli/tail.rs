@@ -282,7 +282,7 @@ impl Watch {
         const POLL_EVERY: Duration = Duration::from_millis(200);
         // A network file system tells of no change made by others.
         const LOOK_ANYWAY: Duration = Duration::from_secs(2);
-        let stdout = std::io::stdout();
+        let stdout = io::stdout();
         let mut waited_for = vec![PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty())];
         waited_for.extend(self.inotify.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let longest = if self.inotify.is_some() { LOOK_ANYWAY } else { POLL_EVERY };
