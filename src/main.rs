@@ -1,6 +1,7 @@
-//! selfstart: worker machines that deploy themselves.
+//! selfstart: worker machines that deploy themselves. This file wires the command line to the keeper, the agent and the configuration.
 
 mod agent;
+mod check;
 mod cli;
 mod config;
 mod control;
@@ -9,24 +10,52 @@ mod release;
 mod sys;
 mod telling;
 
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
 
+use cli::exit::Exit;
+use cli::failure::{Failure, Stop};
+use cli::site::Loaded;
+
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().collect();
-    match arguments.get(1).and_then(|verb| verb.to_str()) {
-        Some("internal-git") => release::git::main(),
-        Some("internal-agent") => agent::main(std::path::Path::new(&arguments[2])),
-        Some("run") => {
-            use std::os::unix::ffi::OsStrExt;
-            let rest = arguments[2..].iter().filter_map(|word| std::ffi::CString::new(word.as_bytes()).ok()).collect();
-            match keeper::run(rest) {
-                Ok(code) => ExitCode::from(code),
-                Err(error) => {
-                    eprintln!("{error}");
-                    ExitCode::FAILURE
-                }
-            }
+    // What selfstart starts itself, before any parsing: helpers are small, and their words are not an interface.
+    let mut arguments = std::env::args_os().skip(1);
+    match arguments.next().as_deref().and_then(|verb| verb.to_str()) {
+        Some("internal-git") => return release::git::main(),
+        Some("internal-agent") => return agent::main(Path::new(&arguments.next().unwrap_or_default())),
+        _ => {}
+    }
+    let wiring = cli::Wiring { load, check: check::findings, run, demo: cli::demo::demo };
+    ExitCode::from(cli::main(std::env::args_os(), &wiring).code())
+}
+
+/// Reads what the command line must know of a configuration.
+fn load(path: &Path) -> Result<Loaded, Vec<String>> {
+    match agent::load(path) {
+        Ok(loaded) => {
+            let settings = loaded.settings;
+            let shared = |pool: &config::settings::PoolSettings| {
+                Some((pool.policy.name.as_str().to_owned(), settings.root.join(pool.log.file.as_ref()?)))
+            };
+            let shared_logs = settings.pools.iter().filter_map(shared).collect();
+            Ok(Loaded { app: settings.app, root: settings.root, shared_logs })
         }
-        _ => ExitCode::SUCCESS,
+        Err(config::ConfigErrors::Unreadable { source, .. }) => Err(vec![source.to_string()]),
+        Err(error) => Err(error.problems().iter().map(ToString::to_string).collect()),
+    }
+}
+
+/// Becomes the keeper.
+fn run(config: &Path, _args: &cli::run::RunArgs) -> Result<Exit, Stop> {
+    // The agent may be started from another working directory than ours is later.
+    let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
+    let words: Vec<OsString> = vec![config.into()];
+    let words = words.iter().filter_map(|word| CString::new(word.as_bytes()).ok()).collect();
+    match keeper::run(words) {
+        Ok(0) => Ok(Exit::Done),
+        Ok(code) => Ok(Exit::Other(code)),
+        Err(error) => Err(Failure::because(Exit::Failed, "selfstart cannot mind this node".to_owned(), &error).into()),
     }
 }

@@ -431,7 +431,7 @@ mod tests {
         let mut call = rig.call().await;
         assert!(!call.reply.is_gone());
         drop(client);
-        timeout(Duration::from_secs(10), call.reply.outcome.closed()).await.expect("noticed at once, not by a heartbeat's failure");
+        timeout(HEARTBEAT / 2, call.reply.outcome.closed()).await.expect("noticed at once, not by a heartbeat's failure");
         call.reply.progress(Progress::text("to nobody"));
         call.reply.finish(Done::text("to nobody"));
     }

@@ -159,7 +159,7 @@ pub(crate) struct Progress {
     pub(crate) text: Option<String>,
     /// The deploy as it is now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) deploy: Option<DeployStatus>,
+    pub(crate) deploy: Option<Box<DeployStatus>>,
 }
 
 impl Progress {
@@ -170,7 +170,7 @@ impl Progress {
 
     /// Shows the deploy.
     pub(crate) fn deploy(deploy: DeployStatus) -> Self {
-        Self { text: None, deploy: Some(deploy) }
+        Self { text: None, deploy: Some(Box::new(deploy)) }
     }
 }
 

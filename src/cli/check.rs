@@ -1,0 +1,102 @@
+//! `selfstart check`: what is wrong with the configuration and this machine, before it matters.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::ask::{Format, print, print_json};
+use super::exit::Exit;
+use super::failure::Stop;
+use super::look::{Look, Style};
+
+/// Flags of `check`.
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// Print the findings as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How much a finding weighs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Weight {
+    /// It was looked at and is as it should be.
+    Good,
+    /// It will run, but a person should know.
+    Warning,
+    /// It will not run.
+    Problem,
+}
+
+/// One thing that was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Finding {
+    /// How much it weighs.
+    pub(crate) weight: Weight,
+    /// What it is, on one line; of the configuration: `PATH:LINE:COLUMN: KEY.PATH: ...`.
+    pub(crate) text: String,
+    /// What to do next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<String>,
+}
+
+/// Prints what was found: problems as `run` would, warnings, and a last word.
+pub(crate) fn check(findings: &[Finding], args: &CheckArgs) -> Result<Exit, Stop> {
+    /// `{"schema": 1, "ok": true, "findings": [...]}`.
+    #[derive(Serialize)]
+    struct Checked<'a> {
+        schema: u32,
+        ok: bool,
+        findings: &'a [Finding],
+    }
+    let ok = findings.iter().all(|finding| finding.weight != Weight::Problem);
+    match Format::json(args.json) {
+        Format::Json => print_json(&Checked { schema: 1, ok, findings })?,
+        Format::Text => print(&render(findings, &Look::of_stdout()))?,
+    }
+    Ok(if ok { Exit::Done } else { Exit::Configuration })
+}
+
+fn render(findings: &[Finding], look: &Look) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let prefix = match finding.weight {
+            Weight::Good => continue,
+            Weight::Warning => look.paint.on(Style::Warn, "warning: "),
+            Weight::Problem => String::new(),
+        };
+        text.push_str(&format!("{prefix}{}\n", finding.text));
+        if let Some(hint) = &finding.hint {
+            text.push_str(&format!("{} {hint}\n", look.paint.on(Style::Good, "hint:")));
+        }
+    }
+    let count = |weight| findings.iter().filter(|finding| finding.weight == weight).count();
+    let last = match (count(Weight::Problem), count(Weight::Warning)) {
+        (0, 0) => look.paint.on(Style::Good, "all is well"),
+        (0, n) => look.paint.on(Style::Warn, &format!("it will run, with {}", counted(n, "warning"))),
+        (n, _) => look.paint.on(Style::Bad, &format!("it will not run: {}", counted(n, "problem"))),
+    };
+    text + &last + "\n"
+}
+
+fn counted(n: usize, thing: &str) -> String {
+    if n == 1 { format!("1 {thing}") } else { format!("{n} {thing}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::look::{Paint, tests::reader};
+
+    #[test]
+    fn findings_are_told_with_a_last_word() {
+        let finding = |weight, text: &str, hint: Option<&str>| Finding { weight, text: text.into(), hint: hint.map(Into::into) };
+        let findings = [
+            finding(Weight::Problem, "c.yaml:3:1: sorce: unknown key, found `sorce`", Some("did you mean `source`?")),
+            finding(Weight::Warning, "workers run as root", Some("set `user:`")),
+            finding(Weight::Good, "root is writable", None),
+        ];
+        let drawn = |findings: &[Finding]| render(findings, &reader(None, Paint::Plain));
+        insta::assert_snapshot!([drawn(&findings), drawn(&findings[1..]), drawn(&findings[2..])].join("--\n"));
+    }
+}

@@ -1,0 +1,122 @@
+//! `selfstart drain`, `hold`, `unhold`, `reload` and `wait`.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use selfstart_core::command::Command;
+use selfstart_core::time::{Human, parse_duration};
+use serde::Serialize;
+
+use super::ask::{self, Format, print, print_json, request};
+use super::exit::Exit;
+use super::failure::{Failure, Stop};
+use super::site::Site;
+use crate::control::client::ClientError;
+use crate::control::wire::{Change, Facts, Request};
+
+/// Flags of `drain` and `unhold`.
+#[derive(Args, Debug)]
+pub(crate) struct PlainArgs {
+    #[command(flatten)]
+    answer: super::AnswerArgs,
+}
+
+/// Flags of `hold`.
+#[derive(Args, Debug)]
+pub(crate) struct HoldArgs {
+    /// Shown by `status` to whoever wonders
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
+    #[command(flatten)]
+    answer: super::AnswerArgs,
+}
+
+/// Flags of `reload`.
+#[derive(Args, Debug)]
+pub(crate) struct ReloadArgs {
+    /// Only show what would change
+    #[arg(long)]
+    plan: bool,
+    #[command(flatten)]
+    answer: super::AnswerArgs,
+}
+
+/// Flags of `wait`.
+#[derive(Args, Debug)]
+pub(crate) struct WaitArgs {
+    /// Until every pool has its workers ready (also the default: there is nothing else to wait for)
+    #[arg(long)]
+    ready: bool,
+    /// Give up after this long, e.g. 90s; until then an agent that is not there yet is waited for, too
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    timeout: Option<Duration>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|error| format!("{error}; write it like 90s, 10m or 1h30m"))
+}
+
+/// Asks for a command without arguments.
+pub(crate) fn plain(site: &Site, args: &PlainArgs, command: Command) -> Result<Exit, Stop> {
+    ask::act(site, &request(command, args.answer.no_wait), args.answer.format())
+}
+
+/// Holds updates.
+pub(crate) fn hold(site: &Site, args: &HoldArgs) -> Result<Exit, Stop> {
+    ask::act(site, &request(Command::Hold { why: args.why.clone() }, args.answer.no_wait), args.answer.format())
+}
+
+/// Applies a changed configuration, or shows what that would do.
+pub(crate) fn reload(site: &Site, args: &ReloadArgs) -> Result<Exit, Stop> {
+    /// `{"schema": 1, "changes": [...]}`.
+    #[derive(Serialize)]
+    struct Planned {
+        schema: u32,
+        changes: Vec<Change>,
+    }
+    if !args.plan {
+        return ask::act(site, &request(Command::Reload { plan: false }, args.answer.no_wait), args.answer.format());
+    }
+    let Some(Facts::Changes(changes)) = ask::ask(site, Command::Reload { plan: true })?.facts else {
+        return Err(Failure::new(Exit::Failed, "the agent's answer to `reload --plan` has no plan in it").into());
+    };
+    match args.answer.format() {
+        Format::Json => print_json(&Planned { schema: 1, changes })?,
+        Format::Text => print(&ask::changes_text(&changes))?,
+    }
+    Ok(Exit::Done)
+}
+
+/// Waits until the pools are up. An agent that dies meanwhile comes back, and is asked again.
+pub(crate) fn wait(site: &Site, args: &WaitArgs) -> Result<Exit, Stop> {
+    let deadline = args.timeout.and_then(|patience| Instant::now().checked_add(patience));
+    let request = Request::new(Command::Wait {});
+    loop {
+        match ask::try_act(site, &request, Format::Text, deadline) {
+            Ok(outcome) => return ask::conclude(outcome, Format::Text),
+            Err(ClientError::Late) => {
+                let span = args.timeout.map(|timeout| Human(timeout).to_string()).unwrap_or_default();
+                let failure = Failure::new(Exit::Failed, format!("the pools were not ready within {span}"));
+                return Err(failure.hint("`selfstart status` shows which are not").into());
+            }
+            Err(ClientError::GoneAway) => {}
+            // With a time-out, an agent that is not up yet is part of what is waited for.
+            Err(ClientError::NoAgent(_)) if deadline.is_some_and(|deadline| Instant::now() < deadline) => {}
+            Err(error) => return Err(ask::unreachable_agent(site, error)),
+        }
+        thread::sleep(ask::LOOK_AGAIN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_is_a_line_for_each_key() {
+        let changes = [Change { key: "pools.checkins.count".into(), effect: "10 -> 12: starts 2 workers".into(), restarts: Vec::new() }];
+        assert_eq!(ask::changes_text(&changes), "pools.checkins.count: 10 -> 12: starts 2 workers\n");
+        assert_eq!(ask::changes_text(&[]), "nothing has changed\n");
+    }
+}
