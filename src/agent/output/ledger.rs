@@ -574,6 +574,11 @@ pub(super) mod kill {
     pub(crate) const fn shorten(len: usize) -> usize {
         len
     }
+
+    /// All, outside of tests.
+    pub(crate) const fn disk(len: usize) -> Result<usize, rustix::io::Errno> {
+        Ok(len)
+    }
 }
 
 #[cfg(test)]
@@ -583,6 +588,7 @@ pub(super) mod kill {
     thread_local! {
         static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
         static SHORT: Cell<bool> = const { Cell::new(false) };
+        static DISK: Cell<Option<usize>> = const { Cell::new(None) };
     }
 
     /// What a thread panics with in the place of a kill.
@@ -601,6 +607,23 @@ pub(super) mod kill {
     /// Reads and writes come in halves, so that a kill can fall in between.
     pub(crate) fn shorten(len: usize) -> usize {
         if SHORT.get() && len > 1 { len / 2 } else { len }
+    }
+
+    /// Sets how much the disk takes before it is full; `None`: all.
+    pub(crate) fn set_disk(left: Option<usize>) {
+        DISK.set(left);
+    }
+
+    /// How much of `len` the disk takes.
+    pub(crate) fn disk(len: usize) -> Result<usize, rustix::io::Errno> {
+        match DISK.get() {
+            None => Ok(len),
+            Some(0) => Err(rustix::io::Errno::NOSPC),
+            Some(left) => {
+                DISK.set(Some(left.saturating_sub(len)));
+                Ok(len.min(left))
+            }
+        }
     }
 
     /// Lets this thread be killed at the `nth` point from now.

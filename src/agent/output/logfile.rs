@@ -225,6 +225,7 @@ impl LogFile {
                 Ok(())
             }
             Err((written, source)) => {
+                kill::point();
                 if written > 0 && rustix::fs::ftruncate(&open.fd, open.len).is_err() {
                     // The torn line stays and is closed with a newline when the file is opened again.
                     self.open = None;
@@ -312,7 +313,7 @@ fn write_all(fd: &OwnedFd, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
     let mut written = 0;
     while written < bytes.len() {
         let part = kill::shorten(bytes.len() - written);
-        match rustix::io::write(fd, &bytes[written..written + part]) {
+        match kill::disk(part).and_then(|part| rustix::io::write(fd, &bytes[written..written + part])) {
             Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
             Ok(n) => written += n,
             Err(Errno::INTR) => {}
