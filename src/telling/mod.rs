@@ -1,1 +1,3 @@
 //! x
+pub mod rotating;
+pub mod stamp;

@@ -12,9 +12,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
-use super::ledger::kill;
 use super::line::{Labels, LogLine};
 use super::*;
+use crate::sys::fault;
 
 /// A worker's side of a pipe, and the keeper's.
 struct Pipe {
@@ -74,7 +74,7 @@ fn content(file: &Path) -> String {
 
 /// A file with its rotated ones, oldest first.
 fn files_of(file: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = (1..).map(|n| logfile::numbered(file, n)).take_while(|file| file.exists()).collect();
+    let mut files: Vec<PathBuf> = (1..).map(|n| rotating::numbered(file, n)).take_while(|file| file.exists()).collect();
     files.reverse();
     files.push(file.to_owned());
     files
@@ -424,11 +424,11 @@ fn live_and_die(first: u64, second: u64, disk: Option<usize>) -> (bool, bool) {
             }));
             match result {
                 Ok(()) => return,
-                Err(payload) if payload.is::<kill::Killed>() => {
+                Err(payload) if payload.is::<fault::Killed>() => {
                     happened += 1;
                     outputs = None;
                     if let Some(nth) = next.take() {
-                        kill::at(nth);
+                        fault::at(nth);
                     }
                 }
                 Err(payload) => std::panic::resume_unwind(payload),
@@ -436,8 +436,8 @@ fn live_and_die(first: u64, second: u64, disk: Option<usize>) -> (bool, bool) {
         }
     };
     live(&pipes, &mut |_| {});
-    kill::at(first);
-    kill::set_disk(disk);
+    fault::at(first);
+    fault::set_disk(disk);
     let mut millis = 0;
     let mut expected: [Vec<u8>; 3] = Default::default();
     for (n, bit) in story() {
@@ -447,7 +447,7 @@ fn live_and_die(first: u64, second: u64, disk: Option<usize>) -> (bool, bool) {
         live(&pipes, &mut |outputs| drop(drain(outputs, at(millis))));
     }
     // Space is back.
-    kill::set_disk(None);
+    fault::set_disk(None);
     millis += 2000;
     live(&pipes, &mut |outputs| drop(drain(outputs, at(millis))));
     for n in 0..3 {
@@ -456,7 +456,7 @@ fn live_and_die(first: u64, second: u64, disk: Option<usize>) -> (bool, bool) {
             assert_eq!(finish, Finish::Done);
         });
     }
-    kill::off();
+    fault::off();
     expected[1].push(b'\n');
     let shared = said(&shared, Labels::Some);
     let own = said(&own, Labels::None);
@@ -512,7 +512,7 @@ fn a_full_disk_stops_reading_is_told_once_and_cuts_no_line() {
         pipe.say(b"before\n");
     }
     drain(&mut outputs, at(0));
-    kill::set_disk(Some(15));
+    fault::set_disk(Some(15));
     for pipe in &mut pipes {
         pipe.say(b"while it is full\n");
     }
@@ -529,7 +529,7 @@ fn a_full_disk_stops_reading_is_told_once_and_cuts_no_line() {
         // At most what the second one had when it was the one to try.
         assert!(progress.bytes <= 17, "{} bytes read", progress.bytes);
     }
-    kill::set_disk(None);
+    fault::set_disk(None);
     pipes[0].say(b"\n");
     let progress = drain(&mut outputs, at(4010));
     assert!(matches!(&progress.news[..], [OutputNews::GoesOn { .. }]), "{:?}", progress.news);
