@@ -201,7 +201,7 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, config::ConfigErrors> {
 }
 
 /// All of the machine's memory; 0 when it cannot be read, and then pools sized by memory get no worker, which `check` shows.
-fn total_memory() -> Bytes {
+pub(crate) fn total_memory() -> Bytes {
     let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     Bytes(kib.unwrap_or(0).saturating_mul(1024))
@@ -252,7 +252,7 @@ async fn put_together(
 ) -> Result<Parts, BootError> {
     let settings = Arc::new(loaded.settings);
     let layout = Layout::new(&settings.root);
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    init_log(&settings);
     let user = super::launch::who(settings.user.as_ref()).map_err(doing("look up `user`"))?;
     let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
     notes.extend(layout.create(owner).map_err(doing("make the folders below `root`"))?);
@@ -267,7 +267,7 @@ async fn put_together(
             tracing::info!("{text}");
         }
     }
-    let telling = Telling::open(&layout, &settings, welcome).map_err(doing("open the journal of events"))?;
+    let telling = Telling::open(&layout, &settings, welcome);
     let outputs = outputs(line, &mut found.kept, &mut notes)?;
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
     let listener = listener(line, &layout, &settings, &mut found.kept)?;
@@ -291,13 +291,27 @@ async fn put_together(
     })
 }
 
+fn init_log(settings: &Settings) {
+    use crate::config::settings::LogFormat;
+    use crate::telling::log;
+    let format = match settings.log.format {
+        LogFormat::Auto => log::LogFormat::Auto,
+        LogFormat::Human => log::LogFormat::Human,
+        LogFormat::Json => log::LogFormat::Json,
+    };
+    if let Err(error) = log::init(format, &settings.log.level) {
+        complain(&format!("warning: {}", chain(&error)));
+    }
+}
+
 /// Reads what a former agent kept; nothing, when there is none or it is damaged, which is noted.
 fn remembered<T: Default + serde::de::DeserializeOwned>(path: &Path, notes: &mut Vec<String>) -> Result<T, BootError> {
-    match store::load(path).map_err(doing("read what a former agent kept"))? {
-        store::Loaded::Found(value) => Ok(value),
+    match store::load(path, store::SCHEMA_NOW, |_, fields| fields).map_err(doing("read what a former agent kept"))? {
+        store::Loaded::State(value) => Ok(value),
         store::Loaded::Nothing => Ok(T::default()),
-        store::Loaded::Damaged(text) => {
-            notes.push(text);
+        store::Loaded::Bad { moved_to, why } => {
+            let moved = moved_to.map_or_else(|| "and could not be moved aside".to_owned(), |to| format!("moved to `{}`", to.display()));
+            notes.push(format!("`{}` was damaged ({why}); {moved}", path.display()));
             Ok(T::default())
         }
     }

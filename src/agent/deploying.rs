@@ -147,7 +147,7 @@ impl Agent {
             if let Effect::Save(saved) = effect {
                 self.deploying.saving = true;
                 let path = self.layout.journal().join("deploy.json");
-                self.work(move || Worked::DeploySaved(store::save(&path, &*saved).map_err(|error| chain(&error))));
+                self.work(move || Worked::DeploySaved(store::save(&path, store::SCHEMA_NOW, &*saved).map_err(|error| chain(&error))));
             } else {
                 self.carry_out(effect);
             }
@@ -213,7 +213,7 @@ impl Agent {
                 self.work(move || {
                     let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
                         let path = mark_path(&layout, &release);
-                        store::save(&path, &BuiltMark { revision, build }).map_err(|error| chain(&error))
+                        fs_err::create_dir_all(layout.run().join("built")).map_err(|error| error.to_string()).and_then(|()| store::save(&path, store::SCHEMA_NOW, &BuiltMark { revision, build }).map_err(|error| chain(&error)))
                     });
                     Worked::Deploy(match marked {
                         Ok(()) => Event::MarkedBuilt { release },

@@ -615,7 +615,7 @@ impl Agent {
         let drained = matches!(self.ending, Ending::Draining | Ending::Drained);
         let saved = PoolsSaved { boot: boot_id(), drained, pools, verdicts };
         let path = self.layout.state();
-        self.work(move || Worked::StateSaved(store::save(&path, &saved).map_err(|error| chain(&error))));
+        self.work(move || Worked::StateSaved(store::save(&path, store::SCHEMA_NOW, &saved).map_err(|error| chain(&error))));
     }
 
     pub(crate) fn state_saved(&mut self, result: Result<(), String>) {

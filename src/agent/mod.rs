@@ -16,4 +16,5 @@ mod showing;
 pub(crate) mod store;
 mod tell;
 
-pub(crate) use boot::main;
+pub(crate) use boot::{load, main, total_memory};
+pub(crate) use deploying::chain;

@@ -111,7 +111,7 @@ impl Agent {
                 Effect::Now(format!("{signal} sent to {sent} worker{}", if sent == 1 { "" } else { "s" }))
             }),
             Command::Scale { pool, to } => self.scale(pool, to, reply, wait),
-            Command::Drain {} => self.drain(reply, wait),
+            Command::Drain {} => self.drain(&by, reply, wait),
             Command::Reload { plan: true } => self.reload_plan(reply),
             Command::Reload { plan: false } => self.reload(Some((reply, wait))),
             Command::Wait {} => self.pending(reply, true, Goal::AllReady, "every pool is ready".into()),
@@ -385,12 +385,13 @@ impl Agent {
 
     // ---- the node
 
-    fn drain(&mut self, reply: Reply, wait: bool) {
+    fn drain(&mut self, by: &str, reply: Reply, wait: bool) {
         match self.ending {
             Ending::Drained => return reply.finish(Done::already("the node is drained already")),
             Ending::No => {
                 self.ending = Ending::Draining;
                 self.dirty = true;
+                self.telling.draining(by);
                 self.deploy_event(DeployEvent::DrainBegun);
                 self.drain_waves();
             }

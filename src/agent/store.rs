@@ -1,132 +1,341 @@
-//! Small files that must be whole after any kill and any power cut.
+//! Small files that must survive a power cut: written beside, synced, renamed, and the rename synced.
+//!
+//! For: the agent's state and other files of a few kilobytes. Not for: what grows (`telling::journal`, `output`), nor for deciding
+//! when to write: each write is two fsyncs, so the caller waits until there is a reason.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
-/// Why a file could not be kept or read.
+use crate::sys::fault;
+
+/// Owner reads and writes, group reads.
+pub const MODE: u32 = 0o640;
+
+/// What a file's `schema` field is called.
+const SCHEMA: &str = "schema";
+
+/// The schema of every file that this version writes.
+pub const SCHEMA_NOW: u32 = 1;
+
+/// Why a file was not written or read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StoreError {
-    /// It could not be written.
-    #[error("failed to write `{}`", .path.display())]
+pub enum StoreError {
+    /// The path has no directory or no name.
+    #[error("failed to write `{0}`: not a file's path")]
+    NotAFile(PathBuf),
+    /// The file beside it could not be written; the old one is untouched.
+    #[error("failed to write `{path}`", path = path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
         #[source]
-        source: io::Error,
+        source: std::io::Error,
     },
-    /// It could not be read.
-    #[error("failed to read `{}`", .path.display())]
+    /// The new one is in place and may not survive a power cut.
+    #[error("failed to sync directory of `{path}`", path = path.display())]
+    Sync {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is there and cannot be read: nothing is known about its content.
+    #[error("failed to read `{path}`", path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
         #[source]
-        source: io::Error,
+        source: std::io::Error,
+    },
+    /// The value is not one that JSON can hold as an object.
+    #[error("failed to write `{path}` as JSON", path = path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
     },
 }
 
-/// What goes before the name of a file that is being written.
-const TEMPORARY: &str = ".new-";
-
-/// Replaces a file: written beside it, synced, renamed, and the folder synced, so that there is the old one or the new one, whole.
+/// Replaces a file's content: after this it is the old or the new one, whole, also after a power cut. Mode 0640.
+///
+/// Disk order: write beside, sync that, rename, sync the directory.
 ///
 /// # Errors
-/// When a step fails; the old file is there then.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Write { path: path.to_owned(), source };
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        return Err(failed(io::ErrorKind::InvalidInput.into()));
-    };
-    fs_err::create_dir_all(folder).map_err(failed)?;
-    // One name: the agent writes one version of a file at a time, and what a killed one left is written over.
-    let temporary = folder.join(format!("{TEMPORARY}{name}"));
-    let write = || -> io::Result<()> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let mut file = fs_err::OpenOptions::new();
-        file.write(true).create(true).truncate(true).options_mut().mode(0o640);
-        let mut file = file.open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs_err::rename(&temporary, path)?;
-        fs_err::File::open(folder)?.sync_all()
-    };
-    write().map_err(failed)
+/// [`StoreError::Sync`] if the new content is there but not yet safe; else the old content is still there.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    write_atomic_with(path, bytes, MODE)
 }
 
-/// Keeps a value as JSON.
+/// [`write_atomic`] with a mode.
 ///
 /// # Errors
 /// As [`write_atomic`].
-pub(crate) fn save<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
-    let bytes = serde_json::to_vec(value).map_err(|error| StoreError::Write { path: path.to_owned(), source: error.into() })?;
+pub fn write_atomic_with(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+    let dir = path.parent().ok_or_else(|| StoreError::NotAFile(path.to_owned()))?;
+    let temporary = temporary_name(path).ok_or_else(|| StoreError::NotAFile(path.to_owned()))?;
+    let write = || -> std::io::Result<()> {
+        let mut file = fs_err::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        fault::disk(bytes.len())?;
+        fault::point();
+        file.write_all(bytes)?;
+        fault::point();
+        file.sync_all()?;
+        fault::point();
+        fs_err::rename(&temporary, path)
+    };
+    if let Err(source) = write() {
+        // Else it is removed by the next `clean_leftovers`.
+        let _ = fs_err::remove_file(&temporary);
+        return Err(StoreError::Write { path: path.to_owned(), source });
+    }
+    fault::point();
+    sync_dir(dir).map_err(|source| StoreError::Sync { path: path.to_owned(), source })
+}
+
+/// Syncs a directory: a rename in it survives a power cut after this (`fsync(2)`).
+///
+/// # Errors
+/// As open(2) and fsync(2) do.
+pub fn sync_dir(dir: &Path) -> std::io::Result<()> {
+    fs_err::File::open(dir)?.sync_all()
+}
+
+/// `.NAME.tmp-PID-N`: never used twice in one boot of the machine by processes that live at the same time.
+fn temporary_name(path: &Path) -> Option<PathBuf> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name()?);
+    name.push(format!(".tmp-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    Some(path.with_file_name(name))
+}
+
+/// Removes what writers of this file that were killed left beside it; returns how many there were. Not while another one writes.
+pub fn clean_leftovers(path: &Path) -> usize {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return 0 };
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(name);
+    prefix.push(".tmp-");
+    let Ok(entries) = fs_err::read_dir(dir) else { return 0 };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes()))
+        .filter(|entry| fs_err::remove_file(entry.path()).is_ok())
+        .count()
+}
+
+/// What was found on disk.
+#[derive(Debug, PartialEq)]
+pub enum Loaded<T> {
+    /// No file: a first start.
+    Nothing,
+    /// The state.
+    State(T),
+    /// It made no sense and is now called `moved_to`, for people; go on with what the keeper and /proc know, and tell.
+    Bad {
+        /// Its new name; `None`: it could not be renamed, and will be overwritten.
+        moved_to: Option<PathBuf>,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+#[derive(Serialize)]
+struct Envelope<'a, T> {
+    schema: u32,
+    #[serde(flatten)]
+    state: &'a T,
+}
+
+/// Writes a struct as one JSON object with its `schema`; see [`write_atomic`].
+///
+/// # Errors
+/// As [`write_atomic`]; [`StoreError::Json`] if `state` is not an object.
+pub fn save<T: Serialize>(path: &Path, schema: u32, state: &T) -> Result<(), StoreError> {
+    let json = |source| StoreError::Json { path: path.to_owned(), source };
+    let mut bytes = serde_json::to_vec_pretty(&Envelope { schema, state }).map_err(json)?;
+    bytes.push(b'\n');
     write_atomic(path, &bytes)
 }
 
-/// What was found in the place of a file that should be read.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Loaded<T> {
-    /// It.
-    Found(T),
-    /// Nothing yet.
-    Nothing,
-    /// Something that is not it; moved aside, as this text says.
-    Damaged(String),
-}
-
-/// Reads a value that [`save`] kept; a damaged file is moved aside, so that the node goes on with what it can see.
+/// Reads what [`save`] wrote, and removes leftovers beside it.
+///
+/// Unknown fields are ignored, so that a file of a newer version is read as far as it goes. `upgrade` brings the fields of an older
+/// schema (its number is given) up to what `T` reads; it is not called for the schema of today or newer ones.
 ///
 /// # Errors
-/// When the file is there and cannot be read: that is not the same as nothing.
-pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Result<Loaded<T>, StoreError> {
+/// [`StoreError::Read`] if the file is there and cannot be read: that is not "nothing".
+pub fn load<T: DeserializeOwned>(
+    path: &Path,
+    schema: u32,
+    upgrade: impl FnOnce(u32, Map<String, Value>) -> Map<String, Value>,
+) -> Result<Loaded<T>, StoreError> {
+    clean_leftovers(path);
     let bytes = match fs_err::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::Nothing),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Loaded::Nothing),
         Err(source) => return Err(StoreError::Read { path: path.to_owned(), source }),
     };
-    match serde_json::from_slice(&bytes) {
-        Ok(value) => Ok(Loaded::Found(value)),
-        Err(error) => {
-            let mut aside = path.to_owned().into_os_string();
-            aside.push(".bad");
-            let moved = match fs_err::rename(path, &aside) {
-                Ok(()) => format!("moved to `{}`", Path::new(&aside).display()),
-                Err(error) => format!("and could not be moved aside: {error}"),
-            };
-            Ok(Loaded::Damaged(format!("`{}` was damaged ({error}); {moved}", path.display())))
+    let read = || -> Result<T, String> {
+        let mut object: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+        let found = object.remove(SCHEMA).and_then(|schema| schema.as_u64()).and_then(|schema| u32::try_from(schema).ok());
+        let found = found.ok_or("its schema is missing")?;
+        if found < schema {
+            object = upgrade(found, object);
+        }
+        serde_json::from_value(Value::Object(object)).map_err(|error| error.to_string())
+    };
+    Ok(match read() {
+        Ok(state) => Loaded::State(state),
+        Err(why) => Loaded::Bad { moved_to: move_aside(path), why },
+    })
+}
+
+/// Renames a file to the first free `NAME.bad-N`.
+fn move_aside(path: &Path) -> Option<PathBuf> {
+    // A bound, so that a directory in which nothing can be renamed ends the search: so many bad files have a reason to be looked at.
+    for number in 1..1000 {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".bad-{number}"));
+        let to = PathBuf::from(name);
+        if fs_err::symlink_metadata(&to).is_err() {
+            return fs_err::rename(path, &to).is_ok().then_some(to);
         }
     }
+    None
 }
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
 
-    #[test]
-    fn what_was_saved_is_loaded() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let path = dir.path().join("a/state.json");
-        assert_eq!(load::<Vec<u8>>(&path).expect("nothing yet"), Loaded::Nothing);
-        save(&path, &vec![1_u8, 2]).expect("saved");
-        save(&path, &vec![3_u8]).expect("saved again");
-        assert_eq!(load::<Vec<u8>>(&path).expect("read"), Loaded::Found(vec![3]));
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Example {
+        held: bool,
+        starts: u64,
+    }
+
+    /// As the first release wrote it, with a field that this version does not know.
+    const SCHEMA_1: &str = "{\n  \"schema\": 1,\n  \"held\": true,\n  \"later\": [1],\n  \"starts\": 7\n}\n";
+
+    fn same(_: u32, fields: Map<String, Value>) -> Map<String, Value> {
+        fields
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs_err::read_dir(dir).expect("dir").map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
     }
 
     #[test]
-    fn a_damaged_file_is_moved_aside_and_told() {
-        let dir = tempfile::tempdir().expect("a folder");
+    fn what_was_saved_is_loaded_and_nothing_is_left_beside_it() {
+        let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("state.json");
-        fs_err::write(&path, b"[1, 2").expect("written");
-        assert!(matches!(load::<Vec<u8>>(&path).expect("read"), Loaded::Damaged(text) if text.contains("state.json.bad")));
-        assert_eq!(load::<Vec<u8>>(&path).expect("moved"), Loaded::Nothing);
+        assert_eq!(load::<Example>(&path, 1, same).expect("load"), Loaded::Nothing);
+        save(&path, 1, &Example { held: false, starts: 1 }).expect("save");
+        save(&path, 1, &Example { held: true, starts: 2 }).expect("save");
+        assert_eq!(load(&path, 1, same).expect("load"), Loaded::State(Example { held: true, starts: 2 }));
+        assert_eq!(names(dir.path()), ["state.json"]);
+        assert_eq!(rustix::fs::stat(&path).expect("stat").st_mode & 0o777, MODE);
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_not_taken_for_none() {
-        let dir = tempfile::tempdir().expect("a folder");
-        assert!(matches!(load::<Vec<u8>>(dir.path()), Err(StoreError::Read { .. })));
+    fn the_first_format_ever_is_still_read_and_unknown_fields_are_ignored() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("state.json");
+        fs_err::write(&path, SCHEMA_1).expect("write");
+        assert_eq!(load(&path, 1, same).expect("load"), Loaded::State(Example { held: true, starts: 7 }));
+        // And written the same way, apart from what is not known.
+        save(&path, 1, &Example { held: true, starts: 7 }).expect("save");
+        assert_eq!(fs_err::read_to_string(&path).expect("read"), SCHEMA_1.replace("  \"later\": [1],\n", ""));
+    }
+
+    #[test]
+    fn an_older_schema_is_upgraded_and_a_newer_one_is_read_as_it_is() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("state.json");
+        for (schema, starts) in [(1, 100), (2, 7), (3, 7)] {
+            fs_err::write(&path, SCHEMA_1.replace("\"schema\": 1", &format!("\"schema\": {schema}"))).expect("write");
+            let loaded = load(&path, 2, |from, mut fields| {
+                assert_eq!(from, 1);
+                fields.insert("starts".into(), 100.into());
+                fields
+            });
+            assert_eq!(loaded.expect("load"), Loaded::State(Example { held: true, starts }), "schema {schema}");
+        }
+    }
+
+    #[test]
+    fn a_corrupt_file_is_moved_aside_and_kept_for_people() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("state.json");
+        for (n, wrong) in
+            ["", "{", "[]", "{\"schema\": 1}", "{\"held\": true, \"starts\": 1}", "{\"schema\": -1}", "\0\0\0"].iter().enumerate()
+        {
+            fs_err::write(&path, wrong).expect("write");
+            let Loaded::Bad { moved_to: Some(moved_to), why } = load::<Example>(&path, 1, same).expect("load") else { panic!("{wrong}") };
+            assert!(moved_to.ends_with(format!("state.json.bad-{}", n + 1)), "{}", moved_to.display());
+            assert_eq!(fs_err::read_to_string(moved_to).expect("read"), *wrong);
+            assert!(!why.is_empty());
+            assert_eq!(load::<Example>(&path, 1, same).expect("load"), Loaded::Nothing);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_nothing() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("state.json");
+        fs_err::create_dir(&path).expect("dir");
+        assert!(matches!(load::<Example>(&path, 1, same), Err(StoreError::Read { .. })));
+    }
+
+    #[test]
+    fn killed_at_any_step_leaves_the_old_or_the_new_content_whole() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("state.json");
+        let mut seen = Vec::new();
+        for step in 0.. {
+            fs_err::write(&path, "old").expect("write");
+            fault::at(step);
+            let result = std::panic::catch_unwind(|| write_atomic(&path, b"new"));
+            let killed = !fault::off();
+            let content = fs_err::read_to_string(&path).expect("read");
+            assert!(content == "old" || content == "new", "step {step}: {content}");
+            clean_leftovers(&path);
+            assert_eq!(names(dir.path()), ["state.json"], "step {step}");
+            seen.push(content);
+            if !killed {
+                assert!(result.is_ok());
+                break;
+            }
+        }
+        assert_eq!(seen, ["old", "old", "old", "new", "new"]);
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_content_and_nothing_beside_it() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("state.json");
+        fs_err::write(&path, "old").expect("write");
+        fault::set_disk(Some(0));
+        let result = write_atomic(&path, b"new");
+        fault::set_disk(None);
+        assert!(matches!(result, Err(StoreError::Write { .. })));
+        assert_eq!(fs_err::read_to_string(&path).expect("read"), "old");
+        assert_eq!(names(dir.path()), ["state.json"]);
     }
 }

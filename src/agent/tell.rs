@@ -1,111 +1,104 @@
-//! What happens, told once: a line in the agent's log and an event in the journal.
+//! What the agent has to tell, as happenings: one value each becomes a line of its log and an event of the journal.
 
-use std::io;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-
-use selfstart_core::date::Timestamp;
 use selfstart_core::deploy::News;
 use selfstart_core::id::{PoolName, ReleaseId, SlotId};
 use selfstart_core::time::Human;
-use selfstart_core::worker::Happening;
-use serde_json::{Map, Value, json};
+use selfstart_core::worker;
 
+use super::deploying::chain;
 use super::output::OutputNews;
 use crate::config::settings::Settings;
 use crate::keeper::protocol::Welcome;
 use crate::release::layout::Layout;
 use crate::sys::clock;
+use crate::telling::journal::Journal;
+use crate::telling::{Happening, Kind, Level};
 
-/// The two places.
+/// The way to the log and the journal.
 #[derive(Debug)]
 pub(crate) struct Telling {
-    events: std::fs::File,
+    journal: Journal,
 }
 
 impl Telling {
-    pub(crate) fn open(layout: &Layout, settings: &Settings, welcome: &Welcome) -> Result<Self, io::Error> {
-        let events = std::fs::OpenOptions::new().append(true).create(true).mode(0o640).open(layout.events())?;
-        let mut telling = Self { events };
+    pub(crate) fn open(layout: &Layout, settings: &Settings, welcome: &Welcome) -> Self {
+        let mut telling = Self { journal: Journal::open(layout.events()) };
         if welcome.agent_starts > 1 {
-            let how = welcome.last_agent.map_or_else(String::new, |how| format!(" (the last one ended: {how:?})"));
-            telling.tell("agent_restarted", None, format!("the agent is back{how}"));
+            let how = welcome.last_agent.map_or_else(String::new, |how| format!("; the last one ended: {}", crate::keeper::describe(how)));
+            telling.tell(Happening::new(Kind::AgentRestarted, format!("the agent is back{how}")));
         } else {
-            telling.tell("agent_started", None, format!("minding `{}` in `{}`", settings.app, layout.root().display()));
+            telling.tell(Happening::new(Kind::AgentStarted, format!("minding `{}` in `{}`", settings.app, layout.root().display())));
         }
-        Ok(telling)
+        telling
     }
 
-    fn tell(&mut self, kind: &'static str, slot: Option<&SlotId>, text: String) {
-        self.tell_more(kind, slot, text, Map::new());
+    fn tell(&mut self, happening: Happening) {
+        self.journal.tell(clock::wall(), &happening);
     }
 
-    fn tell_more(&mut self, kind: &'static str, slot: Option<&SlotId>, text: String, mut more: Map<String, Value>) {
-        match slot {
-            Some(slot) => tracing::info!("{slot}: {text}"),
-            None => tracing::info!("{text}"),
-        }
-        let mut event = Map::new();
-        event.insert("schema".into(), json!(1));
-        event.insert("at".into(), json!(Timestamp(clock::wall())));
-        event.insert("kind".into(), json!(kind));
-        if let Some(slot) = slot {
-            event.insert("pool".into(), json!(slot.pool.as_str()));
-            event.insert("slot".into(), json!(slot.slot));
-        }
-        event.append(&mut more);
-        event.insert("text".into(), json!(text));
-        let mut line = Value::Object(event).to_string();
-        line.push('\n');
-        if let Err(error) = self.events.write_all(line.as_bytes()) {
-            tracing::warn!("an event could not be written: {error}");
-        }
+    fn say(&mut self, kind: Kind, text: impl Into<String>) {
+        self.tell(Happening::new(kind, text));
     }
 
+    /// Something was worked around.
     pub(crate) fn warn(&mut self, text: &str) {
-        self.tell("warning", None, text.to_owned());
+        self.say(Kind::Trouble, text);
     }
 
     pub(crate) fn deploy(&mut self, news: &News) {
-        self.tell(news.kind(), None, news.to_string());
-    }
-
-    pub(crate) fn worker(&mut self, slot: &SlotId, happening: &Happening) {
-        let mut more = Map::new();
-        let kind = match happening {
-            Happening::Started { .. } => "worker_started",
-            Happening::Adopted { .. } => "worker_adopted",
-            Happening::Ready { .. } => "worker_ready",
-            Happening::Exited { .. } => "worker_exited",
-            Happening::Judged(verdict) => {
-                more.insert("verdict".into(), json!(verdict.kind().name()));
-                "worker_ended"
-            }
-            Happening::StopBegun { .. } => "worker_stopping",
-            Happening::RungSent { .. } => "worker_signalled",
-            Happening::MemorySignal { .. } => "memory_limit",
-            Happening::BackedOff { .. } => "worker_backoff",
-            Happening::Quarantined { .. } => "worker_quarantined",
-            Happening::StaleJobFound { .. } => {
-                more.insert("verdict".into(), json!("stale"));
-                "stale_job"
-            }
-            Happening::Paused => "paused",
-            Happening::Resumed => "resumed",
+        let text = news.to_string();
+        let happening = match news {
+            News::SourceFailed { .. } => Happening::new(Kind::FetchFailed, text),
+            News::SourceBack { .. } => Happening::new(Kind::FetchFailed, text).level(Level::Info),
+            News::UpToDate { .. } | News::PoolsStart { .. } => Happening::new(Kind::DeployFinished, text).level(Level::Info),
+            News::PassedOver { .. } => Happening::new(Kind::DeployPostponed, text).verdict("quarantined"),
+            News::Begun { .. } => Happening::new(Kind::DeployStarted, text),
+            News::Interrupted { .. } | News::GaveWay { .. } | News::Recovered { .. } => Happening::new(Kind::DeployPostponed, text),
+            News::Failed { .. } | News::StaysFailing { .. } => Happening::new(Kind::DeployFailed, text).verdict("deploy"),
+            News::Switched { .. } => Happening::new(Kind::Switched, text),
+            News::Live { .. } => Happening::new(Kind::DeployFinished, text),
+            News::GoingBack { .. } => Happening::new(Kind::DeployFailed, text).verdict("deploy"),
+            News::WentBack { .. } => Happening::new(Kind::RolledBack, text),
+            News::Held { .. } => Happening::new(Kind::Held, text),
+            News::Unheld { .. } => Happening::new(Kind::Unheld, text),
         };
-        self.tell_more(kind, Some(slot), happening.to_string(), more);
+        self.tell(happening.with("news", news.kind()));
     }
 
-    pub(crate) fn adopted(&mut self, slot: &SlotId, pid: i32) {
-        self.tell("worker_adopted", Some(slot), format!("process {pid} of an earlier keeper is minded again"));
+    pub(crate) fn worker(&mut self, slot: &SlotId, what: &worker::Happening) {
+        use worker::Happening as Of;
+        let text = what.to_string();
+        let (kind, verdict) = match what {
+            Of::Started { .. } => (Kind::WorkerStarted, None),
+            Of::Adopted { .. } => (Kind::WorkerAdopted, None),
+            Of::Ready { .. } => (Kind::WorkerReady, None),
+            // The verdict that follows says it all.
+            Of::Exited { .. } => return tracing::debug!("{slot}: {text}"),
+            Of::Judged(verdict) => (Kind::WorkerEnded, Some(verdict.kind().name())),
+            Of::StopBegun { .. } | Of::RungSent { .. } => (Kind::WorkerStopping, None),
+            Of::MemorySignal { .. } => (Kind::WorkerMemory, Some("memory")),
+            Of::BackedOff { .. } => return tracing::debug!("{slot}: {text}"),
+            Of::Quarantined { .. } => (Kind::WorkerQuarantined, None),
+            Of::StaleJobFound { .. } => (Kind::StaleJob, Some("stale")),
+            Of::Paused => (Kind::Paused, None),
+            Of::Resumed => (Kind::Resumed, None),
+        };
+        let mut happening = Happening::new(kind, text).slot(slot);
+        if let Some(verdict) = verdict {
+            happening = happening.verdict(verdict);
+        }
+        if let Of::Started { process, .. } | Of::Adopted { process, .. } = what {
+            happening = happening.with("pid", process.pid);
+        }
+        self.tell(happening);
     }
 
     pub(crate) fn rollout(&mut self, pool: &PoolName, text: &str) {
-        self.tell("rollout", None, format!("{pool}: {text}"));
+        self.tell(Happening::new(Kind::Rollout, text).pool(pool));
     }
 
     pub(crate) fn build_step(&mut self, release: &ReleaseId, step: u32, of: u32, run: &str) {
-        self.tell("build_step", None, format!("building {release}, step {step} of {of}: {run}"));
+        self.tell(Happening::new(Kind::BuildStep, format!("building {release}, step {step} of {of}: {run}")).with("release", release.as_str()));
     }
 
     pub(crate) fn build_line(&mut self, line: &str) {
@@ -119,47 +112,51 @@ impl Telling {
     }
 
     pub(crate) fn mirror_healed(&mut self, text: &str) {
-        self.tell("mirror_healed", None, text.to_owned());
+        self.say(Kind::MirrorHealed, text);
     }
 
     pub(crate) fn output(&mut self, news: &OutputNews) {
-        let text = match news {
-            OutputNews::Waits { error } => format!("output waits, and nothing of it is lost: {}", super::deploying::chain(error)),
-            OutputNews::GoesOn { file, after } => format!("`{}` is written again after {}", file.display(), Human(*after)),
-            OutputNews::Recreated { file } => format!("`{}` had been removed, and was made anew", file.display()),
-            // Told nobody: it is what was asked for.
-            OutputNews::Rotated { .. } => return,
-            OutputNews::NotRotated { error } => format!("a log file cannot be rotated and grows on: {}", super::deploying::chain(error)),
-            OutputNews::Unreadable { key, stream, error } => format!("stream {stream:?} of {key} cannot be read: {error}"),
+        let (kind, text) = match news {
+            OutputNews::Waits { error } => (Kind::OutputWaits, format!("output waits, and nothing of it is lost: {}", chain(error))),
+            OutputNews::GoesOn { file, after } => (Kind::OutputGoesOn, format!("`{}` is written again after {}", file.display(), Human(*after))),
+            OutputNews::Recreated { file } => (Kind::OutputFile, format!("`{}` had been removed, and was made anew", file.display())),
+            OutputNews::Rotated { file } => return tracing::debug!("`{}` was rotated", file.display()),
+            OutputNews::NotRotated { error } => (Kind::OutputFile, format!("a log file cannot be rotated and grows on: {}", chain(error))),
+            OutputNews::Unreadable { key, stream, error } => (Kind::OutputFile, format!("stream {stream:?} of {key} cannot be read: {error}")),
         };
-        self.tell("output", None, text);
+        self.say(kind, text);
     }
 
     pub(crate) fn scaled(&mut self, pool: &PoolName, count: u32) {
-        self.tell("scaled", None, format!("{pool} is to have {count} workers"));
+        self.tell(Happening::new(Kind::Scaled, format!("{count} workers are wanted")).pool(pool));
     }
 
     pub(crate) fn config_reloaded(&mut self, text: &str) {
-        self.tell("config_reloaded", None, text.to_owned());
+        self.say(Kind::ConfigReloaded, text);
     }
 
     pub(crate) fn config_refused(&mut self, text: &str) {
-        self.tell("config_refused", None, text.to_owned());
+        self.say(Kind::ConfigRefused, text);
     }
 
     pub(crate) fn reopened(&mut self) {
+        self.journal.reopen();
         tracing::info!("logs are opened anew");
     }
 
     pub(crate) fn leaving(&mut self) {
-        self.tell("agent_stopping", None, "a signal: draining, then ending".to_owned());
+        self.say(Kind::DrainStarted, "a signal: everything is stopped, then selfstart ends");
+    }
+
+    pub(crate) fn draining(&mut self, by: &str) {
+        self.say(Kind::DrainStarted, format!("asked by {by}: everything is stopped, the agent stays"));
     }
 
     pub(crate) fn drained(&mut self) {
-        self.tell("drained", None, "everything is stopped; the agent stays".to_owned());
+        self.say(Kind::Drained, "everything is stopped; `selfstart start` starts it again");
     }
 
     pub(crate) fn left(&mut self) {
-        self.tell("agent_stopped", None, "everything is stopped; selfstart ends".to_owned());
+        self.say(Kind::AgentStopped, "everything is stopped; selfstart ends");
     }
 }

@@ -630,7 +630,8 @@ fn notify(state: &str) {
     }
 }
 
-fn describe(how: Ended) -> String {
+/// Says how a process ended.
+pub(crate) fn describe(how: Ended) -> String {
     match how {
         Ended::Code(code) => format!("exit {code}"),
         Ended::Signal { number, .. } => format!("signal {number}"),

@@ -3,6 +3,7 @@
 //! It knows how, not when: no policy, no retry, no logging beyond returning errors.
 
 pub(crate) mod clock;
+pub mod fault;
 pub mod libgit2;
 pub mod links;
 pub(crate) mod packet;

@@ -21,7 +21,7 @@
 //!
 //! 1. *Fill.* `FILL_SLOT` names the slot before the splice. splice(2) between two pipes moves whole buffers under both pipes' locks,
 //!    and as only we fill the transit pipe, and only when it is empty, `FIONREAD` on it says how much was moved: `FILL_COUNT` keeps
-//!    that number once it is known. The read into the slot lands `FILL_COUNT - FIONREAD` bytes behind `FILL_BASE`'s end, whatever
+//!    that number once it is known, before anything is read. The read into the slot lands `FILL_COUNT - FIONREAD` bytes behind `FILL_BASE`'s end, whatever
 //!    the read returned or failed to return. So, killed before the splice: nothing in the transit pipe, nothing happened. Killed
 //!    after it: the rest is read on. Killed after the new end was stored: storing it again changes nothing. (Reading from the
 //!    worker's pipe directly could not tell "read, and the worker wrote as much again" from "not read".)
@@ -43,6 +43,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
 use super::line::Stream;
+use crate::sys::fault;
 use crate::sys::shared_map::{SharedFile, SharedMap};
 
 /// The most that is taken from a pipe at a time: the default size of a pipe (`pipe(7)`).
@@ -292,6 +293,8 @@ impl Ledger {
         if !base.is_sound() || left > count || count > SLOT_ROOM - base.end {
             return Err(LedgerError::Foreign("fill beyond its slot"));
         }
+        // Before the first byte leaves the transit pipe: this agent may be killed as well.
+        self.set(FILL_COUNT, count as u64);
         self.land(SlotNo(slot), base, count, count - left)
     }
 
@@ -330,7 +333,7 @@ impl Ledger {
         std::sync::atomic::fence(SeqCst);
         self.book.word(index).store(value, SeqCst);
         std::sync::atomic::fence(SeqCst);
-        kill::point();
+        fault::point();
     }
 
     fn place(&self, slot: SlotNo) -> (&SharedMap, usize) {
@@ -388,7 +391,7 @@ impl Ledger {
         self.set(FILL_BASE, base.word());
         self.set(FILL_SLOT, u64::from(slot.0) + 1);
         let moved = rustix::pipe::splice(source, None, &self.transit_write, None, CHUNK, SpliceFlags::NONBLOCK);
-        kill::point();
+        fault::point();
         match moved {
             Ok(0) => {
                 self.set(FILL_SLOT, 0);
@@ -414,14 +417,14 @@ impl Ledger {
     fn land(&mut self, slot: SlotNo, base: Extent, count: usize, mut landed: usize) -> Result<(), LedgerError> {
         let (group, at) = (slot.0 as usize / GROUP_SLOTS, slot.0 as usize % GROUP_SLOTS * SLOT_LEN + SLOT_DATA + base.end);
         while landed < count {
-            let want = kill::shorten(count - landed);
+            let want = fault::shorten(count - landed);
             match rustix::io::read(&self.transit_read, self.groups[group].bytes_mut(at + landed..at + landed + want)) {
                 Ok(0) => return Err(LedgerError::Foreign("less in transit than was moved")),
                 Ok(n) => landed += n,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(LedgerError::Transit(error.into())),
             }
-            kill::point();
+            fault::point();
         }
         let end = base.end + count;
         self.touched[slot.0 as usize] = self.touched[slot.0 as usize].max(u32::try_from(end).unwrap_or(u32::MAX));
@@ -561,57 +564,5 @@ impl Ledger {
         let at = GROUPS_AT + (slot.0 as usize * SLOT_LEN + keep) as u64;
         // Only memory is at stake: it is tried again the next time that the slot is left.
         let _ = self.file.punch(at, (SLOT_LEN - keep) as u64);
-    }
-}
-
-/// Where a test can end the agent: at each store of the book and after each system call between two of them.
-#[cfg(not(test))]
-pub(super) mod kill {
-    /// Nothing, outside of tests.
-    pub(crate) const fn point() {}
-
-    /// `len`, outside of tests.
-    pub(crate) const fn shorten(len: usize) -> usize {
-        len
-    }
-}
-
-#[cfg(test)]
-pub(super) mod kill {
-    use std::cell::Cell;
-
-    thread_local! {
-        static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
-        static SHORT: Cell<bool> = const { Cell::new(false) };
-    }
-
-    /// What a thread panics with in the place of a kill.
-    pub(crate) struct Killed;
-
-    pub(crate) fn point() {
-        if let Some(left) = LEFT.get() {
-            if left == 0 {
-                LEFT.set(None);
-                std::panic::resume_unwind(Box::new(Killed));
-            }
-            LEFT.set(Some(left - 1));
-        }
-    }
-
-    /// Reads and writes come in halves, so that a kill can fall in between.
-    pub(crate) fn shorten(len: usize) -> usize {
-        if SHORT.get() && len > 1 { len / 2 } else { len }
-    }
-
-    /// Lets this thread be killed at the `nth` point from now.
-    pub(crate) fn at(nth: u64) {
-        LEFT.set(Some(nth));
-        SHORT.set(true);
-    }
-
-    /// Not any more; returns whether it is still to come.
-    pub(crate) fn off() -> bool {
-        SHORT.set(false);
-        LEFT.take().is_some()
     }
 }

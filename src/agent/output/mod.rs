@@ -15,7 +15,6 @@
 
 mod ledger;
 pub mod line;
-mod logfile;
 #[cfg(test)]
 mod tests;
 
@@ -28,16 +27,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::event::epoll;
+use rustix::fs::{Mode, OFlags};
 use selfstart_core::time::{MonoTime, WallTime};
 use selfstart_core::units::Bytes;
 
-use self::ledger::{BATCH_MAX, BatchTarget, CHUNK, ENTRIES_MAX, FillError, Filled, KEY_MAX, LINE_MAX, Ledger, Leftover, SlotNo};
+use self::ledger::{
+    BATCH_MAX, BatchTarget, CHUNK, ENTRIES_MAX, FillError, Filled, Interrupted, KEY_MAX, LINE_MAX, Ledger, Leftover, SlotNo,
+};
 use self::line::Goes;
-use self::logfile::{LogFile, Prepared, Rotation};
+use crate::telling::rotating::{self, Prepared, RotatingFile, Rotation};
+use crate::telling::stamp;
 
 pub use self::ledger::LedgerError;
 pub use self::line::Stream;
-pub use self::logfile::FileError;
+pub use crate::telling::rotating::FileError;
 
 /// How long until a file that could not be written is tried again. A full disk is looked at by people, not within microseconds.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -249,7 +252,7 @@ impl Outputs {
     pub fn restore(kept: [OwnedFd; 3]) -> Result<Self, OutputError> {
         let (mut ledger, leftovers) = Ledger::restore(kept)?;
         if let Some(interrupted) = ledger.interrupted() {
-            if logfile::complete(&interrupted, ledger.batch(interrupted.len)) {
+            if complete(&interrupted, ledger.batch(interrupted.len)) {
                 ledger.end_write()?;
             } else {
                 ledger.undo_write();
@@ -548,7 +551,7 @@ impl Outputs {
     /// Writes the whole lines of streams that share a file, and what is left of them as `tail` says.
     fn write_out(&mut self, group: &[usize], tail: Tail, now: Now, progress: &mut Progress) -> Result<(), OutputError> {
         let Some(file) = group.iter().find_map(|index| self.streams[*index].as_ref()).map(|state| state.file) else { return Ok(()) };
-        let stamp = line::stamp(now.wall);
+        let stamp = stamp::stamp(now.wall);
         while group.iter().any(|index| self.has_line(*index, tail)) {
             if let Err(error) = self.write_batch(file, group, tail, &stamp, now, progress)? {
                 self.files.fail(file, error, now, progress);
@@ -719,11 +722,11 @@ impl AsFd for Outputs {
 }
 
 /// Rotates a file; if that cannot be, it grows on: workers do not wait because a directory is read-only.
-fn rotate(log: &mut LogFile, now: Now, progress: &mut Progress) {
+fn rotate(log: &mut RotatingFile, now: Now, progress: &mut Progress) {
     progress.news.push(match log.rotate() {
         Ok(()) => OutputNews::Rotated { file: log.path().to_owned() },
         Err(error) => {
-            log.postpone_rotation(now.wall);
+            log.postpone_rotation(now.wall, BATCH_MAX as u64);
             OutputNews::NotRotated { error }
         }
     });
@@ -792,7 +795,7 @@ struct Files {
 
 #[derive(Debug)]
 struct FileState {
-    log: LogFile,
+    log: RotatingFile,
     /// How many streams it has; closed when there is none.
     streams: usize,
     trouble: Option<Trouble>,
@@ -817,7 +820,7 @@ impl Files {
             state.log.set_rotation(rotation);
             return index;
         }
-        let state = FileState { log: LogFile::new(sink.file.clone(), rotation), streams: 1, trouble: None };
+        let state = FileState { log: RotatingFile::new(sink.file.clone(), rotation), streams: 1, trouble: None };
         let index = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
         if index == self.all.len() {
             self.all.push(None);
@@ -836,7 +839,7 @@ impl Files {
         }
     }
 
-    fn log(&mut self, index: usize) -> Option<&mut LogFile> {
+    fn log(&mut self, index: usize) -> Option<&mut RotatingFile> {
         self.all[index].as_mut().map(|state| &mut state.log)
     }
 
@@ -894,4 +897,41 @@ impl Files {
     fn next_retry(&self) -> Option<MonoTime> {
         self.all.iter().flatten().filter_map(|file| file.trouble.map(|trouble| trouble.retry_at)).min()
     }
+}
+
+/// Carries on a write that a kill interrupted, in the file in which it began: under its own name, or under one that it got since.
+///
+/// Returns whether `batch` is now whole in that file; if not, nothing of it is, as far as that can be had.
+fn complete(interrupted: &Interrupted, batch: &[u8]) -> bool {
+    let Some(fd) = find(interrupted) else { return false };
+    let Ok(stat) = rustix::fs::fstat(&fd) else { return false };
+    let Some(written) = rotating::length(&stat).checked_sub(interrupted.from).and_then(|n| usize::try_from(n).ok()) else { return false };
+    let Some(begun) = batch.get(..written) else { return false };
+    // Somebody else wrote there: what belongs to whom cannot be known. The batch is written once more; nothing of others is touched.
+    let mut there = vec![0; written];
+    if !matches!(rustix::io::pread(&fd, &mut there[..], interrupted.from), Ok(n) if n == written) || there != begun {
+        return false;
+    }
+    if rotating::write_all(&fd, &batch[written..]).is_ok() {
+        return true;
+    }
+    // It stays torn if even this fails; the line's end is then written when the file is opened.
+    let _ = rustix::fs::ftruncate(&fd, interrupted.from);
+    false
+}
+
+/// Opens the file that an interrupted batch was for.
+fn find(interrupted: &Interrupted) -> Option<OwnedFd> {
+    let open = |path: &Path| {
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&fd).ok()?;
+        ((stat.st_dev, stat.st_ino) == (interrupted.dev, interrupted.ino)).then_some(fd)
+    };
+    open(&interrupted.path).or_else(|| {
+        use std::os::unix::fs::DirEntryExt;
+        let entries = fs_err::read_dir(interrupted.path.parent()?).ok()?;
+        // The entry's own number is asked first: only the file itself is opened.
+        entries.flatten().filter(|entry| entry.ino() == interrupted.ino).find_map(|entry| open(&entry.path()))
+    })
 }

@@ -12,9 +12,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
-use super::ledger::kill;
 use super::line::{Labels, LogLine};
 use super::*;
+use crate::sys::fault;
 
 /// A worker's side of a pipe, and the keeper's.
 struct Pipe {
@@ -74,7 +74,7 @@ fn content(file: &Path) -> String {
 
 /// A file with its rotated ones, oldest first.
 fn files_of(file: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = (1..).map(|n| logfile::numbered(file, n)).take_while(|file| file.exists()).collect();
+    let mut files: Vec<PathBuf> = (1..).map(|n| rotating::numbered(file, n)).take_while(|file| file.exists()).collect();
     files.reverse();
     files.push(file.to_owned());
     files
@@ -384,7 +384,7 @@ fn story() -> Vec<(usize, Vec<u8>)> {
         (1, b" and half\nagain ha".to_vec()),
         (2, long[30_000..].to_vec()),
         (2, b"\nshort\n".to_vec()),
-        (0, vec![b'\n'; 300]),
+        (0, vec![b'\n'; 100]),
     ];
     bits.extend((0..6).map(|n| (n % 3, format!("number {n} of a few\n").into_bytes())));
     bits.push((1, b"no newline at the end".to_vec()));
@@ -393,7 +393,7 @@ fn story() -> Vec<(usize, Vec<u8>)> {
 
 /// Lets an agent write the story's output, kills it at the `first` point, the next one at the `second` point of its life, and checks
 /// the files. Returns whether both kills happened.
-fn live_and_die(first: u64, second: u64) -> (bool, bool) {
+fn live_and_die(first: u64, second: u64, disk: Option<usize>) -> (bool, bool) {
     let dir = tempfile::tempdir().expect("dir");
     let (shared, own) = (dir.path().join("shared"), dir.path().join("own"));
     let mut pipes = [pipe(), pipe(), pipe()];
@@ -407,7 +407,7 @@ fn live_and_die(first: u64, second: u64) -> (bool, bool) {
         for (n, pipe) in pipes.iter().enumerate() {
             let file = if n == 2 { &own } else { &shared };
             let label = (n != 2).then(|| format!("jobs/{n}"));
-            let sink = Sink { label, max_size: Bytes(900), keep: 1000, ..sink(file) };
+            let sink = Sink { label, max_size: Bytes(1500), keep: 1000, ..sink(file) };
             outputs.add(&format!("jobs/{n}#1"), Stream::Out, pipe.read_end(), sink).expect("add");
         }
         outputs
@@ -424,11 +424,11 @@ fn live_and_die(first: u64, second: u64) -> (bool, bool) {
             }));
             match result {
                 Ok(()) => return,
-                Err(payload) if payload.is::<kill::Killed>() => {
+                Err(payload) if payload.is::<fault::Killed>() => {
                     happened += 1;
                     outputs = None;
                     if let Some(nth) = next.take() {
-                        kill::at(nth);
+                        fault::at(nth);
                     }
                 }
                 Err(payload) => std::panic::resume_unwind(payload),
@@ -436,20 +436,27 @@ fn live_and_die(first: u64, second: u64) -> (bool, bool) {
         }
     };
     live(&pipes, &mut |_| {});
-    kill::at(first);
+    fault::at(first);
+    fault::set_disk(disk);
+    let mut millis = 0;
     let mut expected: [Vec<u8>; 3] = Default::default();
     for (n, bit) in story() {
         pipes[n].say(&bit);
         expected[n].extend_from_slice(&bit);
-        live(&pipes, &mut |outputs| drop(drain(outputs, at(0))));
+        millis += 300;
+        live(&pipes, &mut |outputs| drop(drain(outputs, at(millis))));
     }
+    // Space is back.
+    fault::set_disk(None);
+    millis += 2000;
+    live(&pipes, &mut |outputs| drop(drain(outputs, at(millis))));
     for n in 0..3 {
         live(&pipes, &mut |outputs| {
-            let (finish, _) = outputs.finish(&format!("jobs/{n}#1"), at(0)).expect("finish");
+            let (finish, _) = outputs.finish(&format!("jobs/{n}#1"), at(millis)).expect("finish");
             assert_eq!(finish, Finish::Done);
         });
     }
-    kill::off();
+    fault::off();
     expected[1].push(b'\n');
     let shared = said(&shared, Labels::Some);
     let own = said(&own, Labels::None);
@@ -464,7 +471,7 @@ fn live_and_die(first: u64, second: u64) -> (bool, bool) {
 #[test]
 fn an_agent_killed_at_any_point_loses_no_line_and_writes_none_twice() {
     let mut points = 0;
-    while live_and_die(points, u64::MAX).0 {
+    while live_and_die(points, u64::MAX, None).0 {
         points += 1;
     }
     assert!(points > 300, "only {points} points");
@@ -472,14 +479,81 @@ fn an_agent_killed_at_any_point_loses_no_line_and_writes_none_twice() {
 
 #[test]
 fn an_agent_killed_again_while_it_takes_up_the_ledger_loses_nothing() {
-    // Every seventh point, and all phases between them in the end, as the second kill's distance differs.
-    for first in (0..).step_by(7) {
+    // Every eleventh point, and all phases between them in the end, as the second kill's distance differs.
+    for first in (0..).step_by(11) {
         for second in [0, 1, 2, 3, 5, 8, 13, 21] {
-            if !live_and_die(first, second + first % 5).0 {
+            if !live_and_die(first, second + first % 5, None).0 {
                 return;
             }
         }
     }
+}
+
+#[test]
+fn an_agent_killed_at_any_point_while_the_disk_is_full_loses_nothing() {
+    for room in [0, 40, 1500] {
+        let mut points = 0;
+        while live_and_die(points, u64::MAX, Some(room)).0 {
+            points += 3;
+        }
+        assert!(points > 100, "only {points} points");
+    }
+}
+
+#[test]
+fn a_full_disk_stops_reading_is_told_once_and_cuts_no_line() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut outputs = Outputs::create().expect("outputs");
+    let mut pipes = [pipe(), pipe()];
+    let files = [dir.path().join("a"), dir.path().join("b")];
+    for (n, pipe) in pipes.iter_mut().enumerate() {
+        outputs.add(&format!("jobs/{n}#1"), Stream::Out, pipe.read_end(), sink(&files[n])).expect("add");
+        pipe.say(b"before\n");
+    }
+    drain(&mut outputs, at(0));
+    fault::set_disk(Some(15));
+    for pipe in &mut pipes {
+        pipe.say(b"while it is full\n");
+    }
+    let progress = drain(&mut outputs, at(10));
+    assert!(matches!(&progress.news[..], [OutputNews::Waits { .. }]), "once for the disk: {:?}", progress.news);
+    for file in &files {
+        assert!(content(file).ends_with("out before\n"), "cut: {:?}", content(file));
+    }
+    // The worker goes on until its pipe is full, then waits: nothing more is read.
+    pipes[0].say(&[b'x'; 60_000]);
+    for millis in [500, 1010, 2010, 3010] {
+        let progress = drain(&mut outputs, at(millis));
+        assert!(progress.news.is_empty());
+        // At most what the second one had when it was the one to try.
+        assert!(progress.bytes <= 17, "{} bytes read", progress.bytes);
+    }
+    fault::set_disk(None);
+    pipes[0].say(b"\n");
+    let progress = drain(&mut outputs, at(4010));
+    assert!(matches!(&progress.news[..], [OutputNews::GoesOn { .. }]), "{:?}", progress.news);
+    drain(&mut outputs, at(5010));
+    assert_eq!(said(&files[0], Labels::None)[&(String::new(), "out")].len(), 7 + 17 + 60_001);
+    assert_eq!(said(&files[1], Labels::None)[&(String::new(), "out")], b"before\nwhile it is full\n");
+    assert_eq!(outputs.next_retry(), None);
+}
+
+#[test]
+fn a_file_that_cannot_be_rotated_grows_on() {
+    let dir = tempfile::tempdir().expect("dir");
+    let file = dir.path().join("l");
+    // A directory is in the way, also for root.
+    fs_err::create_dir_all(dir.path().join("l.1/x")).expect("directory");
+    let mut out = pipe();
+    let mut outputs = Outputs::create().expect("outputs");
+    outputs.add("jobs/0#1", Stream::Out, out.read_end(), Sink { max_size: Bytes(50), keep: 1, ..sink(&file) }).expect("add");
+    let mut news = Vec::new();
+    for n in 0..20 {
+        out.say(format!("line {n:02}\n").as_bytes());
+        news.extend(drain(&mut outputs, at(0)).news);
+    }
+    assert!(matches!(&news[..], [OutputNews::NotRotated { .. }]), "{news:?}");
+    assert_eq!(content(&file).lines().count(), 20);
 }
 
 /// In the environment of a child: it is the agent of the next test, and takes its descriptors from its standard input.

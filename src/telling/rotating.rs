@@ -1,6 +1,7 @@
-//! One log file: opened when it is needed, noticed when it was removed, rotated by size and age.
+//! A file that is appended to for ever: opened when it is needed, noticed when it was removed, rotated by size and age.
 //!
 //! It does not know what a line is: who writes gives it whole lines, and it never rotates in the middle of what it is given.
+//! The output of workers and the event journal are such files.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,28 +12,28 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use selfstart_core::time::WallTime;
 
-use super::ledger::{BATCH_MAX, Interrupted, kill};
-use super::line;
+use super::stamp;
+use crate::sys::fault;
 
 /// Owner reads and writes, group reads: output may hold what is nobody else's business.
 const MODE: Mode = Mode::from_raw_mode(0o640);
 
 /// When a file is rotated, and what stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rotation {
+pub struct Rotation {
     /// Before it would grow beyond this, in bytes.
-    pub(super) max_size: u64,
+    pub max_size: u64,
     /// Before a line is written when the first one is older than this.
-    pub(super) max_age: Option<Duration>,
+    pub max_age: Option<Duration>,
     /// How many rotated files stay: `file.1` (the newest) to `file.N`; none: a full file is removed.
-    pub(super) keep: u32,
+    pub keep: u32,
 }
 
 /// Why a file cannot be written now; tried again later.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be opened or made.
-    #[error("failed to open log file `{path}`", path = path.display())]
+    #[error("failed to open `{path}`", path = path.display())]
     Open {
         /// The file.
         path: PathBuf,
@@ -41,13 +42,13 @@ pub enum FileError {
         source: io::Error,
     },
     /// Something else has its name.
-    #[error("failed to open log file `{path}`: not a regular file", path = path.display())]
+    #[error("failed to open `{path}`: not a regular file", path = path.display())]
     NotAFile {
         /// The name.
         path: PathBuf,
     },
     /// It is full and cannot be moved out of the way.
-    #[error("failed to rotate log file `{path}`", path = path.display())]
+    #[error("failed to rotate `{path}`", path = path.display())]
     Rotate {
         /// The file.
         path: PathBuf,
@@ -56,7 +57,7 @@ pub enum FileError {
         source: io::Error,
     },
     /// It is open and takes nothing; disk full, mostly.
-    #[error("failed to write to log file `{path}`", path = path.display())]
+    #[error("failed to write to `{path}`", path = path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -68,7 +69,7 @@ pub enum FileError {
 
 impl FileError {
     /// Whether it is lack of space, which other files on that disk will meet as well.
-    pub(super) fn is_disk_full(&self) -> bool {
+    pub fn is_disk_full(&self) -> bool {
         let (Self::Open { source, .. } | Self::Rotate { source, .. } | Self::Write { source, .. }) = self else { return false };
         matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
@@ -76,7 +77,7 @@ impl FileError {
 
 /// How a file is found before a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Prepared {
+pub enum Prepared {
     /// Open.
     Good,
     /// Open; it was removed or replaced under us and made anew.
@@ -87,7 +88,7 @@ pub(super) enum Prepared {
 
 /// One file.
 #[derive(Debug)]
-pub(super) struct LogFile {
+pub struct RotatingFile {
     path: PathBuf,
     rotation: Rotation,
     open: Option<Open>,
@@ -106,41 +107,41 @@ struct Open {
     first_at: Option<WallTime>,
 }
 
-impl LogFile {
-    pub(super) const fn new(path: PathBuf, rotation: Rotation) -> Self {
+impl RotatingFile {
+    pub const fn new(path: PathBuf, rotation: Rotation) -> Self {
         Self { path, rotation, open: None, dev: None, allowed: 0 }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn set_rotation(&mut self, rotation: Rotation) {
+    pub fn set_rotation(&mut self, rotation: Rotation) {
         self.rotation = rotation;
     }
 
     /// The disk that it was on when it was last open.
-    pub(super) const fn dev(&self) -> Option<u64> {
+    pub const fn dev(&self) -> Option<u64> {
         self.dev
     }
 
     /// Closes it; the next write opens what then has its name.
-    pub(super) fn close(&mut self) {
+    pub fn close(&mut self) {
         self.open = None;
     }
 
-    /// Identity and length, once [`LogFile::prepare`] was good: device, inode, bytes.
-    pub(super) fn state(&self) -> Option<(u64, u64, u64)> {
+    /// Identity and length, once [`RotatingFile::prepare`] was good: device, inode, bytes.
+    pub fn state(&self) -> Option<(u64, u64, u64)> {
         self.open.as_ref().map(|open| (open.dev, open.ino, open.len))
     }
 
     /// How much fits before it must be rotated.
-    pub(super) fn room(&self) -> u64 {
+    pub fn room(&self) -> u64 {
         self.rotation.max_size.max(self.allowed).saturating_sub(self.open.as_ref().map_or(0, |open| open.len))
     }
 
     /// Makes sure that the file which has the name now is the open one.
-    pub(super) fn prepare(&mut self, now: WallTime) -> Result<Prepared, FileError> {
+    pub fn prepare(&mut self, now: WallTime) -> Result<Prepared, FileError> {
         let Some(open) = &mut self.open else {
             self.open()?;
             return Ok(if self.is_too_old(now) { Prepared::TooOld } else { Prepared::Good });
@@ -167,11 +168,10 @@ impl LogFile {
         first_at.zip(self.rotation.max_age).is_some_and(|(first_at, max_age)| now.since(first_at) > max_age)
     }
 
-    /// Lets it grow by `max_size` once more, or become as old again, before it is to be rotated.
-    pub(super) fn postpone_rotation(&mut self, now: WallTime) {
+    /// Lets it grow by `max_size` once more, at least by `at_least` bytes (what did not fit must fit now), or become as old again, before it is to be rotated.
+    pub fn postpone_rotation(&mut self, now: WallTime, at_least: u64) {
         if let Some(open) = &mut self.open {
-            // At least a batch: the line that did not fit must fit now.
-            self.allowed = open.len.saturating_add(self.rotation.max_size.max(BATCH_MAX as u64));
+            self.allowed = open.len.saturating_add(self.rotation.max_size.max(at_least));
             open.first_at = Some(now);
         }
     }
@@ -197,9 +197,9 @@ impl LogFile {
         let mut len = length(&stat);
         let mut first_at = None;
         if len > 0 {
-            let mut stamp = [0; line::STAMP_LEN];
-            let read = rustix::io::pread(&fd, &mut stamp[..], 0).unwrap_or(0);
-            first_at = line::parse_stamp(&stamp[..read]).or_else(|| Some(modified(&stat)));
+            let mut first = [0; stamp::STAMP_LEN];
+            let read = rustix::io::pread(&fd, &mut first[..], 0).unwrap_or(0);
+            first_at = stamp::parse_stamp(&first[..read]).or_else(|| Some(modified(&stat)));
             let mut last = [0];
             if rustix::io::pread(&fd, &mut last[..], len - 1) == Ok(1) && last != *b"\n" {
                 // A line that a power cut left half written must not run into the next one.
@@ -215,7 +215,7 @@ impl LogFile {
     }
 
     /// Appends all of `bytes` or nothing.
-    pub(super) fn append(&mut self, bytes: &[u8], now: WallTime) -> Result<(), FileError> {
+    pub fn append(&mut self, bytes: &[u8], now: WallTime) -> Result<(), FileError> {
         let path = &self.path;
         let Some(open) = &mut self.open else { return Err(FileError::NotAFile { path: path.clone() }) };
         match write_all(&open.fd, bytes) {
@@ -225,6 +225,7 @@ impl LogFile {
                 Ok(())
             }
             Err((written, source)) => {
+                fault::point();
                 if written > 0 && rustix::fs::ftruncate(&open.fd, open.len).is_err() {
                     // The torn line stays and is closed with a newline when the file is opened again.
                     self.open = None;
@@ -237,7 +238,7 @@ impl LogFile {
     /// Makes `file` into `file.1`, `file.1` into `file.2` and so on, and opens a new one.
     ///
     /// A kill in the middle leaves a gap in the numbers, and the next rotation shifts only up to that gap: nothing goes before its time.
-    pub(super) fn rotate(&mut self) -> Result<(), FileError> {
+    pub fn rotate(&mut self) -> Result<(), FileError> {
         let failed = |source: Errno| FileError::Rotate { path: self.path.clone(), source: source.into() };
         let last = self.rotation.keep;
         // `keep` may have been larger before.
@@ -253,10 +254,10 @@ impl LogFile {
             let to = gap.unwrap_or(last);
             for number in (1..to).rev() {
                 gone_is_fine(rustix::fs::rename(numbered(&self.path, number), numbered(&self.path, number + 1))).map_err(failed)?;
-                kill::point();
+                fault::point();
             }
             gone_is_fine(rustix::fs::rename(&self.path, numbered(&self.path, 1))).map_err(failed)?;
-            kill::point();
+            fault::point();
         }
         self.open = None;
         self.allowed = 0;
@@ -265,60 +266,24 @@ impl LogFile {
 }
 
 /// The name of a rotated file; the newest is number 1.
-pub(super) fn numbered(path: &Path, number: u32) -> PathBuf {
+pub fn numbered(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     name.into()
 }
 
-/// Carries on a write that a kill interrupted, in the file in which it began: under its own name, or under one that it got since.
-///
-/// Returns whether `batch` is now whole in that file; if not, nothing of it is, as far as that can be had.
-pub(super) fn complete(interrupted: &Interrupted, batch: &[u8]) -> bool {
-    let Some(fd) = find(interrupted) else { return false };
-    let Ok(stat) = rustix::fs::fstat(&fd) else { return false };
-    let Some(written) = length(&stat).checked_sub(interrupted.from).and_then(|n| usize::try_from(n).ok()) else { return false };
-    let Some(begun) = batch.get(..written) else { return false };
-    // Somebody else wrote there: what belongs to whom cannot be known. The batch is written once more; nothing of others is touched.
-    let mut there = vec![0; written];
-    if !matches!(rustix::io::pread(&fd, &mut there[..], interrupted.from), Ok(n) if n == written) || there != begun {
-        return false;
-    }
-    if write_all(&fd, &batch[written..]).is_ok() {
-        return true;
-    }
-    // It stays torn if even this fails; the line's end is then written when the file is opened.
-    let _ = rustix::fs::ftruncate(&fd, interrupted.from);
-    false
-}
-
-/// Opens the file that an interrupted batch was for.
-fn find(interrupted: &Interrupted) -> Option<OwnedFd> {
-    let open = |path: &Path| {
-        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&fd).ok()?;
-        ((stat.st_dev, stat.st_ino) == (interrupted.dev, interrupted.ino)).then_some(fd)
-    };
-    open(&interrupted.path).or_else(|| {
-        use std::os::unix::fs::DirEntryExt;
-        let entries = fs_err::read_dir(interrupted.path.parent()?).ok()?;
-        // The entry's own number is asked first: only the file itself is opened.
-        entries.flatten().filter(|entry| entry.ino() == interrupted.ino).find_map(|entry| open(&entry.path()))
-    })
-}
-
-fn write_all(fd: &OwnedFd, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
+/// Writes all of `bytes`; if not, says how much of it was written.
+pub fn write_all(fd: &OwnedFd, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
     let mut written = 0;
     while written < bytes.len() {
-        let part = kill::shorten(bytes.len() - written);
-        match rustix::io::write(fd, &bytes[written..written + part]) {
+        let part = fault::shorten(bytes.len() - written);
+        match fault::disk(part).and_then(|part| rustix::io::write(fd, &bytes[written..written + part])) {
             Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
             Ok(n) => written += n,
             Err(Errno::INTR) => {}
             Err(error) => return Err((written, error.into())),
         }
-        kill::point();
+        fault::point();
     }
     Ok(())
 }
@@ -334,7 +299,8 @@ fn gone_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
     }
 }
 
-fn length(stat: &Stat) -> u64 {
+/// The length of a file.
+pub fn length(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
 

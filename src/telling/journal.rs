@@ -1,0 +1,381 @@
+//! `run/events.jsonl`: every happening as one JSON object a line, numbered, in a few files of bounded size.
+//!
+//! A line that a power cut left half written is closed with a newline when the file is opened, and skipped by readers. What cannot be
+//! written (disk full) is counted, and told in an event of its own once there is room.
+//!
+//! `{"schema":1,"seq":7,"at":"2026-11-22T14:02:11.123Z","kind":"worker_ended","pool":"checkins","slot":3,"verdict":"memory","text":"...", ...}`;
+//! `pool`, `slot` and `verdict` only where they apply. `seq` grows by one with every event and is what a follower asks on from.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+
+use selfstart_core::time::WallTime;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::rotating::{FileError, RotatingFile, Rotation, numbered};
+use super::stamp::stamp;
+use super::{Happening, Kind};
+
+/// The version of the format.
+pub const SCHEMA: u32 = 1;
+/// 5 MB a file: some 20,000 events, and read in a few milliseconds.
+const MAX_SIZE: u64 = 5_000_000;
+/// Files beside the one that is written; with it 5.
+const KEEP: u32 = 4;
+/// Events kept in memory, so that those who follow do not read the file for each one; about 100 kB.
+const RECENT: usize = 256;
+/// The longest text in an event, in bytes: the end of a build's output fits, a flood does not.
+const TEXT_MAX: usize = 8192;
+
+/// One event, as it is written and read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The version of the format.
+    pub schema: u32,
+    /// Its number.
+    #[serde(default)]
+    pub seq: u64,
+    /// When; RFC 3339, UTC, milliseconds.
+    pub at: String,
+    /// What kind; a newer agent may have written kinds that are not known here.
+    pub kind: String,
+    /// Which pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Which slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
+    /// For people.
+    #[serde(default)]
+    pub text: String,
+    /// All other fields.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// Which events are wanted; `None` everywhere: all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only about these pools (a group's pools, say).
+    pub pools: Option<Vec<String>>,
+    /// Only about this slot number.
+    pub slot: Option<u32>,
+    /// Only of these kinds.
+    pub kinds: Option<Vec<String>>,
+}
+
+impl Filter {
+    /// Whether an event is wanted.
+    #[must_use]
+    pub fn wants(&self, record: &Record) -> bool {
+        self.pools.as_ref().is_none_or(|pools| record.pool.as_ref().is_some_and(|pool| pools.contains(pool)))
+            && self.slot.is_none_or(|slot| record.slot == Some(slot))
+            && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&record.kind))
+    }
+}
+
+/// The journal, for the agent, which alone writes it.
+#[derive(Debug)]
+pub struct Journal {
+    file: RotatingFile,
+    next: u64,
+    recent: VecDeque<Record>,
+    /// Events that could not be written since the last one that could.
+    missed: u64,
+}
+
+impl Journal {
+    /// Goes on behind the last event in the file; nothing is written yet.
+    #[must_use]
+    pub fn open(path: PathBuf) -> Self {
+        Self::with_rotation(path, Rotation { max_size: MAX_SIZE, max_age: None, keep: KEEP })
+    }
+
+    fn with_rotation(path: PathBuf, rotation: Rotation) -> Self {
+        let next = tail(&path, 1, &Filter::default()).last().map_or(1, |last| last.seq + 1);
+        Self { file: RotatingFile::new(path, rotation), next, recent: VecDeque::new(), missed: 0 }
+    }
+
+    /// Logs a happening and writes it down; returns its number.
+    pub fn tell(&mut self, at: WallTime, happening: &Happening) -> u64 {
+        happening.log();
+        self.append(at, happening)
+    }
+
+    /// Writes a happening down; returns its number. If the disk takes nothing it is only counted, and known to those who follow.
+    pub fn append(&mut self, at: WallTime, happening: &Happening) -> u64 {
+        if self.missed > 0 {
+            let text = format!("{} events could not be written to the journal before this one", self.missed);
+            let lost = self.record(at, &Happening::new(Kind::EventsLost, text).with("missed", self.missed));
+            if self.write(at, &lost).is_ok() {
+                self.missed = 0;
+            }
+        }
+        let record = self.record(at, happening);
+        if let Err(error) = self.write(at, &record) {
+            if self.missed == 0 {
+                tracing::error!(error = &error as &dyn std::error::Error, "events cannot be written to the journal");
+            }
+            self.missed += 1;
+        }
+        let seq = record.seq;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(record);
+        seq
+    }
+
+    /// How many events could not be written since the last one that could.
+    #[must_use]
+    pub const fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    /// The number of the last event; 0: there was none.
+    #[must_use]
+    pub const fn last(&self) -> u64 {
+        self.next - 1
+    }
+
+    /// The wanted events after number `seq`, oldest first, at most `max`; for those who follow.
+    #[must_use]
+    pub fn after(&self, seq: u64, filter: &Filter, max: usize) -> Vec<Record> {
+        let in_memory = self.recent.front().map_or(self.next, |first| first.seq);
+        if seq + 1 >= in_memory {
+            return self.recent.iter().filter(|record| record.seq > seq && filter.wants(record)).take(max).cloned().collect();
+        }
+        let mut records = collect(self.file.path(), |record| if record.seq <= seq { None } else { Some(filter.wants(record)) }, usize::MAX);
+        records.truncate(max);
+        records
+    }
+
+    /// The last `n` wanted events, oldest first.
+    #[must_use]
+    pub fn tail(&self, n: usize, filter: &Filter) -> Vec<Record> {
+        tail(self.file.path(), n, filter)
+    }
+
+    /// Opens the file by its name again with the next event.
+    pub fn reopen(&mut self) {
+        self.file.close();
+    }
+
+    fn record(&mut self, at: WallTime, happening: &Happening) -> Record {
+        let mut text = happening.text.clone();
+        if text.len() > TEXT_MAX {
+            text.truncate((0..=TEXT_MAX).rev().find(|n| text.is_char_boundary(*n)).unwrap_or(0));
+            text.push_str(" ...");
+        }
+        let mut more = happening.more.clone();
+        for own in ["schema", "seq", "at", "kind", "pool", "slot", "verdict", "text"] {
+            more.remove(own);
+        }
+        let seq = self.next;
+        self.next += 1;
+        Record {
+            schema: SCHEMA,
+            seq,
+            at: stamp(at),
+            kind: happening.kind.as_str().to_owned(),
+            pool: happening.pool.as_ref().map(ToString::to_string),
+            slot: happening.slot,
+            verdict: happening.verdict.clone(),
+            text,
+            more,
+        }
+    }
+
+    fn write(&mut self, at: WallTime, record: &Record) -> Result<(), FileError> {
+        let Ok(mut line) = serde_json::to_vec(record) else { return Ok(()) };
+        line.push(b'\n');
+        self.file.prepare(at)?;
+        let empty = self.file.state().is_some_and(|(_, _, len)| len == 0);
+        if !empty && self.file.room() < line.len() as u64 && self.file.rotate().is_err() {
+            // Events matter more than the size of the file.
+            self.file.postpone_rotation(at, MAX_SIZE);
+        }
+        self.file.append(&line, at)
+    }
+}
+
+/// The last `n` wanted events of a journal, oldest first; also while an agent writes it, and over its rotated files.
+/// Lines that are no events are skipped; no file is no event.
+#[must_use]
+pub fn tail(path: &Path, n: usize, filter: &Filter) -> Vec<Record> {
+    collect(path, |record| Some(filter.wants(record)), n)
+}
+
+/// Reads backwards until `wants` says `None`, or there are `max`; returns those for which it said yes, oldest first.
+fn collect(path: &Path, wants: impl Fn(&Record) -> Option<bool>, max: usize) -> Vec<Record> {
+    let mut found = VecDeque::new();
+    if max == 0 {
+        return Vec::new();
+    }
+    // One more than are kept: a rotation may happen while we read. What is read twice then is told by its number.
+    'files: for number in 0..=KEEP + 1 {
+        let file = if number == 0 { path.to_owned() } else { numbered(path, number) };
+        let Ok(bytes) = fs_err::read(file) else { continue };
+        // A half-written last line is not told from a bad one: both are no JSON.
+        for line in bytes.split(|b| *b == b'\n').rev() {
+            let Ok(record) = serde_json::from_slice::<Record>(line) else { continue };
+            if found.front().is_some_and(|later: &Record| later.seq <= record.seq && later.seq != 0) {
+                continue;
+            }
+            match wants(&record) {
+                None => break 'files,
+                Some(false) => {}
+                Some(true) => found.push_front(record),
+            }
+            if found.len() >= max {
+                break 'files;
+            }
+        }
+    }
+    found.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use selfstart_core::id::SlotId;
+
+    use super::*;
+    use crate::sys::fault;
+
+    fn at() -> WallTime {
+        WallTime::from_unix_millis(1_795_356_131_123)
+    }
+
+    fn slot(text: &str) -> SlotId {
+        text.parse().expect("a slot")
+    }
+
+    fn ended(n: usize) -> Happening {
+        Happening::new(Kind::WorkerEnded, format!("number {n}")).slot(&slot(["a/0", "a/1", "b/0"][n % 3]))
+    }
+
+    fn texts(records: &[Record]) -> Vec<&str> {
+        records.iter().map(|record| record.text.as_str()).collect()
+    }
+
+    #[test]
+    fn an_event_is_one_line_as_the_contract_says() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("run/events.jsonl");
+        let mut journal = Journal::open(path.clone());
+        let event = Happening::new(Kind::WorkerEnded, "ended by TERM\nafter a while")
+            .slot(&slot("checkins/3"))
+            .verdict("memory")
+            .with("pid", 4711)
+            .with("text", "not this one")
+            .with("nothing", Value::Null);
+        assert_eq!(journal.append(at(), &event), 1);
+        assert_eq!(journal.append(at(), &Happening::new(Kind::Held, "held")), 2);
+        let expected = concat!(
+            r#"{"schema":1,"seq":1,"at":"2026-11-22T14:02:11.123Z","kind":"worker_ended","pool":"checkins","slot":3,"verdict":"memory","#,
+            r#""text":"ended by TERM\nafter a while","pid":4711}"#,
+            "\n",
+            r#"{"schema":1,"seq":2,"at":"2026-11-22T14:02:11.123Z","kind":"held","text":"held"}"#,
+            "\n",
+        );
+        assert_eq!(fs_err::read_to_string(&path).expect("file"), expected);
+    }
+
+    #[test]
+    fn events_are_found_by_pool_slot_and_kind_over_rotated_files() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("events.jsonl");
+        let mut journal = Journal::with_rotation(path.clone(), Rotation { max_size: 500, max_age: None, keep: 4 });
+        for n in 0..40 {
+            journal.append(at(), &ended(n));
+        }
+        assert!(numbered(&path, 4).exists() && !numbered(&path, 5).exists());
+        let all = journal.tail(100, &Filter::default());
+        assert!((15..25).contains(&all.len()), "{} of 40", all.len());
+        assert_eq!(all.last().map(|record| record.seq), Some(40));
+        assert!(all.is_sorted_by(|a, b| a.seq + 1 == b.seq));
+        let one = Filter { pools: Some(vec!["a".into()]), slot: Some(1), ..Filter::default() };
+        assert_eq!(texts(&tail(&path, 3, &one)), ["number 31", "number 34", "number 37"]);
+        let kind = Filter { kinds: Some(vec!["held".into()]), ..Filter::default() };
+        assert!(tail(&path, 3, &kind).is_empty());
+    }
+
+    #[test]
+    fn followers_ask_on_from_a_number_also_over_a_restart() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("events.jsonl");
+        let mut journal = Journal::open(path.clone());
+        for n in 0..5 {
+            journal.append(at(), &ended(n));
+        }
+        assert_eq!(texts(&journal.after(3, &Filter::default(), 10)), ["number 3", "number 4"]);
+        assert_eq!(texts(&journal.after(0, &Filter::default(), 2)), ["number 0", "number 1"]);
+        let mut journal = Journal::open(path);
+        assert_eq!((journal.last(), journal.after(5, &Filter::default(), 10).len()), (5, 0));
+        assert_eq!(journal.append(at(), &ended(5)), 6);
+        assert_eq!(texts(&journal.after(3, &Filter::default(), 10)), ["number 3", "number 4", "number 5"]);
+        assert_eq!(texts(&journal.after(5, &Filter::default(), 10)), ["number 5"]);
+    }
+
+    #[test]
+    fn half_a_line_of_a_power_cut_is_closed_and_skipped() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("events.jsonl");
+        let mut journal = Journal::open(path.clone());
+        journal.append(at(), &ended(0));
+        let mut bytes = fs_err::read(&path).expect("file");
+        bytes.extend_from_slice(br#"{"schema":1,"seq":2,"at":"20"#);
+        bytes.extend_from_slice(&[0; 7]);
+        fs_err::write(&path, &bytes).expect("write");
+        let mut journal = Journal::open(path.clone());
+        assert_eq!(journal.append(at(), &ended(1)), 2);
+        assert_eq!(texts(&journal.tail(9, &Filter::default())), ["number 0", "number 1"]);
+        assert_eq!(fs_err::read_to_string(&path).expect("file").lines().count(), 3);
+    }
+
+    #[test]
+    fn a_full_disk_is_counted_and_told_later_and_cuts_no_line() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("events.jsonl");
+        let mut journal = Journal::open(path.clone());
+        journal.append(at(), &ended(0));
+        fault::set_disk(Some(10));
+        journal.append(at(), &ended(1));
+        journal.append(at(), &ended(2));
+        assert_eq!(journal.missed(), 2);
+        assert_eq!(texts(&journal.after(1, &Filter::default(), 9)), ["number 1", "number 2"], "those who follow see them");
+        fault::set_disk(None);
+        journal.append(at(), &ended(3));
+        assert_eq!(journal.missed(), 0);
+        let told = tail(&path, 9, &Filter::default());
+        assert_eq!(texts(&told)[1..], ["2 events could not be written to the journal before this one", "number 3"]);
+        assert_eq!(told[1].more["missed"], 2);
+    }
+
+    #[test]
+    fn a_long_text_is_shortened_between_characters() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("events.jsonl");
+        let mut journal = Journal::open(path.clone());
+        journal.append(at(), &Happening::new(Kind::BuildStep, format!("x{}", "é".repeat(TEXT_MAX))));
+        let text = &tail(&path, 1, &Filter::default())[0].text;
+        assert!(text.len() <= TEXT_MAX + 4 && text.ends_with("é ..."));
+    }
+
+    #[test]
+    fn events_of_the_first_release_and_unknown_kinds_are_still_read() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("events.jsonl");
+        let lines = [
+            r#"{"schema":1,"at":"2026-11-22T14:02:11.123Z","kind":"worker_ended","pool":"a","slot":0,"verdict":"exit","text":"one","pid":1}"#,
+            r#"{"schema":2,"seq":9,"at":"2027-01-01T00:00:00.000Z","kind":"from_the_future","text":"two","what":{"x":1}}"#,
+        ];
+        fs_err::write(&path, lines.join("\n") + "\n").expect("write");
+        assert_eq!(texts(&tail(&path, 9, &Filter::default())), ["one", "two"]);
+        assert_eq!(Journal::open(path).append(at(), &ended(0)), 10);
+    }
+}

@@ -1,0 +1,294 @@
+//! How the agent's own log looks: for people on a terminal, for the journal under systemd, as JSON on request.
+//!
+//! Human: `2026-11-22T15:02:11.123+01:00 WARN text kind=... pool=...`, local time with its offset, coloured on a terminal.
+//! Under systemd: `<4>text kind=...`, without time, with the priority of sd-daemon(3). JSON: `{"at","level","target","text",...}`, UTC.
+//! A value's control characters are escaped: what a worker or a git server says cannot begin a line of ours.
+
+use std::fmt::{self, Write as _};
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+
+/// `log.format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For the journal under systemd, else for people.
+    #[default]
+    Auto,
+    /// For people.
+    Human,
+    /// One object a line.
+    Json,
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// `log.level` names no level.
+    #[error("no such log level: `{0}`")]
+    Level(String),
+    /// A log was set up before.
+    #[error("failed to set up the log")]
+    Twice(#[source] tracing::subscriber::SetGlobalDefaultError),
+}
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Human { colour: bool },
+    Journal,
+    Json,
+}
+
+/// Sends the log of this process to standard error from now on.
+///
+/// # Errors
+/// If the level is none of `error`, `warn`, `info`, `debug`, `trace`, or this is called twice.
+pub fn init(format: LogFormat, level: &str) -> Result<(), LogError> {
+    let stderr = std::io::stderr();
+    let terminal = stderr.is_terminal();
+    let journal = rustix::fs::fstat(stderr.as_fd()).is_ok_and(|stat| {
+        // JOURNAL_STREAM in systemd.exec(5): device and inode of the stream; it is inherited by children whose stderr is something else.
+        std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+    });
+    // NO_COLOR: https://no-color.org
+    let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let subscriber = subscriber(look(format, journal, colour), level, std::io::stderr)?;
+    tracing::subscriber::set_global_default(subscriber).map_err(LogError::Twice)
+}
+
+const fn look(format: LogFormat, journal: bool, colour: bool) -> Look {
+    match format {
+        LogFormat::Json => Look::Json,
+        LogFormat::Auto if journal => Look::Journal,
+        LogFormat::Auto | LogFormat::Human => Look::Human { colour },
+    }
+}
+
+fn subscriber<W>(look: Look, level: &str, writer: W) -> Result<impl Subscriber + Send + Sync, LogError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let level = match level {
+        "error" => Level::ERROR,
+        "warn" => Level::WARN,
+        "info" => Level::INFO,
+        "debug" => Level::DEBUG,
+        "trace" => Level::TRACE,
+        other => return Err(LogError::Level(other.to_owned())),
+    };
+    Ok(tracing_subscriber::fmt().with_max_level(level).with_writer(writer).event_format(look).finish())
+}
+
+impl<S, N> FormatEvent<S, N> for Look
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut seen = Seen::default();
+        event.record(&mut seen);
+        let Seen { text, fields } = seen;
+        let level = *event.metadata().level();
+        let now = jiff::Timestamp::now();
+        if *self == Self::Json {
+            let mut object = Map::new();
+            object.insert("at".into(), format!("{now:.3}").into());
+            object.insert("level".into(), level.as_str().to_ascii_lowercase().into());
+            object.insert("target".into(), event.metadata().target().into());
+            object.insert("text".into(), text.into());
+            for (name, value) in fields {
+                object.entry(name).or_insert(value);
+            }
+            return writeln!(out, "{}", Value::Object(object));
+        }
+        match self {
+            Self::Human { colour } => {
+                let now = now.to_zoned(jiff::tz::TimeZone::system());
+                let now = now.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z");
+                let (on, off) = if *colour { (colour_of(level), "\x1b[0m") } else { ("", "") };
+                write!(out, "{now} {on}{level}{off} ")?;
+            }
+            _ => write!(out, "<{}>", priority(level))?,
+        }
+        escape(&mut out, &text)?;
+        for (name, value) in fields {
+            write!(out, " {name}=")?;
+            match value {
+                Value::String(value) if value.bytes().any(|b| b.is_ascii_whitespace() || b == b'"') || value.is_empty() => {
+                    // As JSON: quoted and escaped.
+                    escape(&mut out, &Value::String(value).to_string())?;
+                }
+                Value::String(value) => escape(&mut out, &value)?,
+                other => write!(out, "{other}")?,
+            }
+        }
+        writeln!(out)
+    }
+}
+
+/// As sd-daemon(3) numbers them.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _ => 7,
+    }
+}
+
+fn colour_of(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "\x1b[31m",
+        Level::WARN => "\x1b[33m",
+        Level::INFO => "\x1b[32m",
+        _ => "\x1b[2m",
+    }
+}
+
+fn escape(out: &mut Writer<'_>, text: &str) -> fmt::Result {
+    for c in text.chars() {
+        if c.is_control() { write!(out, "{}", c.escape_default())? } else { out.write_char(c)? }
+    }
+    Ok(())
+}
+
+/// The fields of an event, in their order.
+#[derive(Default)]
+struct Seen {
+    text: String,
+    fields: Vec<(String, Value)>,
+}
+
+impl Seen {
+    fn put(&mut self, field: &Field, value: Value) {
+        self.fields.push((field.name().to_owned(), value));
+    }
+}
+
+impl Visit for Seen {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.text = format!("{value:?}");
+        } else {
+            self.put(field, format!("{value:?}").into());
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" { value.clone_into(&mut self.text) } else { self.put(field, value.into()) }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value.into());
+    }
+
+    /// The whole chain, as one value.
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        let mut text = value.to_string();
+        let mut cause = value.source();
+        while let Some(error) = cause {
+            let _ = write!(text, ": {error}");
+            cause = error.source();
+        }
+        self.put(field, text.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::telling::{Happening, Kind};
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(look: Look, level: &str, what: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let subscriber = subscriber(look, level, move || writer.clone()).expect("a level");
+        tracing::subscriber::with_default(subscriber, what);
+        String::from_utf8(sink.0.lock().expect("not poisoned").clone()).expect("text")
+    }
+
+    fn happening() -> Happening {
+        Happening::new(Kind::StaleJob, "job 7\nis \x1b[31mold").slot(&"a/3".parse().expect("a slot")).verdict("stale")
+    }
+
+    #[test]
+    fn under_systemd_a_line_has_a_priority_and_no_time() {
+        let text = logged(Look::Journal, "info", || happening().log());
+        assert_eq!(text, "<4>job 7\\nis \\u{1b}[31mold kind=stale_job pool=a slot=3 verdict=stale\n");
+    }
+
+    #[test]
+    fn for_people_a_line_has_local_time_with_its_offset() {
+        let text = logged(Look::Human { colour: false }, "info", || tracing::info!(path = "/a b", "hello"));
+        let (time, rest) = text.split_at("2026-11-22T14:02:11.123+00:00".len());
+        assert!(time.parse::<jiff::Timestamp>().is_ok(), "{text}");
+        assert_eq!(rest, " INFO hello path=\"/a b\"\n");
+        let text = logged(Look::Human { colour: true }, "info", || tracing::error!("hello"));
+        assert!(text.contains("\x1b[31mERROR\x1b[0m hello"), "{text:?}");
+    }
+
+    #[test]
+    fn json_is_one_object_a_line_in_utc() {
+        let text = logged(Look::Json, "info", || happening().log());
+        assert_eq!(text.lines().count(), 1);
+        let object: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((&object["text"], &object["slot"], &object["level"]), (&"job 7\nis \u{1b}[31mold".into(), &3.into(), &"warn".into()));
+        assert!(object["at"].as_str().is_some_and(|at| at.ends_with('Z')));
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let error = crate::telling::rotating::FileError::Open { path: "/x".into(), source: std::io::ErrorKind::NotFound.into() };
+        let text = logged(Look::Journal, "error", || tracing::error!(error = &error as &dyn std::error::Error, "no"));
+        assert_eq!(text, "<3>no error=\"failed to open `/x`: entity not found\"\n");
+    }
+
+    #[test]
+    fn levels_below_the_wanted_one_are_silent_and_wrong_ones_are_refused() {
+        assert_eq!(logged(Look::Journal, "warn", || tracing::info!("quiet")), "");
+        assert!(subscriber(Look::Json, "loud", std::io::sink).is_err());
+    }
+
+    #[test]
+    fn auto_looks_at_where_it_writes_to() {
+        assert_eq!(look(LogFormat::Auto, true, false), Look::Journal);
+        assert_eq!(look(LogFormat::Auto, false, true), Look::Human { colour: true });
+        assert_eq!(look(LogFormat::Human, true, false), Look::Human { colour: false });
+        assert_eq!(look(LogFormat::Json, true, true), Look::Json);
+    }
+}
