@@ -94,7 +94,7 @@ fn complain(text: &str) {
 #[derive(Default)]
 struct Found {
     welcome: Option<Welcome>,
-    children: Vec<(Key, ProcessId, bool, Vec<(u8, OwnedFd)>)>,
+    children: Vec<(Key, ProcessId, Vec<(u8, OwnedFd)>)>,
     exits: BTreeMap<Key, (Ended, bool)>,
     kept: BTreeMap<String, OwnedFd>,
     signals: Vec<i32>,
@@ -111,9 +111,9 @@ impl Found {
                 let done = last(&tell);
                 match tell {
                     Tell::Welcome(welcome) => self.welcome = Some(welcome),
-                    Tell::Child { key, pid, start_ticks, adopted, streams } => {
+                    Tell::Child { key, pid, start_ticks, streams, .. } => {
                         let streams = streams.into_iter().zip(fds).collect();
-                        self.children.push((key, ProcessId { pid, start_ticks }, adopted, streams));
+                        self.children.push((key, ProcessId { pid, start_ticks }, streams));
                     }
                     Tell::Exited { key, how, tree_gone, .. } => {
                         self.exits.insert(key, (how, tree_gone));
@@ -431,13 +431,13 @@ impl Agent {
     fn recall(
         &mut self,
         saved: PoolsSaved,
-        children: Vec<(Key, ProcessId, bool, Vec<(u8, OwnedFd)>)>,
+        children: Vec<(Key, ProcessId, Vec<(u8, OwnedFd)>)>,
         exits: BTreeMap<Key, (Ended, bool)>,
     ) {
         self.recall_pools(saved);
-        for (key, process, adopted, streams) in children {
+        for (key, process, streams) in children {
             if minding::is_worker(&key) {
-                self.worker_recalled(&key, process, adopted, streams);
+                self.worker_recalled(&key, process, streams);
             } else {
                 self.errands.adopt(key.clone());
                 self.errands.listen(&key, streams);

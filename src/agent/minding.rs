@@ -36,6 +36,9 @@ const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// The longest that one try may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// More starts than one slot can see between two writes of the state, each of which takes milliseconds.
+const STARTS_UNSAVED: u64 = 100;
+
 /// One pool, and what the shell knows of its slots beside the machine.
 #[derive(Debug)]
 pub(crate) struct PoolRun {
@@ -493,6 +496,12 @@ impl Agent {
         if same_boot && saved.drained {
             self.ending = Ending::Drained;
         }
+        if self.welcome.agent_starts == 1 {
+            // What the former keeper started after the last write is not known if it has ended too: its numbers are passed over.
+            for slot in saved.pools.values_mut().flat_map(|pool| &mut pool.slots) {
+                slot.slot.last_start.0 += STARTS_UNSAVED;
+            }
+        }
         let settings = self.settings.clone();
         for pool in &settings.pools {
             let name = pool.policy.name.clone();
@@ -541,7 +550,7 @@ impl Agent {
     }
 
     /// A worker that the keeper has: into its slot.
-    pub(crate) fn worker_recalled(&mut self, key: &str, process: ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>) {
+    pub(crate) fn worker_recalled(&mut self, key: &str, process: ProcessId, streams: Vec<(u8, OwnedFd)>) {
         let Ok(worker) = key.parse::<WorkerKey>() else {
             return self.ask(Ask::KillTree { key: key.to_owned() });
         };
@@ -564,9 +573,6 @@ impl Agent {
         self.slot_event(&worker.slot, event);
         if let Some(seen) = self.pools.get_mut(&worker.slot.pool).and_then(|run| run.seen.get_mut(&worker.slot.slot)) {
             seen.started_at = Some(started_at);
-        }
-        if adopted {
-            self.telling.adopted(&worker.slot, process.pid);
         }
     }
 
