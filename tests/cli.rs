@@ -334,6 +334,13 @@ fn events_follow_and_why_answers_without_an_agent() {
     assert_eq!(kinds, ["exit", "memory"], "newest first");
     assert_eq!(node.run("why checkins/3 -n 1").out.lines().count(), 1);
     assert_eq!(node.run("why deploy").out, "there was no deploy, as far back as the events go\n");
+    for kind in ["deploy_failed", "fetch_failed", "worker_started", "fetch_failed", "fetch_failed"] {
+        let event = json!({"schema": 1, "at": "2026-11-22T10:16:00.000Z", "kind": kind, "text": "x"});
+        append(&node.events(), &format!("{event}\n"));
+    }
+    let told = node.run("why deploy --json");
+    let kinds: Vec<_> = serde_json::from_str::<Value>(&told.out).expect("JSON")["verdicts"].as_array().expect("a list").clone();
+    assert_eq!(kinds.iter().map(|event| event["kind"].clone()).collect::<Vec<_>>(), ["fetch_failed", "deploy_failed"]);
 }
 
 #[test]

@@ -215,21 +215,21 @@ impl Teller {
 }
 
 fn draw(bar: &ProgressBar, deploy: &DeployStatus) {
-    bar.enable_steady_tick(Duration::from_millis(100));
+    bar.set_message(with_detail(deploy));
     let counted =
         deploy.progress.as_ref().and_then(|progress| Some((progress.objects?, progress.total_objects.filter(|total| *total > 0)?)));
     let template = match counted {
         Some((objects, total)) => {
             bar.set_length(total);
             bar.set_position(objects);
-            "{spinner} {msg} {wide_bar} {pos}/{len}"
+            "{spinner} {msg} {wide_bar}"
         }
         None => "{spinner} {wide_msg} {elapsed}",
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    bar.set_message(with_detail(deploy));
+    bar.enable_steady_tick(Duration::from_millis(100));
 }
 
 /// Returns the phase and its step: `building 2/3: bundle exec rake assets:precompile`.

@@ -62,6 +62,15 @@ impl FromStr for Subject {
     }
 }
 
+/// What says why a slot has not the worker that it had (the names are `telling`'s).
+const SLOT_KINDS: [&str; 4] = ["worker_ended", "worker_start_failed", "worker_quarantined", "stale_job"];
+
+/// What says what became of a deploy.
+const DEPLOY_KINDS: [&str; 6] = ["deploy_finished", "deploy_failed", "deploy_postponed", "rolled_back", "revision_quarantined", UNREACHED];
+
+/// Tried again and again: of several in a row only the last is an answer.
+const UNREACHED: &str = "fetch_failed";
+
 /// One line of `run/events.jsonl`, as far as a person is concerned; what else it has is for programs.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 struct Event {
@@ -87,11 +96,12 @@ impl Event {
 
     /// Tells whether this is an answer to `why` about the subject.
     fn answers(&self, subject: &Subject) -> bool {
-        self.verdict().is_some()
-            && match subject {
-                Subject::Slot(id) => self.pool.as_deref() == Some(id.pool.as_str()) && self.slot == Some(id.slot),
-                Subject::Deploy => ["deploy", "rollback", "rolled_back"].iter().any(|kind| self.kind.starts_with(kind)),
+        match subject {
+            Subject::Slot(id) => {
+                self.pool.as_deref() == Some(id.pool.as_str()) && self.slot == Some(id.slot) && SLOT_KINDS.contains(&self.kind.as_str())
             }
+            Subject::Deploy => DEPLOY_KINDS.contains(&self.kind.as_str()),
+        }
     }
 
     fn render(&self, look: &Look) -> String {
@@ -156,7 +166,13 @@ pub(crate) fn why(site: &Site, args: &WhyArgs) -> Result<Exit, Stop> {
         verdicts: Vec<Value>,
     }
     let path = site.events();
-    let wanted = |line: &[u8]| Event::parse(line).is_some_and(|event| event.answers(&args.subject));
+    let mut newer_unreached = false;
+    let wanted = |line: &[u8]| {
+        let Some(event) = Event::parse(line).filter(|event| event.answers(&args.subject)) else { return false };
+        let repeated = newer_unreached && event.kind == UNREACHED;
+        newer_unreached = event.kind == UNREACHED;
+        !repeated
+    };
     let (mut lines, _) = tail::last(&path, args.lines, wanted).map_err(|error| reading(&path, &error))?;
     lines.reverse();
     match Format::json(args.json) {
@@ -181,7 +197,7 @@ fn answer(events: &[Event], subject: &Subject, look: &Look) -> String {
     }
     let line = |event: &Event| {
         let time = look.paint.on(Style::Faint, &format!("{} ({} ago)", look.time(event.at), look.ago(event.at)));
-        let verdict = look.paint.on(Style::Warn, &clean(event.verdict().unwrap_or_default()));
+        let verdict = look.paint.on(Style::Warn, &clean(event.verdict().unwrap_or(&event.kind)));
         format!("{time}  {verdict}: {}\n", indented(&event.text))
     };
     events.iter().map(line).collect()
@@ -196,7 +212,7 @@ mod tests {
 {"schema":1,"at":"2026-11-22T10:15:31.000Z","kind":"worker_ended","pool":"checkins","slot":3,"verdict":"memory","text":"ended by TERM after 350 MB was passed in 2 of 2 samples (361, 374 MB)","pid":4711}
 {"schema":1,"at":"2026-11-22T10:16:00.000Z","kind":"deploy_failed","verdict":{"kind":"build"},"text":"build step 2 `make` ended with 2:\n  oops\u001b[2J"}
 garbage
-{"schema":1,"at":"2026-11-22T10:16:10.000Z","kind":"pool_scaled","pool":"checkins","text":"10 -> 12"}
+{"schema":1,"at":"2026-11-22T10:16:10.000Z","kind":"scaled","pool":"checkins","text":"10 -> 12"}
 {"schema":1,"at":"2026-11-22T10:17:31.000Z","kind":"worker_ended","pool":"checkins","slot":3,"verdict":"exit","text":"ended with 1"}
 "#;
 

@@ -201,6 +201,7 @@ async fn answer(
             biased;
             Some(step) = progress.recv() => to.progress(step).await?,
             ended = &mut outcome => {
+                // With more than one thread, both may have come since `progress` was looked at.
                 while let Ok(step) = progress.try_recv() {
                     to.progress(step).await?;
                 }
@@ -309,20 +310,28 @@ mod tests {
         }
 
         async fn call(&mut self) -> Call {
-            self.calls.recv().await.expect("a call")
+            soon(self.calls.recv()).await.expect("a call")
         }
+    }
+
+    /// A mistake makes a test fail, not hang.
+    async fn soon<T>(what: impl Future<Output = T>) -> T {
+        timeout(READ_WITHIN * 6, what).await.expect("it comes within a minute")
     }
 
     /// The next answer that is no heartbeat; `None`: the server closed.
     async fn hear(client: &mut BufReader<UnixStream>) -> Option<Answer> {
-        loop {
-            let mut line = Vec::new();
-            client.read_until(b'\n', &mut line).await.ok().filter(|n| *n > 0)?;
-            match Answer::parse(&line).expect("an answer") {
-                Answer::Progress(progress) if progress == Progress::default() => {}
-                answer => return Some(answer),
+        let heard = async {
+            loop {
+                let mut line = Vec::new();
+                client.read_until(b'\n', &mut line).await.ok().filter(|n| *n > 0)?;
+                match Answer::parse(&line).expect("an answer") {
+                    Answer::Progress(progress) if progress == Progress::default() => {}
+                    answer => return Some(answer),
+                }
             }
-        }
+        };
+        soon(heard).await
     }
 
     fn code(answer: Option<Answer>) -> Option<RefusalCode> {
@@ -442,7 +451,7 @@ mod tests {
         let mut client = rig.asking().await;
         let mut call = rig.call().await;
         client.get_mut().write_all(&Request::new(Command::Unhold {}).to_line()).await.expect("a second one");
-        call.reply.outcome.closed().await;
+        soon(call.reply.outcome.closed()).await;
         assert_eq!(hear(&mut client).await, None);
     }
 
@@ -507,7 +516,7 @@ mod tests {
         rig.call().await.reply.finish(Done::text("ok"));
         assert_eq!(hear(&mut other).await, Some(Done::text("ok").into()));
         let began = Instant::now();
-        call.reply.outcome.closed().await;
+        soon(call.reply.outcome.closed()).await;
         assert!(began.elapsed() <= READ_WITHIN + Duration::from_secs(1), "{:?}", began.elapsed());
         drop(deaf);
     }
@@ -550,7 +559,7 @@ mod tests {
         drop(rig.calls);
         assert_eq!(hear(&mut answered).await, Some(Done::text("ok").into()));
         assert_eq!(hear(&mut unanswered).await, Some(ending().into()));
-        rig.server.await.expect("it ended by itself");
+        soon(rig.server).await.expect("it ended by itself");
         assert!(UnixStream::connect(&rig.path).await.is_err(), "nobody listens");
     }
 }
