@@ -284,7 +284,7 @@ impl Job<'_> {
         // Without this figure the mirror is only looked at more often.
         let _ = repository.config().and_then(|mut config| config.set_i64(BORN_KEY, i64::try_from(born.0).unwrap_or(i64::MAX)));
         drop(repository);
-        take_place(mirror).map_err(|error| failed(&error))?;
+        take_place(mirror, || Ok(())).map_err(|error| failed(&error))?;
         Ok(got)
     }
 
@@ -495,11 +495,15 @@ struct Plan {
 }
 
 /// Puts `new.git` in the place of what is around it. `HEAD` goes first and comes last: without it there is no mirror.
-fn take_place(mirror: &Path) -> io::Result<()> {
+///
+/// `point` is called before each step; in tests it fails there, as a kill would.
+fn take_place(mirror: &Path, mut point: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    point()?;
     links::remove_tree(&mirror.join("HEAD"))?;
     for entry in fs_err::read_dir(mirror)? {
         let entry = entry?;
         if entry.file_name() != NEW {
+            point()?;
             links::remove_tree(&entry.path())?;
         }
     }
@@ -507,8 +511,10 @@ fn take_place(mirror: &Path) -> io::Result<()> {
     let mut names: Vec<_> = fs_err::read_dir(&new)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()?;
     names.sort_by_key(|name| name == "HEAD");
     for name in names {
+        point()?;
         fs_err::rename(new.join(&name), mirror.join(&name))?;
     }
+    point()?;
     fs_err::remove_dir(new)
 }
 
@@ -605,5 +611,91 @@ impl Measured {
         self.entries = self.entries.saturating_add(below.entries);
         self.levels = self.levels.max(below.levels.saturating_add(1));
         self.malformed = self.malformed.or(below.malformed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bare repository with one commit of one file in its mirror's ref.
+    fn repository(path: &Path, source: &str, text: &str) -> Oid {
+        let repository = Repository::init_bare(path).expect("made");
+        repository.config().and_then(|mut config| config.set_str(SOURCE_KEY, source)).expect("written");
+        let blob = repository.blob(text.as_bytes()).expect("written");
+        let mut builder = repository.treebuilder(None).expect("a builder");
+        builder.insert("file", blob, 0o100_644).expect("inserted");
+        let tree = repository.find_tree(builder.write().expect("written")).expect("there");
+        let who = git2::Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("a name");
+        let commit = repository.commit(Some(WANTED), &who, &who, text, &tree, &[]).expect("committed");
+        repository.set_head(WANTED).expect("set");
+        commit
+    }
+
+    #[test]
+    fn a_swap_cut_short_anywhere_leaves_the_old_mirror_the_new_one_or_none() {
+        let mut whole = 0;
+        for cut in 0.. {
+            let dir = tempfile::tempdir().expect("a directory");
+            let mirror = dir.path().join("repo.git");
+            let (old, new) = (repository(&mirror, "here", "old"), repository(&mirror.join(NEW), "here", "new"));
+            let mut step = 0;
+            let swapped = take_place(&mirror, || {
+                step += 1;
+                if step > cut { Err(io::Error::other("killed")) } else { Ok(()) }
+            });
+            let found = match inspect(&mirror, "here", &mut Vec::new()).expect("looked at") {
+                State::Good(repository) => Some(repository.head().expect("a head").target().expect("a commit")),
+                State::Empty | State::Unusable(_) => None,
+            };
+            match found {
+                Some(head) if head == old => assert_eq!(cut, 0, "the old one is only there before the first step"),
+                Some(head) => {
+                    assert_eq!(head, new, "cut at {cut}");
+                    measure(&open(&mirror).expect("opened"), new).expect("whole");
+                    whole += 1;
+                }
+                None => assert_eq!(whole, 0, "cut at {cut}"),
+            }
+            if swapped.is_ok() {
+                break;
+            }
+        }
+        assert_eq!(whole, 2, "before and after the empty directory goes");
+    }
+
+    #[test]
+    fn what_stands_in_several_places_is_counted_each_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let repository = Repository::init_bare(dir.path()).expect("made");
+        let blob = repository.blob(b"12345").expect("written");
+        let mut tree = None;
+        for _ in 0..30 {
+            let mut builder = repository.treebuilder(None).expect("a builder");
+            for name in ["a", "b"] {
+                match tree {
+                    None => builder.insert(name, blob, 0o100_644).expect("inserted"),
+                    Some(below) => builder.insert(name, below, 0o040_000).expect("inserted"),
+                };
+            }
+            tree = Some(builder.write().expect("written"));
+        }
+        let who = git2::Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("a name");
+        let tree = repository.find_tree(tree.expect("made")).expect("there");
+        let commit = repository.commit(None, &who, &who, "x", &tree, &[]).expect("committed");
+        let measured = measure(&repository, commit).expect("measured");
+        let places = 1_u64 << 30;
+        assert_eq!(measured, Measured { bytes: places * 5, entries: 2 * places - 2, levels: 30, malformed: None });
+    }
+
+    #[test]
+    fn only_what_a_kill_leaves_is_swept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        repository(dir.path(), "here", "x");
+        let before = SystemTime::now() - Duration::from_secs(3600);
+        fs_err::write(dir.path().join("refs/heads/x.lock"), "").expect("written");
+        assert_eq!(sweep(dir.path(), before).expect("swept"), Vec::<String>::new(), "younger than the helper: not ours to judge");
+        assert_eq!(sweep(dir.path(), SystemTime::now()).expect("swept"), ["`refs/heads/x.lock`"]);
+        assert!(matches!(inspect(dir.path(), "here", &mut Vec::new()), Ok(State::Good(_))));
     }
 }

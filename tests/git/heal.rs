@@ -74,6 +74,19 @@ fn damaged_mirrors_are_made_anew() {
     });
     heals("an empty pack", &["made anew"], |scene| truncate(&packs(scene)[0], 0));
     heals("a truncated index", &["made anew"], |scene| truncate(&packs(scene)[0].with_extension("idx"), 100));
+    heals("a missing blob", &["made anew"], |scene| {
+        let (mirror, pack) = (scene.mirror().display().to_string(), packs(scene)[0].clone());
+        let aside = scene.path("aside.pack");
+        std::fs::rename(&pack, &aside).expect("moved");
+        std::fs::remove_file(pack.with_extension("idx")).expect("removed");
+        let unpacked = std::process::Command::new("git")
+            .args(["--git-dir", &mirror, "unpack-objects", "-q"])
+            .stdin(std::fs::File::open(aside).expect("opened"))
+            .status();
+        assert!(unpacked.expect("git runs").success());
+        let blob = scene.in_work(&["rev-parse", "HEAD:src/app.rb"]);
+        std::fs::remove_file(scene.mirror().join("objects").join(&blob[..2]).join(&blob[2..])).expect("removed");
+    });
     heals("no packs", &["made anew"], |scene| std::fs::remove_dir_all(scene.mirror().join("objects/pack")).expect("removed"));
     heals("no objects", &["made anew"], |scene| std::fs::remove_dir_all(scene.mirror().join("objects")).expect("removed"));
     heals("no HEAD", &["made anew", "half written"], |scene| std::fs::remove_file(scene.mirror().join("HEAD")).expect("removed"));

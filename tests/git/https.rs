@@ -62,6 +62,8 @@ enum Manner {
     Says(&'static str),
     /// Takes the request and is silent.
     Hangs,
+    /// Answers a byte at a time, without end.
+    Trickles,
     /// Serves only so many bytes of the pack's answer, then drops the connection.
     Cuts(usize),
     /// Sends the refs' request elsewhere.
@@ -186,6 +188,19 @@ fn converse(
         Manner::Hangs => {
             let began = Instant::now();
             while !stop.load(Ordering::SeqCst) && began.elapsed() < PATIENCE {
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+            return Ok(());
+        }
+        Manner::Trickles => {
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\nContent-Length: 100000\r\n\r\nffff"
+            )?;
+            let began = Instant::now();
+            while !stop.load(Ordering::SeqCst) && began.elapsed() < PATIENCE {
+                stream.write_all(b"x")?;
+                stream.flush()?;
                 std::thread::park_timeout(Duration::from_millis(50));
             }
             return Ok(());
@@ -416,6 +431,12 @@ fn a_server_that_hangs_is_given_up_in_time() {
     let began = Instant::now();
     let answer = helper(&request);
     assert_eq!(answer.failed().0, "timeout", "{answer:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // Never silent for long, and never done.
+    let slow = Site::start(&scene, None, Manner::Trickles);
+    request["fetch"]["url"] = json!(slow.url());
+    let began = Instant::now();
+    assert_eq!(helper(&request).failed().0, "timeout");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     // Not even a word of TLS, and not even git's.
     for url in [silent.url().replace("http:", "https:"), silent.url().replace("http:", "git:")] {
