@@ -31,9 +31,7 @@ use rustix::fs::{Mode, OFlags};
 use selfstart_core::time::{MonoTime, WallTime};
 use selfstart_core::units::Bytes;
 
-use self::ledger::{
-    BATCH_MAX, BatchTarget, CHUNK, ENTRIES_MAX, FillError, Filled, Interrupted, KEY_MAX, LINE_MAX, Ledger, Leftover, SlotNo,
-};
+use self::ledger::{BATCH_MAX, BatchTarget, ENTRIES_MAX, FillError, Filled, Interrupted, KEY_MAX, LINE_MAX, Ledger, Leftover, SlotNo};
 use self::line::Goes;
 use crate::telling::rotating::{self, Prepared, RotatingFile, Rotation};
 use crate::telling::stamp;
