@@ -1,4 +1,4 @@
 //! The head: owns all state and decisions, and carries out what they lead to.
 
-pub mod output;
-pub mod store;
+pub(crate) mod output;
+pub(crate) mod store;

@@ -1,5 +1,5 @@
 //! How Linux does it. The only unsafe code. No policy, no retry, no logging.
 
-pub mod fault;
-pub mod proc_scan;
-pub mod shared_map;
+pub(crate) mod fault;
+pub(crate) mod proc_scan;
+pub(crate) mod shared_map;
