@@ -145,6 +145,28 @@ fn the_last_words_of_a_worker_are_written_also_without_a_newline() {
     assert_eq!(outputs.keys.len() + outputs.files.paths.len() + outputs.streams.iter().flatten().count(), 0);
 }
 
+#[tokio::test]
+async fn a_loop_waits_for_all_pipes_with_one_descriptor() {
+    let dir = tempfile::tempdir().expect("dir");
+    let file = dir.path().join("l");
+    let mut pipes = [pipe(), pipe()];
+    let mut outputs = Outputs::create().expect("outputs");
+    // A duplicate, so that the loop can lend `outputs` out while it waits.
+    let readable = tokio::io::unix::AsyncFd::new(outputs.as_fd().try_clone_to_owned().expect("dup")).expect("tokio");
+    for (n, pipe) in pipes.iter().enumerate() {
+        outputs.add(&format!("jobs/{n}#1"), Stream::Out, pipe.read_end(), sink(&file)).expect("add");
+    }
+    for n in 0..6 {
+        pipes[n % 2].say(b"x\n");
+        let mut guard = readable.readable().await.expect("readable");
+        let progress = outputs.ready(at(0), 1 << 20).expect("output");
+        if !progress.more {
+            guard.clear_ready();
+        }
+        assert_eq!(content(&file).lines().count(), n + 1);
+    }
+}
+
 #[test]
 fn a_hang_up_is_not_reported_for_ever() {
     let dir = tempfile::tempdir().expect("dir");
