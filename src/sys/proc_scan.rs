@@ -19,7 +19,7 @@ use selfstart_core::units::Bytes;
 
 /// One process, as `/proc/PID/stat` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Proc {
+pub(crate) struct Proc {
     /// Which.
     pub id: ProcessId,
     /// Its parent; 0 for what has none here.
@@ -37,14 +37,14 @@ pub struct Proc {
 impl Proc {
     /// Whether it has ended and waits to be reaped.
     #[must_use]
-    pub const fn is_zombie(&self) -> bool {
+    pub(crate) const fn is_zombie(&self) -> bool {
         matches!(self.state, b'Z' | b'X')
     }
 }
 
 /// All processes at about one moment.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// By pid, ascending.
     procs: Vec<Proc>,
     unreadable: usize,
@@ -53,36 +53,36 @@ pub struct Snapshot {
 impl Snapshot {
     /// All of them, by pid.
     #[must_use]
-    pub fn procs(&self) -> &[Proc] {
+    pub(crate) fn procs(&self) -> &[Proc] {
         &self.procs
     }
 
     /// How many processes are there that we may not look at (hidepid=1); they are in no tree.
     #[must_use]
-    pub const fn unreadable(&self) -> usize {
+    pub(crate) const fn unreadable(&self) -> usize {
         self.unreadable
     }
 
     /// The process with this number.
     #[must_use]
-    pub fn by_pid(&self, pid: i32) -> Option<&Proc> {
+    pub(crate) fn by_pid(&self, pid: i32) -> Option<&Proc> {
         self.procs.binary_search_by_key(&pid, |proc| proc.id.pid).ok().map(|index| &self.procs[index])
     }
 
     /// This very process, not a later one with its number.
     #[must_use]
-    pub fn get(&self, id: ProcessId) -> Option<&Proc> {
+    pub(crate) fn get(&self, id: ProcessId) -> Option<&Proc> {
         self.by_pid(id.pid).filter(|proc| proc.id == id)
     }
 
     /// Its children, by pid.
-    pub fn children_of(&self, pid: i32) -> impl Iterator<Item = &Proc> {
+    pub(crate) fn children_of(&self, pid: i32) -> impl Iterator<Item = &Proc> {
         self.procs.iter().filter(move |proc| proc.ppid == pid)
     }
 
     /// All processes of one tree, by pid; see [`Tree`].
     #[must_use]
-    pub fn tree_of(&self, tree: &Tree) -> Vec<Proc> {
+    pub(crate) fn tree_of(&self, tree: &Tree) -> Vec<Proc> {
         let owners = self.owners(std::slice::from_ref(tree));
         self.procs.iter().zip(owners).filter(|(_, owner)| owner.is_some()).map(|(proc, _)| *proc).collect()
     }
@@ -138,7 +138,7 @@ impl Snapshot {
 
 /// A worker's processes: its main process, all who are in its session, all their descendants, and what else is known to be its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tree {
+pub(crate) struct Tree {
     /// The main process; it leads its session.
     pub main: ProcessId,
     /// Processes that left the tree (new session, adopted by the keeper) and are still the worker's; their descendants are as well.
@@ -149,7 +149,7 @@ pub struct Tree {
 
 /// How a figure was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measured {
+pub(crate) enum Measured {
     /// Sum of resident sets; pages that processes share count for each of them. Cheap, and never less than PSS by more than the batches
     /// in which the kernel updates it.
     Rss,
@@ -159,7 +159,7 @@ pub enum Measured {
 
 /// The memory of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TreeMemory {
+pub(crate) struct TreeMemory {
     /// How much.
     pub bytes: Bytes,
     /// Of what kind; RSS near the limit means that PSS may not be read (another user's processes).
@@ -170,7 +170,7 @@ pub struct TreeMemory {
 
 /// Reads /proc.
 #[derive(Debug)]
-pub struct ProcScanner {
+pub(crate) struct ProcScanner {
     proc_dir: OwnedFd,
     /// For entries of the directory, 32 KiB: some thousand of them at a time.
     entries: Vec<u8>,
@@ -188,7 +188,7 @@ impl ProcScanner {
     ///
     /// # Errors
     /// If there is none.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
             proc_dir: rustix::fs::open("/proc", flags, Mode::empty())?,
@@ -203,7 +203,7 @@ impl ProcScanner {
     ///
     /// # Errors
     /// If /proc cannot be listed.
-    pub fn scan(&mut self) -> io::Result<Snapshot> {
+    pub(crate) fn scan(&mut self) -> io::Result<Snapshot> {
         let mut snapshot = Snapshot::default();
         rustix::fs::seek(&self.proc_dir, SeekFrom::Start(0))?;
         let Self { proc_dir, entries, text, .. } = self;
@@ -231,7 +231,7 @@ impl ProcScanner {
     ///
     /// # Errors
     /// If it is there and may not be read.
-    pub fn stat(&mut self, pid: i32) -> io::Result<Option<Proc>> {
+    pub(crate) fn stat(&mut self, pid: i32) -> io::Result<Option<Proc>> {
         if !read_into(&self.proc_dir, pid, "stat", 4096, &mut self.text)? {
             return Ok(None);
         }
@@ -243,7 +243,7 @@ impl ProcScanner {
     ///
     /// # Errors
     /// If it is there and may not be read.
-    pub fn cmdline(&mut self, pid: i32) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn cmdline(&mut self, pid: i32) -> io::Result<Option<Vec<u8>>> {
         let there = read_into(&self.proc_dir, pid, "cmdline", LONG, &mut self.text)?;
         Ok(there.then(|| self.text.clone()))
     }
@@ -253,7 +253,7 @@ impl ProcScanner {
     ///
     /// # Errors
     /// If it is there and may not be read (another user's).
-    pub fn environ_has(&mut self, pid: i32, key_value: &str) -> io::Result<Option<bool>> {
+    pub(crate) fn environ_has(&mut self, pid: i32, key_value: &str) -> io::Result<Option<bool>> {
         let there = read_into(&self.proc_dir, pid, "environ", LONG, &mut self.text)?;
         Ok(there.then(|| self.text.split(|b| *b == 0).any(|entry| entry == key_value.as_bytes())))
     }
@@ -262,7 +262,7 @@ impl ProcScanner {
     ///
     /// # Errors
     /// If it is there and may not be read (another user's).
-    pub fn environ_value(&mut self, pid: i32, key: &str) -> io::Result<Option<Option<Vec<u8>>>> {
+    pub(crate) fn environ_value(&mut self, pid: i32, key: &str) -> io::Result<Option<Option<Vec<u8>>>> {
         let there = read_into(&self.proc_dir, pid, "environ", LONG, &mut self.text)?;
         Ok(there.then(|| {
             self.text.split(|b| *b == 0).find_map(|entry| entry.strip_prefix(key.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec))
@@ -273,7 +273,7 @@ impl ProcScanner {
     ///
     /// # Errors
     /// If it is there and may not be read (another user's, without CAP_SYS_PTRACE).
-    pub fn pss(&mut self, pid: i32) -> io::Result<Option<Bytes>> {
+    pub(crate) fn pss(&mut self, pid: i32) -> io::Result<Option<Bytes>> {
         match read_into(&self.proc_dir, pid, "smaps_rollup", 4096, &mut self.text) {
             Ok(false) => Ok(None),
             Ok(true) => parse_pss(&self.text).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into()),
@@ -283,7 +283,7 @@ impl ProcScanner {
 
     /// The memory of many trees, from one snapshot, in the order of `trees`. `None`: not known, as the main process is not in the
     /// snapshot (ended, or hidden from us), or something in the tree could not be read.
-    pub fn memory(&mut self, snapshot: &Snapshot, trees: &[Tree]) -> Vec<Option<TreeMemory>> {
+    pub(crate) fn memory(&mut self, snapshot: &Snapshot, trees: &[Tree]) -> Vec<Option<TreeMemory>> {
         let mut members: Vec<Vec<&Proc>> = vec![Vec::new(); trees.len()];
         for (proc, owner) in snapshot.procs.iter().zip(snapshot.owners(trees)) {
             if let Some(tree) = owner {
@@ -325,7 +325,7 @@ impl ProcScanner {
 
     /// When a process began, on the clock that waits are measured with. Ticks are counted from boot, also while the machine slept.
     #[must_use]
-    pub fn started_at(&self, id: ProcessId) -> MonoTime {
+    pub(crate) fn started_at(&self, id: ProcessId) -> MonoTime {
         let (secs, rest) = (id.start_ticks / self.ticks_per_second, id.start_ticks % self.ticks_per_second);
         MonoTime::from_boot(Duration::from_secs(secs) + Duration::from_nanos(rest * 1_000_000_000 / self.ticks_per_second))
     }
@@ -505,7 +505,7 @@ mod tests {
         let mut guard = Guard(child);
         // It has executed sh once it says so.
         let mut byte = [0];
-        std::io::Read::read_exact(guard.0.stdout.as_mut().expect("piped"), &mut byte).expect("a byte");
+        io::Read::read_exact(guard.0.stdout.as_mut().expect("piped"), &mut byte).expect("a byte");
         (guard, pid)
     }
 
@@ -547,7 +547,7 @@ mod tests {
         let mut scanner = ProcScanner::new().expect("/proc");
         // It ends when its last descriptor closes; then it is a zombie until it is waited for.
         let mut rest = Vec::new();
-        std::io::Read::read_to_end(guard.0.stdout.as_mut().expect("piped"), &mut rest).expect("the end");
+        io::Read::read_to_end(guard.0.stdout.as_mut().expect("piped"), &mut rest).expect("the end");
         let zombie = loop {
             let proc = scanner.stat(pid).expect("stat").expect("not reaped");
             if proc.is_zombie() {

@@ -17,7 +17,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 /// A memfd that can grow and can never shrink (`memfd_create(2)`, `F_SEAL_SHRINK` in `fcntl(2)`).
 #[derive(Debug)]
-pub struct SharedFile {
+pub(crate) struct SharedFile {
     fd: OwnedFd,
 }
 
@@ -26,7 +26,7 @@ impl SharedFile {
     ///
     /// # Errors
     /// As `memfd_create(2)`, `ftruncate(2)` and `fcntl(2)` do.
-    pub fn create(name: &str, len: u64) -> io::Result<Self> {
+    pub(crate) fn create(name: &str, len: u64) -> io::Result<Self> {
         let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         rustix::fs::ftruncate(&fd, len)?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK)?;
@@ -37,7 +37,7 @@ impl SharedFile {
     ///
     /// # Errors
     /// `InvalidData` if it is something else: a file that could shrink under a mapping would end us by SIGBUS.
-    pub fn restore(fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn restore(fd: OwnedFd) -> io::Result<Self> {
         match rustix::fs::fcntl_get_seals(&fd) {
             Ok(seals) if seals.contains(SealFlags::SHRINK) => Ok(Self { fd }),
             Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "not sealed against shrinking")),
@@ -49,7 +49,7 @@ impl SharedFile {
     ///
     /// # Errors
     /// As `fstat(2)` does.
-    pub fn len(&self) -> io::Result<u64> {
+    pub(crate) fn len(&self) -> io::Result<u64> {
         Ok(u64::try_from(rustix::fs::fstat(&self.fd)?.st_size).unwrap_or(0))
     }
 
@@ -57,7 +57,7 @@ impl SharedFile {
     ///
     /// # Errors
     /// As `ftruncate(2)` does.
-    pub fn grow(&self, len: u64) -> io::Result<()> {
+    pub(crate) fn grow(&self, len: u64) -> io::Result<()> {
         if self.len()? < len {
             rustix::fs::ftruncate(&self.fd, len)?;
         }
@@ -68,7 +68,7 @@ impl SharedFile {
     ///
     /// # Errors
     /// As `fallocate(2)` does.
-    pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+    pub(crate) fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         use rustix::fs::FallocateFlags as F;
         Ok(rustix::fs::fallocate(&self.fd, F::PUNCH_HOLE | F::KEEP_SIZE, offset, len)?)
     }
@@ -77,7 +77,7 @@ impl SharedFile {
     ///
     /// # Errors
     /// If the part is not wholly inside the file, or as `mmap(2)` does.
-    pub fn map(&self, offset: u64, len: usize, words: usize) -> io::Result<SharedMap> {
+    pub(crate) fn map(&self, offset: u64, len: usize, words: usize) -> io::Result<SharedMap> {
         let inside = offset.checked_add(len as u64).is_some_and(|end| self.len().is_ok_and(|have| end <= have));
         if !inside || len == 0 || words.checked_mul(8).is_none_or(|bytes| bytes > len) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not inside the file"));
@@ -99,7 +99,7 @@ impl AsFd for SharedFile {
 
 /// A mapped part of a [`SharedFile`]: words, then bytes.
 #[derive(Debug)]
-pub struct SharedMap {
+pub(crate) struct SharedMap {
     ptr: NonNull<u8>,
     len: usize,
     words: usize,
@@ -114,7 +114,7 @@ impl SharedMap {
     /// # Panics
     /// If there is no such word: a mistake in the caller's layout, never input.
     #[must_use]
-    pub fn word(&self, index: usize) -> &AtomicU64 {
+    pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.words, "word {index} of {}", self.words);
         // SAFETY: inside the mapping (`map` checked words * 8 <= len), aligned (a mapping begins on a page), initialised (zeros or
         // former stores), and never lent out as bytes (`checked`); an AtomicU64 may change behind a shared reference.
@@ -126,7 +126,7 @@ impl SharedMap {
     /// # Panics
     /// If they are not all behind the words and inside the mapping: a mistake in the caller's layout, never input.
     #[must_use]
-    pub fn bytes(&self, range: Range<usize>) -> &[u8] {
+    pub(crate) fn bytes(&self, range: Range<usize>) -> &[u8] {
         self.checked(&range);
         // SAFETY: inside the mapping, initialised, and borrowed from `self`, so that `bytes_mut` cannot be called meanwhile.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().add(range.start), range.len()) }
@@ -136,7 +136,7 @@ impl SharedMap {
     ///
     /// # Panics
     /// As [`SharedMap::bytes`] does.
-    pub fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+    pub(crate) fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
         self.checked(&range);
         // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().add(range.start), range.len()) }

@@ -18,7 +18,7 @@ use super::stamp::stamp;
 use super::{Happening, Kind};
 
 /// The version of the format.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 /// 5 MB a file: some 20,000 events, and read in a few milliseconds.
 const MAX_SIZE: u64 = 5_000_000;
 /// Files beside the one that is written; with it 5.
@@ -30,7 +30,7 @@ const TEXT_MAX: usize = 8192;
 
 /// One event, as it is written and read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// The version of the format.
     pub schema: u32,
     /// Its number.
@@ -59,7 +59,7 @@ pub struct Record {
 
 /// Which events are wanted; `None` everywhere: all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
+pub(crate) struct Filter {
     /// Only about these pools (a group's pools, say).
     pub pools: Option<Vec<String>>,
     /// Only about this slot number.
@@ -71,7 +71,7 @@ pub struct Filter {
 impl Filter {
     /// Whether an event is wanted.
     #[must_use]
-    pub fn wants(&self, record: &Record) -> bool {
+    pub(crate) fn wants(&self, record: &Record) -> bool {
         self.pools.as_ref().is_none_or(|pools| record.pool.as_ref().is_some_and(|pool| pools.contains(pool)))
             && self.slot.is_none_or(|slot| record.slot == Some(slot))
             && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(&record.kind))
@@ -80,7 +80,7 @@ impl Filter {
 
 /// The journal, for the agent, which alone writes it.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     file: RotatingFile,
     next: u64,
     recent: VecDeque<Record>,
@@ -91,7 +91,7 @@ pub struct Journal {
 impl Journal {
     /// Goes on behind the last event in the file; nothing is written yet.
     #[must_use]
-    pub fn open(path: PathBuf) -> Self {
+    pub(crate) fn open(path: PathBuf) -> Self {
         Self::with_rotation(path, Rotation { max_size: MAX_SIZE, max_age: None, keep: KEEP })
     }
 
@@ -101,13 +101,13 @@ impl Journal {
     }
 
     /// Logs a happening and writes it down; returns its number.
-    pub fn tell(&mut self, at: WallTime, happening: &Happening) -> u64 {
+    pub(crate) fn tell(&mut self, at: WallTime, happening: &Happening) -> u64 {
         happening.log();
         self.append(at, happening)
     }
 
     /// Writes a happening down; returns its number. If the disk takes nothing it is only counted, and known to those who follow.
-    pub fn append(&mut self, at: WallTime, happening: &Happening) -> u64 {
+    pub(crate) fn append(&mut self, at: WallTime, happening: &Happening) -> u64 {
         if self.missed > 0 {
             let text = format!("{} events could not be written to the journal before this one", self.missed);
             let lost = self.record(at, &Happening::new(Kind::EventsLost, text).with("missed", self.missed));
@@ -132,19 +132,19 @@ impl Journal {
 
     /// How many events could not be written since the last one that could.
     #[must_use]
-    pub const fn missed(&self) -> u64 {
+    pub(crate) const fn missed(&self) -> u64 {
         self.missed
     }
 
     /// The number of the last event; 0: there was none.
     #[must_use]
-    pub const fn last(&self) -> u64 {
+    pub(crate) const fn last(&self) -> u64 {
         self.next - 1
     }
 
     /// The wanted events after number `seq`, oldest first, at most `max`; for those who follow.
     #[must_use]
-    pub fn after(&self, seq: u64, filter: &Filter, max: usize) -> Vec<Record> {
+    pub(crate) fn after(&self, seq: u64, filter: &Filter, max: usize) -> Vec<Record> {
         let in_memory = self.recent.front().map_or(self.next, |first| first.seq);
         if seq + 1 >= in_memory {
             return self.recent.iter().filter(|record| record.seq > seq && filter.wants(record)).take(max).cloned().collect();
@@ -156,12 +156,12 @@ impl Journal {
 
     /// The last `n` wanted events, oldest first.
     #[must_use]
-    pub fn tail(&self, n: usize, filter: &Filter) -> Vec<Record> {
+    pub(crate) fn tail(&self, n: usize, filter: &Filter) -> Vec<Record> {
         tail(self.file.path(), n, filter)
     }
 
     /// Opens the file by its name again with the next event.
-    pub fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         self.file.close();
     }
 
@@ -206,7 +206,7 @@ impl Journal {
 /// The last `n` wanted events of a journal, oldest first; also while an agent writes it, and over its rotated files.
 /// Lines that are no events are skipped; no file is no event.
 #[must_use]
-pub fn tail(path: &Path, n: usize, filter: &Filter) -> Vec<Record> {
+pub(crate) fn tail(path: &Path, n: usize, filter: &Filter) -> Vec<Record> {
     collect(path, |record| Some(filter.wants(record)), n)
 }
 

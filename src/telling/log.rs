@@ -17,7 +17,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// `log.format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For the journal under systemd, else for people.
     #[default]
     Auto,
@@ -29,7 +29,7 @@ pub enum LogFormat {
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
-pub enum LogError {
+pub(crate) enum LogError {
     /// `log.level` names no level.
     #[error("no such log level: `{0}`")]
     Level(String),
@@ -50,7 +50,7 @@ enum Look {
 ///
 /// # Errors
 /// If the level is none of `error`, `warn`, `info`, `debug`, `trace`, or this is called twice.
-pub fn init(format: LogFormat, level: &str) -> Result<(), LogError> {
+pub(crate) fn init(format: LogFormat, level: &str) -> Result<(), LogError> {
     let stderr = std::io::stderr();
     let terminal = stderr.is_terminal();
     let journal = rustix::fs::fstat(stderr.as_fd()).is_ok_and(|stat| {

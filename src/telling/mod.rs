@@ -3,10 +3,10 @@
 //! For: [`Happening`], and the two places it goes to. Not for: deciding what is worth telling, status (`core::status`), or what
 //! workers write (`agent::output`).
 
-pub mod journal;
-pub mod log;
-pub mod rotating;
-pub mod stamp;
+pub(crate) mod journal;
+pub(crate) mod log;
+pub(crate) mod rotating;
+pub(crate) mod stamp;
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 /// How loud a happening is (design/STYLE: ERROR a person must act, WARN something was worked around, INFO a step of a life).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
+pub(crate) enum Level {
     /// A person must act.
     Error,
     /// Something was worked around.
@@ -28,21 +28,21 @@ macro_rules! kinds {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, $level:ident;)+) => {
         /// What kind of thing happened. The names are an interface: more may come, none is renamed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Kind { $($(#[doc = $doc])+ $name,)+ }
+        pub(crate) enum Kind { $($(#[doc = $doc])+ $name,)+ }
 
         impl Kind {
             /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$name,)+];
+            pub(crate) const ALL: &[Self] = &[$(Self::$name,)+];
 
             /// As events show it.
             #[must_use]
-            pub const fn as_str(self) -> &'static str {
+            pub(crate) const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }
             }
 
             /// How loud it is, unless the happening says otherwise.
             #[must_use]
-            pub const fn level(self) -> Level {
+            pub(crate) const fn level(self) -> Level {
                 match self { $(Self::$name => Level::$level,)+ }
             }
         }
@@ -142,7 +142,7 @@ impl fmt::Display for Kind {
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Happening {
+pub(crate) struct Happening {
     /// What kind.
     pub kind: Kind,
     /// How loud.
@@ -162,20 +162,20 @@ pub struct Happening {
 impl Happening {
     /// A happening about the node.
     #[must_use]
-    pub fn new(kind: Kind, text: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: Kind, text: impl Into<String>) -> Self {
         Self { kind, level: kind.level(), pool: None, slot: None, verdict: None, text: text.into(), more: Map::new() }
     }
 
     /// About a pool.
     #[must_use]
-    pub fn pool(mut self, pool: &PoolName) -> Self {
+    pub(crate) fn pool(mut self, pool: &PoolName) -> Self {
         self.pool = Some(pool.clone());
         self
     }
 
     /// About a slot.
     #[must_use]
-    pub fn slot(mut self, id: &SlotId) -> Self {
+    pub(crate) fn slot(mut self, id: &SlotId) -> Self {
         self.pool = Some(id.pool.clone());
         self.slot = Some(id.slot);
         self
@@ -183,21 +183,21 @@ impl Happening {
 
     /// With a verdict.
     #[must_use]
-    pub fn verdict(mut self, verdict: impl Into<String>) -> Self {
+    pub(crate) fn verdict(mut self, verdict: impl Into<String>) -> Self {
         self.verdict = Some(verdict.into());
         self
     }
 
     /// With another level than its kind has.
     #[must_use]
-    pub const fn level(mut self, level: Level) -> Self {
+    pub(crate) const fn level(mut self, level: Level) -> Self {
         self.level = level;
         self
     }
 
     /// With one more field; null is left out.
     #[must_use]
-    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         let value = value.into();
         if !value.is_null() {
             self.more.insert(name.to_owned(), value);
@@ -206,7 +206,7 @@ impl Happening {
     }
 
     /// Writes it to the log.
-    pub fn log(&self) {
+    pub(crate) fn log(&self) {
         let Self { kind, level, pool, slot, verdict, text, .. } = self;
         let (kind, pool, verdict) = (kind.as_str(), pool.as_ref().map(PoolName::as_str), verdict.as_deref());
         match level {

@@ -20,7 +20,7 @@ const MODE: Mode = Mode::from_raw_mode(0o640);
 
 /// When a file is rotated, and what stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rotation {
+pub(crate) struct Rotation {
     /// Before it would grow beyond this, in bytes.
     pub max_size: u64,
     /// Before a line is written when the first one is older than this.
@@ -31,7 +31,7 @@ pub struct Rotation {
 
 /// Why a file cannot be written now; tried again later.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub(crate) enum FileError {
     /// It cannot be opened or made.
     #[error("failed to open `{path}`", path = path.display())]
     Open {
@@ -69,7 +69,7 @@ pub enum FileError {
 
 impl FileError {
     /// Whether it is lack of space, which other files on that disk will meet as well.
-    pub fn is_disk_full(&self) -> bool {
+    pub(crate) fn is_disk_full(&self) -> bool {
         let (Self::Open { source, .. } | Self::Rotate { source, .. } | Self::Write { source, .. }) = self else { return false };
         matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
@@ -77,7 +77,7 @@ impl FileError {
 
 /// How a file is found before a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prepared {
+pub(crate) enum Prepared {
     /// Open.
     Good,
     /// Open; it was removed or replaced under us and made anew.
@@ -88,7 +88,7 @@ pub enum Prepared {
 
 /// One file.
 #[derive(Debug)]
-pub struct RotatingFile {
+pub(crate) struct RotatingFile {
     path: PathBuf,
     rotation: Rotation,
     open: Option<Open>,
@@ -108,40 +108,40 @@ struct Open {
 }
 
 impl RotatingFile {
-    pub const fn new(path: PathBuf, rotation: Rotation) -> Self {
+    pub(crate) const fn new(path: PathBuf, rotation: Rotation) -> Self {
         Self { path, rotation, open: None, dev: None, allowed: 0 }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn set_rotation(&mut self, rotation: Rotation) {
+    pub(crate) fn set_rotation(&mut self, rotation: Rotation) {
         self.rotation = rotation;
     }
 
     /// The disk that it was on when it was last open.
-    pub const fn dev(&self) -> Option<u64> {
+    pub(crate) const fn dev(&self) -> Option<u64> {
         self.dev
     }
 
     /// Closes it; the next write opens what then has its name.
-    pub fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.open = None;
     }
 
     /// Identity and length, once [`RotatingFile::prepare`] was good: device, inode, bytes.
-    pub fn state(&self) -> Option<(u64, u64, u64)> {
+    pub(crate) fn state(&self) -> Option<(u64, u64, u64)> {
         self.open.as_ref().map(|open| (open.dev, open.ino, open.len))
     }
 
     /// How much fits before it must be rotated.
-    pub fn room(&self) -> u64 {
+    pub(crate) fn room(&self) -> u64 {
         self.rotation.max_size.max(self.allowed).saturating_sub(self.open.as_ref().map_or(0, |open| open.len))
     }
 
     /// Makes sure that the file which has the name now is the open one.
-    pub fn prepare(&mut self, now: WallTime) -> Result<Prepared, FileError> {
+    pub(crate) fn prepare(&mut self, now: WallTime) -> Result<Prepared, FileError> {
         let Some(open) = &mut self.open else {
             self.open()?;
             return Ok(if self.is_too_old(now) { Prepared::TooOld } else { Prepared::Good });
@@ -169,7 +169,7 @@ impl RotatingFile {
     }
 
     /// Lets it grow by `max_size` once more, at least by `at_least` bytes (what did not fit must fit now), or become as old again, before it is to be rotated.
-    pub fn postpone_rotation(&mut self, now: WallTime, at_least: u64) {
+    pub(crate) fn postpone_rotation(&mut self, now: WallTime, at_least: u64) {
         if let Some(open) = &mut self.open {
             self.allowed = open.len.saturating_add(self.rotation.max_size.max(at_least));
             open.first_at = Some(now);
@@ -215,7 +215,7 @@ impl RotatingFile {
     }
 
     /// Appends all of `bytes` or nothing.
-    pub fn append(&mut self, bytes: &[u8], now: WallTime) -> Result<(), FileError> {
+    pub(crate) fn append(&mut self, bytes: &[u8], now: WallTime) -> Result<(), FileError> {
         let path = &self.path;
         let Some(open) = &mut self.open else { return Err(FileError::NotAFile { path: path.clone() }) };
         match write_all(&open.fd, bytes) {
@@ -238,7 +238,7 @@ impl RotatingFile {
     /// Makes `file` into `file.1`, `file.1` into `file.2` and so on, and opens a new one.
     ///
     /// A kill in the middle leaves a gap in the numbers, and the next rotation shifts only up to that gap: nothing goes before its time.
-    pub fn rotate(&mut self) -> Result<(), FileError> {
+    pub(crate) fn rotate(&mut self) -> Result<(), FileError> {
         let failed = |source: Errno| FileError::Rotate { path: self.path.clone(), source: source.into() };
         let last = self.rotation.keep;
         // `keep` may have been larger before.
@@ -266,14 +266,14 @@ impl RotatingFile {
 }
 
 /// The name of a rotated file; the newest is number 1.
-pub fn numbered(path: &Path, number: u32) -> PathBuf {
+pub(crate) fn numbered(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     name.into()
 }
 
 /// Writes all of `bytes`; if not, says how much of it was written.
-pub fn write_all(fd: &OwnedFd, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
+pub(crate) fn write_all(fd: &OwnedFd, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
     let mut written = 0;
     while written < bytes.len() {
         let part = fault::shorten(bytes.len() - written);
@@ -300,7 +300,7 @@ fn gone_is_fine(result: Result<(), Errno>) -> Result<(), Errno> {
 }
 
 /// The length of a file.
-pub fn length(stat: &Stat) -> u64 {
+pub(crate) fn length(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
 

@@ -3,18 +3,18 @@
 use selfstart_core::time::WallTime;
 
 /// The length of [`stamp`]'s text, without a year beyond 9999.
-pub const STAMP_LEN: usize = "2026-11-22T14:02:11.123Z".len();
+pub(crate) const STAMP_LEN: usize = "2026-11-22T14:02:11.123Z".len();
 
 /// Returns the date as text: UTC with milliseconds; a date that cannot be shown as the year 1970.
 #[must_use]
-pub fn stamp(at: WallTime) -> String {
+pub(crate) fn stamp(at: WallTime) -> String {
     let at = jiff::Timestamp::from_millisecond(at.unix_millis()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     format!("{at:.3}")
 }
 
 /// Reads [`stamp`]'s text back; `None` if it is none.
 #[must_use]
-pub fn parse_stamp(text: &[u8]) -> Option<WallTime> {
+pub(crate) fn parse_stamp(text: &[u8]) -> Option<WallTime> {
     let text = std::str::from_utf8(text).ok().filter(|text| text.ends_with('Z'))?;
     text.parse::<jiff::Timestamp>().ok().map(|at| WallTime::from_unix_millis(at.as_millisecond()))
 }

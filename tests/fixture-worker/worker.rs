@@ -55,12 +55,6 @@ fn main() {
         // SAFETY: sets a disposition; no handler is involved.
         unsafe { libc::signal(*signal, libc::SIG_IGN) };
     }
-    // Before any thread: what is blocked here is waited for in `wait_for_term`.
-    if wishes.print_on_term.is_some() {
-        let set = signals(&[libc::SIGTERM]);
-        // SAFETY: `set` is initialised; the old mask is not asked for.
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-    }
     if let Some(file) = &wishes.env_dump {
         let environ = std::fs::read("/proc/self/environ").unwrap_or_default();
         let mut text: Vec<u8> = environ.iter().map(|b| if *b == 0 { b'\n' } else { *b }).collect();
@@ -78,6 +72,12 @@ fn main() {
         if fork() == 0 {
             wait_for_ever();
         }
+    }
+    // Before any thread, which waits for it; after the children, which die of it.
+    if wishes.print_on_term.is_some() {
+        let set = signals(&[libc::SIGTERM]);
+        // SAFETY: `set` is initialised; the old mask is not asked for.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
     }
     if let Some(title) = &wishes.title {
         set_title(title);

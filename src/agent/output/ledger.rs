@@ -146,7 +146,7 @@ const TAKEN: u64 = 1 << 63;
 
 /// Why the ledger cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub enum LedgerError {
+pub(crate) enum LedgerError {
     /// Memory or pipes were not to be had.
     #[error("failed to make the ledger of worker output")]
     Create(#[source] io::Error),

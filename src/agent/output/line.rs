@@ -10,7 +10,7 @@ use crate::telling::stamp::parse_stamp;
 
 /// Which of a worker's two pipes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stream {
+pub(crate) enum Stream {
     /// Its standard output.
     Out,
     /// Its standard error.
@@ -19,11 +19,11 @@ pub enum Stream {
 
 impl Stream {
     /// Both.
-    pub const BOTH: [Self; 2] = [Self::Out, Self::Err];
+    pub(crate) const BOTH: [Self; 2] = [Self::Out, Self::Err];
 
     /// `out` or `err`.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Out => "out",
             Self::Err => "err",
@@ -33,7 +33,7 @@ impl Stream {
 
 /// Whether the text goes on in the next line of the same stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Goes {
+pub(crate) enum Goes {
     /// This is its end.
     Ends,
     /// It goes on.
@@ -42,13 +42,13 @@ pub enum Goes {
 
 /// Returns how long the written line will be.
 #[must_use]
-pub fn written_len(stamp: &str, label: Option<&str>, goes: Goes, text: &[u8]) -> usize {
+pub(crate) fn written_len(stamp: &str, label: Option<&str>, goes: Goes, text: &[u8]) -> usize {
     let label = label.map_or(0, |label| 1 + label.len());
     stamp.len() + " out".len() + usize::from(goes == Goes::On) + label + 1 + text.len() + 1
 }
 
 /// Writes one line at the beginning of `to`, which must have room for [`written_len`] bytes; returns how many it wrote.
-pub fn write(to: &mut [u8], stamp: &str, stream: Stream, label: Option<&str>, goes: Goes, text: &[u8]) -> usize {
+pub(crate) fn write(to: &mut [u8], stamp: &str, stream: Stream, label: Option<&str>, goes: Goes, text: &[u8]) -> usize {
     let mut at = 0;
     let mut put = |bytes: &[u8]| {
         to[at..at + bytes.len()].copy_from_slice(bytes);
@@ -72,7 +72,7 @@ pub fn write(to: &mut [u8], stamp: &str, stream: Stream, label: Option<&str>, go
 
 /// One line of a log file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogLine<'a> {
+pub(crate) struct LogLine<'a> {
     /// When it was read from the worker.
     pub at: WallTime,
     /// Where the worker wrote it.
@@ -87,7 +87,7 @@ pub struct LogLine<'a> {
 
 /// Whether a file has labels in its lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Labels {
+pub(crate) enum Labels {
     /// One slot's own file.
     None,
     /// A file that slots share.
@@ -96,7 +96,7 @@ pub enum Labels {
 
 /// Reads one line, without its newline; `None` if selfstart did not write it.
 #[must_use]
-pub fn parse(line: &[u8], labels: Labels) -> Option<LogLine<'_>> {
+pub(crate) fn parse(line: &[u8], labels: Labels) -> Option<LogLine<'_>> {
     let (at, rest) = split_word(line)?;
     let at = parse_stamp(at)?;
     let (mark, mut rest) = split_word(rest)?;

@@ -14,7 +14,7 @@
 //! The format and what an operator sees are in `docs/design/output.md`.
 
 mod ledger;
-pub mod line;
+pub(crate) mod line;
 #[cfg(test)]
 mod tests;
 
@@ -36,9 +36,9 @@ use self::line::Goes;
 use crate::telling::rotating::{self, Prepared, RotatingFile, Rotation};
 use crate::telling::stamp;
 
-pub use self::ledger::LedgerError;
-pub use self::line::Stream;
-pub use crate::telling::rotating::FileError;
+pub(crate) use self::ledger::LedgerError;
+pub(crate) use self::line::Stream;
+pub(crate) use crate::telling::rotating::FileError;
 
 /// How long until a file that could not be written is tried again. A full disk is looked at by people, not within microseconds.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ const FINISH_MAX: usize = 4 << 20;
 
 /// The time, on both clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Now {
+pub(crate) struct Now {
     /// For waiting.
     pub mono: MonoTime,
     /// For the lines.
@@ -61,7 +61,7 @@ pub struct Now {
 
 /// Where a stream goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sink {
+pub(crate) struct Sink {
     /// The log file, absolute. Streams with the same file share it; how it is rotated is then what the last one said.
     pub file: PathBuf,
     /// `pool/slot` in front of the text, where slots share a file.
@@ -78,7 +78,7 @@ pub struct Sink {
 
 /// Whether the lines of a stream are also handed out in [`Progress::tapped`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tap {
+pub(crate) enum Tap {
     /// They only go into the file.
     #[default]
     Closed,
@@ -88,7 +88,7 @@ pub enum Tap {
 
 /// What one call did.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Whether there may be more to read: call again, after others had their turn. If not, wait for the descriptor.
     pub more: bool,
     /// Bytes taken from pipes.
@@ -103,7 +103,7 @@ pub struct Progress {
 
 /// A line of a stream with an open tap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TappedLine {
+pub(crate) struct TappedLine {
     /// Whose.
     pub key: String,
     /// Which stream.
@@ -114,7 +114,7 @@ pub struct TappedLine {
 
 /// Something about output that a person should know.
 #[derive(Debug)]
-pub enum OutputNews {
+pub(crate) enum OutputNews {
     /// A file cannot be written; its streams wait, nothing is lost. Told once until [`OutputNews::GoesOn`].
     Waits {
         /// Which, and why.
@@ -156,7 +156,7 @@ pub enum OutputNews {
 /// Whether a worker's output is all in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Finish {
+pub(crate) enum Finish {
     /// It is; the keeper may close the pipes.
     Done,
     /// Its file cannot be written now: keep the pipes until [`Progress::finished`] names it.
@@ -165,7 +165,7 @@ pub enum Finish {
 
 /// Why output cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum OutputError {
+pub(crate) enum OutputError {
     /// The ledger: only a restart of the agent helps, which restores it.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -190,11 +190,11 @@ pub enum OutputError {
 }
 
 /// The names under which the keeper keeps what must outlive the agent, in the order of [`Outputs::kept`].
-pub const KEPT: [&str; 3] = ["output-ledger", "output-transit-read", "output-transit-write"];
+pub(crate) const KEPT: [&str; 3] = ["output-ledger", "output-transit-read", "output-transit-write"];
 
 /// The output of all workers.
 #[derive(Debug)]
-pub struct Outputs {
+pub(crate) struct Outputs {
     ledger: Ledger,
     epoll: OwnedFd,
     streams: Vec<Option<StreamState>>,
@@ -238,7 +238,7 @@ impl Outputs {
     ///
     /// # Errors
     /// If there is no memory or no descriptor for it.
-    pub fn create() -> Result<Self, OutputError> {
+    pub(crate) fn create() -> Result<Self, OutputError> {
         Self::with(Ledger::create()?)
     }
 
@@ -247,7 +247,7 @@ impl Outputs {
     ///
     /// # Errors
     /// If it is not what [`Outputs::kept`] gave: then [`Outputs::create`] a new one, and tell that lines may be missing.
-    pub fn restore(kept: [OwnedFd; 3]) -> Result<Self, OutputError> {
+    pub(crate) fn restore(kept: [OwnedFd; 3]) -> Result<Self, OutputError> {
         let (mut ledger, leftovers) = Ledger::restore(kept)?;
         if let Some(interrupted) = ledger.interrupted() {
             if complete(&interrupted, ledger.batch(interrupted.len)) {
@@ -280,7 +280,7 @@ impl Outputs {
 
     /// What the keeper must hold under the names of [`KEPT`].
     #[must_use]
-    pub fn kept(&self) -> [BorrowedFd<'_>; 3] {
+    pub(crate) fn kept(&self) -> [BorrowedFd<'_>; 3] {
         self.ledger.kept()
     }
 
@@ -288,7 +288,7 @@ impl Outputs {
     ///
     /// # Errors
     /// If that stream is there already, its key is longer than 240 bytes, or epoll refuses the descriptor.
-    pub fn add(&mut self, key: &str, stream: Stream, fd: OwnedFd, sink: Sink) -> Result<(), OutputError> {
+    pub(crate) fn add(&mut self, key: &str, stream: Stream, fd: OwnedFd, sink: Sink) -> Result<(), OutputError> {
         if key.len() > KEY_MAX {
             return Err(OutputError::KeyTooLong(key.to_owned()));
         }
@@ -320,7 +320,7 @@ impl Outputs {
     }
 
     /// Sends what comes from now on from both streams of a worker elsewhere; nothing happens if there is no such worker.
-    pub fn redirect(&mut self, key: &str, sink: &Sink) {
+    pub(crate) fn redirect(&mut self, key: &str, sink: &Sink) {
         for index in self.keys.get(key).copied().unwrap_or_default().into_iter().flatten() {
             let file = self.files.enter(sink);
             let Some(state) = &mut self.streams[index] else { continue };
@@ -340,7 +340,7 @@ impl Outputs {
     ///
     /// # Errors
     /// Only what ends output as a whole; what concerns one file or one stream is in [`Progress::news`].
-    pub fn ready(&mut self, now: Now, budget: usize) -> Result<Progress, OutputError> {
+    pub(crate) fn ready(&mut self, now: Now, budget: usize) -> Result<Progress, OutputError> {
         let mut progress = Progress::default();
         self.retry(now);
         let mut left = budget.max(1);
@@ -362,7 +362,7 @@ impl Outputs {
     ///
     /// # Errors
     /// As [`Outputs::ready`].
-    pub fn finish(&mut self, key: &str, now: Now) -> Result<(Finish, Progress), OutputError> {
+    pub(crate) fn finish(&mut self, key: &str, now: Now) -> Result<(Finish, Progress), OutputError> {
         let mut progress = Progress::default();
         for index in self.keys.get(key).copied().unwrap_or_default().into_iter().flatten() {
             self.unwatch(index, Watch::Over);
@@ -377,7 +377,7 @@ impl Outputs {
     }
 
     /// Closes all files; each is opened by its name when its next line comes (USR1, for a logrotate that renames).
-    pub fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         for file in self.files.all.iter_mut().flatten() {
             file.log.close();
         }
@@ -385,7 +385,7 @@ impl Outputs {
 
     /// When [`Outputs::ready`] must be called although nothing is readable: a file waits to be tried again.
     #[must_use]
-    pub fn next_retry(&self) -> Option<MonoTime> {
+    pub(crate) fn next_retry(&self) -> Option<MonoTime> {
         self.files.next_retry()
     }
 
@@ -393,7 +393,7 @@ impl Outputs {
     ///
     /// # Errors
     /// As [`Outputs::ready`].
-    pub fn flush_partials(&mut self, now: Now) -> Result<Progress, OutputError> {
+    pub(crate) fn flush_partials(&mut self, now: Now) -> Result<Progress, OutputError> {
         let mut progress = Progress::default();
         for index in 0..self.streams.len() {
             if self.streams[index].as_ref().is_some_and(|state| state.slot.is_some()) {
@@ -404,7 +404,7 @@ impl Outputs {
     }
 
     /// Drops what former agents left of streams that were not added again, once all have been; returns how many there were.
-    pub fn forget_strangers(&mut self) -> usize {
+    pub(crate) fn forget_strangers(&mut self) -> usize {
         let strangers = std::mem::take(&mut self.strangers);
         for slot in strangers.values() {
             self.ledger.give_back(*slot);

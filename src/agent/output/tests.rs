@@ -57,7 +57,10 @@ fn dups(outputs: &Outputs) -> [OwnedFd; 3] {
 /// Reads until there is nothing.
 fn drain(outputs: &mut Outputs, now: Now) -> Progress {
     let mut all = Progress::default();
+    let mut rounds = 0;
     loop {
+        rounds += 1;
+        assert!(rounds < 10_000, "it spins");
         let progress = outputs.ready(now, 1 << 20).expect("output");
         all.bytes += progress.bytes;
         all.news.extend(progress.news);
@@ -89,8 +92,9 @@ fn said(file: &Path, labels: Labels) -> BTreeMap<(String, &'static str), Vec<u8>
         assert!(bytes.is_empty() || bytes.ends_with(b"\n"), "{} ends in the middle of a line", file.display());
         for line in bytes.split_inclusive(|b| *b == b'\n') {
             let line = &line[..line.len() - 1];
-            let LogLine { stream, goes, label, text, .. } =
-                line::parse(line, labels).unwrap_or_else(|| panic!("{}: {:?}", file.display(), String::from_utf8_lossy(line)));
+            let parsed = line::parse(line, labels);
+            assert!(parsed.is_some(), "{}: {:?}", file.display(), String::from_utf8_lossy(line));
+            let LogLine { stream, goes, label, text, .. } = parsed.expect("asserted");
             let who = label.map_or(String::new(), |label| String::from_utf8_lossy(label).into_owned());
             let all = said.entry((who, stream.as_str())).or_default();
             all.extend_from_slice(text);
@@ -139,6 +143,28 @@ fn the_last_words_of_a_worker_are_written_also_without_a_newline() {
     let (again, _) = outputs.finish("jobs/0#1", at(2)).expect("finish");
     assert_eq!(again, Finish::Done);
     assert_eq!(outputs.keys.len() + outputs.files.paths.len() + outputs.streams.iter().flatten().count(), 0);
+}
+
+#[tokio::test]
+async fn a_loop_waits_for_all_pipes_with_one_descriptor() {
+    let dir = tempfile::tempdir().expect("dir");
+    let file = dir.path().join("l");
+    let mut pipes = [pipe(), pipe()];
+    let mut outputs = Outputs::create().expect("outputs");
+    // A duplicate, so that the loop can lend `outputs` out while it waits.
+    let readable = tokio::io::unix::AsyncFd::new(outputs.as_fd().try_clone_to_owned().expect("dup")).expect("tokio");
+    for (n, pipe) in pipes.iter().enumerate() {
+        outputs.add(&format!("jobs/{n}#1"), Stream::Out, pipe.read_end(), sink(&file)).expect("add");
+    }
+    for n in 0..6 {
+        pipes[n % 2].say(b"x\n");
+        let mut guard = readable.readable().await.expect("readable");
+        let progress = outputs.ready(at(0), 1 << 20).expect("output");
+        if !progress.more {
+            guard.clear_ready();
+        }
+        assert_eq!(content(&file).lines().count(), n + 1);
+    }
 }
 
 #[test]
@@ -589,8 +615,8 @@ fn the_agent_that_is_killed() {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3 + STREAMS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    let stdin = std::io::stdin();
-    rustix::net::recvmsg(&stdin, &mut [std::io::IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC).expect("descriptors");
+    let stdin = io::stdin();
+    rustix::net::recvmsg(&stdin, &mut [io::IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC).expect("descriptors");
     let mut fds: Vec<OwnedFd> = control
         .drain()
         .flat_map(|message| match message {
@@ -654,7 +680,7 @@ fn an_agent_killed_for_real_200_times_under_a_flood_loses_no_line_and_writes_non
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3 + STREAMS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-        rustix::net::sendmsg(&ours, &[std::io::IoSlice::new(b"!")], &mut control, SendFlags::empty()).expect("sent");
+        rustix::net::sendmsg(&ours, &[io::IoSlice::new(b"!")], &mut control, SendFlags::empty()).expect("sent");
         let mut byte = [0];
         assert_eq!(rustix::io::read(&ours, &mut byte[..]).expect("the child lives"), 1);
         // A random moment, from the first instruction of taking up to deep in the flood.
