@@ -62,7 +62,7 @@ impl Line {
             }
         }
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).map_err(|error| LineError::Io(error.into()))?;
-        let socket = AsyncFd::with_interest(fd, Interest::READABLE | Interest::WRITABLE).map_err(LineError::Io)?;
+        let socket = crate::sys::watch::watch(fd, Interest::READABLE | Interest::WRITABLE).map_err(LineError::Io)?;
         Ok(Self { socket, waiting: VecDeque::new(), buffer: Vec::new() })
     }
 
