@@ -175,7 +175,7 @@ impl Agent {
 
     fn told(&mut self, tell: Tell, fds: Vec<OwnedFd>) {
         match tell {
-            Tell::Child { key, pid, start_ticks, adopted, streams } => {
+            Tell::Child { key, pid, start_ticks, adopted, streams, .. } => {
                 let process = selfstart_core::id::ProcessId { pid, start_ticks };
                 let streams = streams.into_iter().zip(fds).collect();
                 self.child(key, process, adopted, streams);

@@ -495,7 +495,7 @@ impl Keeper {
         })?;
         // Not reaped yet, so it is there even if it has ended already.
         let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
-        Ok(Child::new(ProcessId { pid, start_ticks }, None, vec![(1, out), (2, err)], start.root.clone()))
+        Ok(Child::new(ProcessId { pid, start_ticks }, None, vec![(1, out), (2, err)], start.root.clone(), start.note.clone()))
     }
 
     /// Takes over the children of an earlier keeper.
@@ -517,7 +517,7 @@ impl Keeper {
                 }
             }
             let gone = life.is_some();
-            let mut adopted = Child::new(id, Some(child), streams, root.clone());
+            let mut adopted = Child::new(id, Some(child), streams, root.clone(), String::new());
             if let Some(life) = life {
                 adopted.life = life;
             }
@@ -576,6 +576,7 @@ impl Keeper {
                     start_ticks: child.id.start_ticks,
                     adopted: child.adopted,
                     streams,
+                    note: child.note.clone(),
                 };
                 Some((tell, child.streams.iter().map(|(_, fd)| fd.as_fd()).collect()))
             }

@@ -185,7 +185,11 @@ impl Slot {
                 state
             }
 
-            // The agent came back.
+            // The agent came back. A later start than the saved one: that one is over, and what was saved is older than what lives.
+            (State::Recalled { start: saved, .. }, Event::Adopted { start, process, target, since, ready_since }) if start > saved => {
+                let worker = self.adopted(start, process, target, since, turn);
+                self.mind_again(worker, ready_since, turn)
+            }
             (State::Recalled { target, plan: Recall::Clear { end, after }, .. }, Event::Adopted { start, .. }) => {
                 turn.act(Effect::ClearTree { start });
                 State::Clearing { start, target, end, after }
