@@ -193,6 +193,8 @@ impl Table {
         let Some(child) = self.children.get(key) else { return Vec::new() };
         let me = i32::try_from(std::process::id()).unwrap_or(0);
         let alive = |stat: &Stat| !stat.zombie;
+        // Its number may be another's by now, who may lead a session of that number.
+        let number_reused = everyone.iter().any(|(pid, stat)| *pid == child.id.pid && stat.start_ticks != child.id.start_ticks);
         let mut member: BTreeMap<i32, u64> = BTreeMap::new();
         for (pid, stat) in everyone.iter().filter(|(_, stat)| alive(stat)) {
             if *pid == me || self.running.get(pid).is_some_and(|other| other != key) {
@@ -200,7 +202,7 @@ impl Table {
             }
             let main = child.running() && *pid == child.id.pid && stat.start_ticks == child.id.start_ticks;
             let orphan = stat.ppid == me || (child.adopted && stat.ppid != 2 && *pid != 2);
-            if main || stat.session == child.id.pid || (orphan && carries(*pid, key, &child.root)) {
+            if main || (stat.session == child.id.pid && !number_reused) || (orphan && carries(*pid, key, &child.root)) {
                 member.insert(*pid, stat.start_ticks);
             }
         }
