@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use selfstart_core::deploy::{Event, Mode, PoolsFound, Saved as DeploySaved, Start};
-use selfstart_core::id::WorkerKey;
 use selfstart_core::id::ProcessId;
 use selfstart_core::units::Bytes;
 use tokio::sync::mpsc;
@@ -94,11 +93,19 @@ fn complain(text: &str) {
     let _nobody_listens = writeln!(std::io::stderr(), "{text}");
 }
 
+/// A child that the keeper had when we came.
+pub(crate) struct Child {
+    pub(crate) key: Key,
+    pub(crate) process: ProcessId,
+    pub(crate) streams: Vec<(u8, OwnedFd)>,
+    pub(crate) note: String,
+}
+
 /// What the keeper had when we came.
 #[derive(Default)]
 struct Found {
     welcome: Option<Welcome>,
-    children: Vec<(Key, ProcessId, Vec<(u8, OwnedFd)>)>,
+    children: Vec<Child>,
     exits: BTreeMap<Key, (Ended, bool)>,
     kept: BTreeMap<String, OwnedFd>,
     signals: Vec<i32>,
@@ -115,9 +122,9 @@ impl Found {
                 let done = last(&tell);
                 match tell {
                     Tell::Welcome(welcome) => self.welcome = Some(welcome),
-                    Tell::Child { key, pid, start_ticks, streams, .. } => {
+                    Tell::Child { key, pid, start_ticks, streams, note, .. } => {
                         let streams = streams.into_iter().zip(fds).collect();
-                        self.children.push((key, ProcessId { pid, start_ticks }, streams));
+                        self.children.push(Child { key, process: ProcessId { pid, start_ticks }, streams, note });
                     }
                     Tell::Exited { key, how, tree_gone, .. } => {
                         self.exits.insert(key, (how, tree_gone));
@@ -440,21 +447,16 @@ impl Agent {
     fn recall(
         &mut self,
         saved: PoolsSaved,
-        children: Vec<(Key, ProcessId, Vec<(u8, OwnedFd)>)>,
+        children: Vec<Child>,
         exits: BTreeMap<Key, (Ended, bool)>,
     ) {
         self.recall_pools(saved);
-        let mut children = children;
-        // In the order in which they were started, which is not that of their names: `#9` comes before `#10`.
-        children.sort_by_key(|(key, ..)| key.parse::<WorkerKey>().ok());
-        for (key, process, streams) in children {
-            if minding::is_worker(&key) {
-                self.worker_recalled(&key, process, streams);
-            } else {
-                self.errands.adopt(key.clone());
-                self.errands.listen(&key, streams);
-                self.ask(Ask::KillTree { key });
-            }
+        let (workers, helpers): (Vec<Child>, Vec<Child>) = children.into_iter().partition(|child| minding::is_worker(&child.key));
+        self.workers_recalled(workers, &exits);
+        for Child { key, streams, .. } in helpers {
+            self.errands.adopt(key.clone());
+            self.errands.listen(&key, streams);
+            self.ask(Ask::KillTree { key });
         }
         self.recall_done();
         let strangers = self.outputs.forget_strangers();

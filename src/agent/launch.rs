@@ -140,6 +140,7 @@ pub(crate) fn worker(settings: &Settings, pool: &PoolSettings, which: &Which, fr
         umask: pool.limits.umask,
         pipe_bytes: u32::try_from(settings.log.buffer.0).unwrap_or(u32::MAX),
         helper: false,
+        note: String::new(),
     })
 }
 
@@ -208,6 +209,7 @@ fn helper(settings: &Settings, user: Option<&User>, vars: BTreeMap<String, Strin
         umask: None,
         pipe_bytes: 1 << 16,
         helper: true,
+        note: String::new(),
     }
 }
 

@@ -16,6 +16,7 @@ use selfstart_core::worker::{self, ExitHow, SlotState, Target};
 use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
+use super::boot::Child;
 use super::deploying::chain;
 use super::errands::What;
 use super::launch::{self, Which};
@@ -240,7 +241,11 @@ impl Agent {
         let key = |start: StartNo| WorkerKey { slot: id.clone(), start }.to_string();
         match effect {
             worker::Effect::Spawn { start, target } => match self.launch(id, start, &target) {
-                Ok(launched) => self.ask(Ask::Spawn(Box::new(launched))),
+                Ok(launched) => {
+                    // So that an agent that finds it already ended, before the state was written, can still say what it ran.
+                    let note = serde_json::to_string(target.as_ref()).unwrap_or_default();
+                    self.ask(Ask::Spawn(Box::new(Start { note, ..launched })));
+                }
                 Err(error) => self.slot_event(id, worker::Event::SpawnFailed { start, error: error.into(), jitter: jitter() }),
             },
             worker::Effect::Signal { start, signal } => self.ask(Ask::Signal { key: key(start), number: signals::number(signal) }),
@@ -588,22 +593,48 @@ impl Agent {
         self.pools.insert(name.clone(), run);
     }
 
-    /// A worker that the keeper has: into its slot.
-    pub(crate) fn worker_recalled(&mut self, key: &str, process: ProcessId, streams: Vec<(u8, OwnedFd)>) {
-        let Ok(worker) = key.parse::<WorkerKey>() else {
-            return self.ask(Ask::KillTree { key: key.to_owned() });
-        };
+    /// The workers that the keeper has: into their slots. `exits` names those that have ended; their ends are heard after this.
+    pub(crate) fn workers_recalled(&mut self, children: Vec<Child>, exits: &BTreeMap<Key, (Ended, bool)>) {
+        let mut latest: BTreeMap<SlotId, StartNo> = BTreeMap::new();
+        for worker in children.iter().filter_map(|child| child.key.parse::<WorkerKey>().ok()) {
+            let start = latest.entry(worker.slot).or_insert(worker.start);
+            *start = (*start).max(worker.start);
+        }
+        let mut children = children;
+        // In the order in which they were started, which is not that of their names: `#9` comes before `#10`.
+        children.sort_by_key(|child| child.key.parse::<WorkerKey>().ok());
+        for child in children {
+            let Ok(worker) = child.key.parse::<WorkerKey>() else {
+                self.ask(Ask::KillTree { key: child.key });
+                continue;
+            };
+            let newest = latest.get(&worker.slot) == Some(&worker.start);
+            self.worker_recalled(&worker, child, newest, exits);
+        }
+    }
+
+    fn worker_recalled(&mut self, worker: &WorkerKey, child: Child, newest: bool, exits: &BTreeMap<Key, (Ended, bool)>) {
+        let Child { key, process, streams, note } = child;
         if !self.pools.contains_key(&worker.slot.pool) {
             let name = worker.slot.pool.clone();
             self.add_gone(&name, Pool::new(&gone_policy(&name)));
         }
-        self.listen_to(key, &worker.slot, streams);
+        self.listen_to(&key, &worker.slot, streams);
+        let ended = exits.contains_key(&key);
         let slot = self.pools.get(&worker.slot.pool).and_then(|run| run.machine().slot(worker.slot.slot));
-        let saved = slot.filter(|slot| slot.start() == Some(worker.start)).and_then(|slot| slot.target().cloned());
-        let Some(target) = saved.or_else(|| target_of(process.pid).map(Arc::new)) else {
+        let known = slot.is_some_and(|slot| slot.start() == Some(worker.start));
+        let after_all_known = slot.is_none_or(|slot| worker.start > slot.last_start());
+        if ended && !(newest && (known || after_all_known && !note.is_empty())) {
+            // A later start, or the saved state, shows that its end is known: what is left to do follows when its exit is heard.
+            return;
+        }
+        let saved = slot.filter(|_| known).and_then(|slot| slot.target().cloned());
+        let noted = || serde_json::from_str(&note).ok().map(Arc::new);
+        let target = saved.or_else(noted).or_else(|| target_of(process.pid).map(Arc::new)).filter(|_| newest);
+        let Some(target) = target else {
             // Nobody can say what it runs: it is replaced rather than kept on a guess.
             self.telling.warn(&format!("{key} (process {}) runs an unknown release and is ended", process.pid));
-            return self.ask(Ask::KillTree { key: key.to_owned() });
+            return self.ask(Ask::KillTree { key });
         };
         let since = started(process);
         let ago = clock::now().since(since);

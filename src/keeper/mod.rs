@@ -559,7 +559,7 @@ impl Keeper {
         })?;
         // Not reaped yet, so it is there even if it has ended already.
         let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
-        Ok(Child::new(ProcessId { pid, start_ticks }, None, vec![(1, out), (2, err)], start.root.clone()))
+        Ok(Child::new(ProcessId { pid, start_ticks }, None, vec![(1, out), (2, err)], start.root.clone(), start.note.clone()))
     }
 
     /// Takes over the children of an earlier keeper.
@@ -585,7 +585,7 @@ impl Keeper {
             if !gone && process::stat(id.pid).is_ok_and(|seen| seen.start_ticks != id.start_ticks) {
                 streams.clear();
             }
-            let mut adopted = Child::new(id, Some(child), streams, root.clone());
+            let mut adopted = Child::new(id, Some(child), streams, root.clone(), String::new());
             if let Some(life) = life {
                 adopted.life = life;
             }
@@ -644,6 +644,7 @@ impl Keeper {
                     start_ticks: child.id.start_ticks,
                     adopted: child.adopted,
                     streams,
+                    note: child.note.clone(),
                 };
                 Some((tell, child.streams.iter().map(|(_, fd)| fd.as_fd()).collect()))
             }

@@ -27,14 +27,15 @@ pub(super) struct Child {
     pub(super) streams: Vec<(u8, OwnedFd)>,
     pub(super) life: Life,
     root: String,
+    pub(super) note: String,
     /// While its tree is being cleared: how many were killed.
     clearing: Option<u32>,
 }
 
 impl Child {
     /// `adopted` holds the pidfd of a process that is not our child, or nothing when that has ended already.
-    pub(super) fn new(id: ProcessId, adopted: Option<Option<OwnedFd>>, streams: Vec<(u8, OwnedFd)>, root: String) -> Self {
-        Self { id, adopted: adopted.is_some(), pidfd: adopted.flatten(), streams, life: Life::Running, root, clearing: None }
+    pub(super) fn new(id: ProcessId, adopted: Option<Option<OwnedFd>>, streams: Vec<(u8, OwnedFd)>, root: String, note: String) -> Self {
+        Self { id, adopted: adopted.is_some(), pidfd: adopted.flatten(), streams, life: Life::Running, root, note, clearing: None }
     }
 
     fn running(&self) -> bool {
