@@ -54,11 +54,15 @@ const EVERY: Duration = Duration::from_millis(250);
 const STALE: Duration = Duration::from_secs(2);
 
 /// What happens takes about this long by itself (measured on 2 cores); what is left of `--seconds` is for watching.
-const BUSY: Duration = Duration::from_secs(12);
+const BUSY: Duration = Duration::from_secs(16);
 /// How often there is time to watch.
 const PAUSES: u32 = 6;
 /// Longer would be boring.
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// Nothing but what a shell does by itself.
+const BUILD: &str = "read version < VERSION\necho \"$version\" > BUILT\n";
+const BROKEN_BUILD: &str = "echo 'cannot find module: left-pad' >&2\nexit 2\n";
 
 /// Between two looks: a twentieth of the shortest time that is promised, and no load.
 const EYES: Timespec = Timespec { tv_sec: 0, tv_nsec: 15_000_000 };
@@ -144,7 +148,7 @@ impl Story {
         let (root, config, git) = (folder.path.join("root"), folder.path.join("config.yaml"), folder.path.join("app.git"));
         let builds = Path::new("/bin/sh").exists();
         let mut source = Source::make(&git).map_err(failing("make a repository"))?;
-        let head = source.push("the first version", &[("VERSION", "1\n")]).map_err(failing("write a commit"))?;
+        let head = source.push("the first version", &[("VERSION", "1\n"), ("build.sh", BUILD)]).map_err(failing("write a commit"))?;
         fs_err::write(&config, configuration(&folder.path, builds)).map_err(failing("write a configuration"))?;
         let node = Node::start(&config, root.clone(), &folder.path.join("node.log")).map_err(failing("start a node"))?;
         let watch = Watch::new(root, node.pid(), builds).map_err(failing("read /proc"))?;
@@ -165,7 +169,10 @@ impl Story {
         self.tell("node", Style::Plain, &format!("`selfstart run` is process {}: fetches, builds, switches, starts", self.node.pid()))?;
         let up = self.wait(PATIENCE, |story| {
             let whole = story.watch.now.alive("steady") == STEADY && story.watch.now.workers.len() == STEADY + 3;
-            Ok((whole && story.writing("1") == STEADY && story.node.status().is_some_and(|status| status.pools.iter().all(|pool| pool.ready == pool.wanted))).then_some(()))
+            Ok((whole
+                && story.writing("1") == STEADY
+                && story.node.status().is_some_and(|status| status.pools.iter().all(|pool| pool.ready == pool.wanted)))
+            .then_some(()))
         })?;
         if up.is_none() {
             return Err(self.dead("its workers were not up within 30 s"));
@@ -187,7 +194,7 @@ impl Story {
         let mut hang = Hang { timeout: STALE, age: None, masters: (process("hang/0"), None), jobs_after: 0 };
         let mut crash = Crash { pids: (before.pid("crash/0"), None), took: None, left: None };
         let stray = before.others.iter().find(|other| other.slot == "crash/0").map(|other| other.process);
-        let (mut job, mut jobs_before): (Option<(ProcessId, Instant)>, usize) = (None, 0);
+        let (mut job, mut jobs_before): (Option<ProcessId>, usize) = (None, 0);
         let (mut passed, mut crashed): (Option<Instant>, Option<Instant>) = (None, None);
         let mut crash_cued = false;
         self.cue("hang")?;
@@ -198,15 +205,17 @@ impl Story {
             match job {
                 None => {
                     if let Some(child) = now.others.iter().find(|other| other.title.contains("[HangingJob]")) {
-                        job = Some((child.process, Instant::now()));
-                        let text = format!("took a job that never ends, in process {}; jobs may take {} s", child.process.pid, STALE.as_secs());
+                        job = Some(child.process);
+                        let text =
+                            format!("took a job that never ends, in process {}; jobs may take {} s", child.process.pid, STALE.as_secs());
                         story.tell("hang/0", Style::Warn, &text)?;
                     }
                 }
-                Some((child, since)) if hang.age.is_none() && !alive(child) => {
-                    hang.age = Some(since.elapsed());
+                Some(child) if hang.age.is_none() && !alive(child) => {
+                    let age = story.watch.age(child);
+                    hang.age = Some(age);
                     jobs_before = watch::wrote(&root, "hang/0", "QuickJob done");
-                    let text = format!("the job's process {} is gone after {} ms", child.pid, since.elapsed().as_millis());
+                    let text = format!("the job's process {} is gone after {} ms", child.pid, age.as_millis());
                     story.tell("hang/0", Style::Good, &text)?;
                     story.verdict("stale_job", "hang", None)?;
                 }
@@ -224,7 +233,11 @@ impl Story {
                     leak.peak = leak.peak.max(worker.bytes);
                     if passed.is_none() && worker.bytes > limit {
                         passed = Some(Instant::now());
-                        let text = format!("leaks: process {} has {} MB; its limit is {LIMIT_MB} MB", worker.process.pid, worker.bytes / 1_000_000);
+                        let text = format!(
+                            "leaks: process {} has {} MB; its limit is {LIMIT_MB} MB",
+                            worker.process.pid,
+                            worker.bytes / 1_000_000
+                        );
                         story.tell("leak/0", Style::Warn, &text)?;
                     }
                 }
@@ -266,7 +279,8 @@ impl Story {
 
     fn push(&mut self) -> Result<(), End> {
         self.chapter("A commit is pushed")?;
-        self.head = self.source.push("the second version", &[("VERSION", "2\n")]).map_err(failing("write a commit"))?;
+        self.head =
+            self.source.push("the second version", &[("VERSION", "2\n"), ("build.sh", BUILD)]).map_err(failing("write a commit"))?;
         self.tell("git", Style::Plain, &format!("{} (version 2) is on `main`; `selfstart deploy`", short(&self.head)))?;
         let rollout = self.roll(Command::Deploy { reference: None, force: false }, "2")?;
         let births: Vec<Birth> = self.watch.now.workers.values().map(|worker| self.birth(worker.process.pid)).collect();
@@ -308,12 +322,15 @@ impl Story {
             return self.judged([judge::no_builds()]);
         }
         let (before, current) = (self.watch.now.processes(), self.current());
-        let head = self.source.push("the third version, in a hurry", &[("VERSION", "3 broken\n")]).map_err(failing("write a commit"))?;
+        let head = self
+            .source
+            .push("the third version, in a hurry", &[("VERSION", "3\n"), ("build.sh", BROKEN_BUILD)])
+            .map_err(failing("write a commit"))?;
         self.tell("git", Style::Plain, &format!("{} is on `main`; `selfstart deploy`", short(&head)))?;
         let outcome = self.answer(Command::Deploy { reference: None, force: false }, |_| Ok(()))?;
         let failed = match &outcome {
             Some(Outcome::Failed(Failed { reason, .. })) => {
-                self.tell("deploy", Style::Warn, &clean(reason.lines().next().unwrap_or_default()))?;
+                self.tell("deploy", Style::Warn, &clean(&reason.lines().map(str::trim).collect::<Vec<_>>().join(" ")))?;
                 true
             }
             _ => false,
@@ -322,7 +339,11 @@ impl Story {
         let quarantined = status.is_some_and(|status| status.deploy.quarantined.iter().any(|it| it.revision.as_str() == head));
         self.watch.look();
         let after = self.watch.now.processes();
-        self.tell("workers", Style::Good, &format!("{} of version {} work on", after.len(), self.watch.versions.last().map_or("?", String::as_str)))?;
+        self.tell(
+            "workers",
+            Style::Good,
+            &format!("{} of version {} work on", after.len(), self.watch.versions.last().map_or("?", String::as_str)),
+        )?;
         self.judged([judge::broken_build(failed, quarantined, (&current, &self.current()), &before, &after)])
     }
 
@@ -386,7 +407,14 @@ impl Story {
         let me = std::env::args().next().unwrap_or_else(|| "selfstart".into());
         let config = self.folder.path.join("config.yaml");
         let mut text = format!("\n{} is kept. Look around:\n", self.folder.path.display());
-        for words in ["why leak/0", "why deploy", "events", "logs steady/0", "check", "run        (boots it again, from the release that is live; Ctrl-C ends it)"] {
+        for words in [
+            "why leak/0",
+            "why deploy",
+            "events",
+            "logs steady/0",
+            "check",
+            "run        (boots it again, from the release that is live; Ctrl-C ends it)",
+        ] {
             text.push_str(&format!("  {me} --config {} {words}\n", config.display()));
         }
         text.push_str(&format!("  rm -r {}", self.folder.path.display()));
@@ -397,10 +425,26 @@ impl Story {
     fn roll(&mut self, command: Command, version: &str) -> Result<Rollout, End> {
         let before = self.watch.now.processes();
         let mut told = before.clone();
+        // The first look belongs to the time before.
         self.watch.look();
         self.watch.count_from_here();
         let began = Instant::now();
+        let (mut took, mut empty): (Option<Duration>, BTreeMap<SlotName, (Instant, bool)>) = (None, BTreeMap::new());
         let outcome = self.answer(command, |story| {
+            if took.is_none() && story.writing(version) == STEADY {
+                took = Some(began.elapsed());
+            }
+            for slot in before.keys() {
+                if story.watch.now.workers.contains_key(slot) {
+                    empty.remove(slot);
+                } else {
+                    let (since, said) = empty.entry(slot.clone()).or_insert_with(|| (Instant::now(), false));
+                    if !*said && since.elapsed() > Duration::from_secs(1) {
+                        *said = true;
+                        story.tell(slot, Style::Faint, "waits: a slot is started at most once in 10 s after ends that were no crashes")?;
+                    }
+                }
+            }
             for (slot, process) in story.watch.now.processes() {
                 let former = told.insert(slot.clone(), process);
                 if former != Some(process) && story.node.ended().is_none() {
@@ -427,12 +471,20 @@ impl Story {
             None => false,
         };
         self.wait(Duration::from_secs(5), |story| Ok((story.writing(version) == STEADY).then_some(())))?;
-        let took = began.elapsed();
+        let took = took.unwrap_or_else(|| began.elapsed());
         let now = self.watch.now.processes();
         let old = before.iter().filter(|(slot, process)| now.get(*slot) == Some(*process)).count();
+        let mut starts: Vec<Duration> =
+            now.iter().filter(|(slot, _)| slot.starts_with("steady/")).map(|(_, process)| self.watch.age(*process)).collect();
+        starts.sort();
+        let apart = starts.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).min();
         let release = self.current();
-        self.tell("deploy", Style::Good, &format!("release {release} is live, and works as version {}", self.watch.versions.last().map_or("?", String::as_str)))?;
-        Ok(Rollout { done, took, count: STEADY, fewest: self.watch.fewest, old, new: self.writing(version) })
+        self.tell(
+            "deploy",
+            Style::Good,
+            &format!("release {release} is live, and works as version {}", self.watch.versions.last().map_or("?", String::as_str)),
+        )?;
+        Ok(Rollout { done, took, count: STEADY, fewest: self.watch.fewest, apart, old, new: self.writing(version) })
     }
 
     /// Asks and watches until there is an answer; `None`: there was none in time, or no agent.
@@ -543,7 +595,11 @@ impl Story {
         if self.pause >= Duration::from_secs(1) {
             let (jobs, bytes): (u64, u64) = (self.lines().there - before, self.watch.now.workers.values().map(|worker| worker.bytes).sum());
             let seconds = began.elapsed().as_secs_f64();
-            let text = format!("{jobs} jobs done in {seconds:.1} s by {STEADY} steady workers; {} workers hold {} MB", self.watch.now.workers.len(), bytes / 1_000_000);
+            let text = format!(
+                "{jobs} jobs done in {seconds:.1} s by {STEADY} steady workers; {} workers hold {} MB",
+                self.watch.now.workers.len(),
+                bytes / 1_000_000
+            );
             self.tell("", Style::Faint, &text)?;
         }
         Ok(())
@@ -553,9 +609,10 @@ impl Story {
     fn dead(&self, why: &str) -> End {
         let log = fs_err::read_to_string(self.folder.path.join("node.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        let mut failure = Failure::new(Exit::Failed, format!("the demo's node does not live: {why}"));
-        failure.causes = lines[lines.len().saturating_sub(12)..].iter().map(|line| (*line).to_owned()).collect();
-        failure.hint("its last words are above; `--keep` leaves all of it to look at").into()
+        let words = lines[lines.len().saturating_sub(12)..].join("\n");
+        Failure::new(Exit::Failed, format!("the demo's node does not live: {why}; the end of its log:\n{words}"))
+            .hint("`selfstart demo --keep` leaves all of it to look at")
+            .into()
     }
 
     fn judged(&mut self, rows: impl IntoIterator<Item = Row>) -> Result<(), End> {
@@ -577,7 +634,11 @@ impl Story {
         const BEFORE: usize = 19;
         let at = format!("{:>6.1}s", self.began.elapsed().as_secs_f64());
         let width = self.look.width.map(|width| width.saturating_sub(BEFORE).max(20));
-        let mut line = format!("{}  {}", self.look.paint.on(Style::Faint, &at), self.look.paint.on(style, &format!("{who:<9}")));
+        let mut line = format!(
+            "{}  {}",
+            self.look.paint.on(Style::Faint, &at),
+            if who.is_empty() { " ".repeat(9) } else { self.look.paint.on(style, &format!("{who:<9}")) }
+        );
         let weight = if matches!(style, Style::Faint | Style::Bad) { style } else { Style::Plain };
         for (number, piece) in wrap(what, width).iter().enumerate() {
             let gap = if number == 0 { " ".to_owned() } else { format!("\n{}", " ".repeat(BEFORE)) };
@@ -636,8 +697,9 @@ fn cue_path(folder: &Path, pool: &str) -> std::path::PathBuf {
 fn configuration(folder: &Path, builds: bool) -> String {
     let text = |path: &Path| serde_json::Value::from(path.to_string_lossy().as_ref()).to_string();
     let pool = |name: &str, mode: &str, more: &str| {
+        let ready = judge::READY_AFTER.as_millis();
         let (verb, cue, key) = (worker::VERB, text(&cue_path(folder, name)), worker::CUE);
-        format!("  {name}:\n    command: selfstart {verb} {mode}\n    env: {{{key}: {cue}}}\n    ready: {{after: 300ms}}\n{more}")
+        format!("  {name}:\n    command: selfstart {verb} {mode}\n    env: {{{key}: {cue}}}\n    ready: {{after: {ready}ms}}\n{more}")
     };
     let mut config = format!(
         "app: demo\nroot: {}\nsource: {{repository: {}, branch: main}}\nrelease: {{min_free: 1MB}}\n",
@@ -645,14 +707,15 @@ fn configuration(folder: &Path, builds: bool) -> String {
         text(&folder.join("app.git"))
     );
     if builds {
-        // Nothing but what a shell does by itself.
-        config.push_str(
-            "build:\n  steps:\n    - |\n      read version < VERSION\n      case \"$version\" in\n        *broken*) echo \"no rule to make version $version\" >&2; exit 2 ;;\n      esac\n      echo \"$version\" > BUILT\n",
-        );
+        config.push_str("build: {steps: [. ./build.sh]}\n");
     }
     config.push_str("pools:\n");
     config.push_str(&pool("steady", "steady", &format!("    count: {STEADY}\n")));
-    config.push_str(&pool("leak", "leak", &format!("    memory: {{ladder: [{LIMIT_MB}MB x{SAMPLES} drain], every: {}ms}}\n", EVERY.as_millis())));
+    config.push_str(&pool(
+        "leak",
+        "leak",
+        &format!("    memory: {{ladder: [{LIMIT_MB}MB x{SAMPLES} drain], every: {}ms}}\n", EVERY.as_millis()),
+    ));
     config.push_str(&pool("hang", "stale", &format!("    stale_job_timeout: {}s\n", STALE.as_secs())));
     config.push_str(&pool("crash", "crash", ""));
     config
@@ -667,7 +730,11 @@ mod tests {
     fn the_summary_is_as_wide_as_it_may_be_and_names_what_was_broken() {
         let row = |promise, seen: &str, judged| Row { promise, seen: seen.into(), judged };
         let rows = [
-            row("A crashed worker is started again at once", "process 9 took over after 12 ms; process 8, which it left behind, is gone", Judged::Kept),
+            row(
+                "A crashed worker is started again at once",
+                "process 9 took over after 12 ms; process 8, which it left behind, is gone",
+                Judged::Kept,
+            ),
             row("Stopping ends everything", "it did not end", Judged::Broken),
             row("A failed build changes nothing", "no shell", Judged::NotShown),
         ];

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use selfstart_core::id::ProcessId;
 
 use super::judge::Lines;
 use crate::keeper::protocol::KEY_VARIABLE;
+use crate::sys::clock;
 use crate::sys::proc_scan::{ProcScanner, Snapshot};
 
 /// A slot, as `POOL/SLOT`.
@@ -165,6 +167,11 @@ impl Watch {
         let value = self.scanner.environ_value(pid, KEY_VARIABLE).ok()??;
         let value = value?;
         owner(std::str::from_utf8(&value).ok()?, &self.root)
+    }
+
+    /// How long ago a process began, by the kernel's own note; exact to a tick.
+    pub(super) fn age(&self, process: ProcessId) -> Duration {
+        clock::now().since(self.scanner.started_at(process))
     }
 
     /// Every process on this machine that belongs to this node, whoever its parent is now.

@@ -106,10 +106,11 @@ fn master() -> ExitCode {
     loop {
         let (class, mode) = if cued() { ("HangingJob", "hanging-job") } else { ("QuickJob", "quick-job") };
         let since = clock::wall().unix_millis() / 1000;
-        let ended = again(&format!("resque-3.0.0: Processing demo since {since} [{class}]"), &[mode]).spawn().and_then(|mut child: Child| {
-            let pid = child.id();
-            child.wait().map(|status| (pid, status))
-        });
+        let ended =
+            again(&format!("resque-3.0.0: Processing demo since {since} [{class}]"), &[mode]).spawn().and_then(|mut child: Child| {
+                let pid = child.id();
+                child.wait().map(|status| (pid, status))
+            });
         match ended {
             Ok((_, status)) if status.success() => say(&format!("{class} done")),
             Ok((pid, status)) => say(&format!("{class} failed: its process {pid} ended by {status}")),
