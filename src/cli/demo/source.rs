@@ -1,8 +1,14 @@
 //! The demo's git repository: bare, made and pushed to through libgit2.
 
 use std::path::Path;
+use std::time::Duration;
 
 use git2::{Oid, Repository, RepositoryInitOptions, Signature};
+
+use crate::sys::libgit2;
+
+/// Of no consequence: there is no network in it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A bare repository with one branch, `main`.
 pub(super) struct Source {
@@ -16,6 +22,8 @@ impl Source {
     /// # Errors
     /// When it cannot be written.
     pub(super) fn make(path: &Path) -> Result<Self, git2::Error> {
+        // The reader's own git configuration has no say here, and may not even be readable.
+        libgit2::prepare(PATIENCE)?;
         let mut options = RepositoryInitOptions::new();
         options.bare(true).no_reinit(true).external_template(false).initial_head("main");
         Ok(Self { repository: Repository::init_opts(path, &options)?, head: None })
