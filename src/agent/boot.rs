@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use selfstart_core::deploy::{Event, Mode, PoolsFound, Saved as DeploySaved, Start};
+use selfstart_core::id::WorkerKey;
 use selfstart_core::id::ProcessId;
 use selfstart_core::units::Bytes;
 use tokio::sync::mpsc;
@@ -74,7 +75,10 @@ pub(crate) fn main(config: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(start(config)) {
+    let result = runtime.block_on(start(config));
+    // Work that hangs (a sync on a dead disk) must not keep an agent that has ended from making room for the next.
+    runtime.shutdown_background();
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(BootError::Run(RunError::Line(LineError::Closed)) | BootError::Line(LineError::Closed)) => ExitCode::FAILURE,
         Err(error) => {
@@ -237,6 +241,8 @@ struct Parts {
     deploying: Deploying,
     saved: PoolsSaved,
     found: Found,
+    /// What the keeper has said meanwhile.
+    backlog: VecDeque<Told>,
     listener: tokio::net::UnixListener,
     bytes: Vec<u8>,
 }
@@ -257,21 +263,18 @@ async fn put_together(
     let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
     notes.extend(layout.create(owner).map_err(doing("make the folders below `root`"))?);
     let root = settings.root.display().to_string();
+    let saved: PoolsSaved = remembered(&layout.state(), &mut notes)?;
     if !found.kept.contains_key(KEPT_LOCK) {
+        // Held by us until all is adopted and cleaned up, then by the keeper: an agent that dies in between leaves all this to the next.
         let lock = lock(&layout, welcome.keeper_pid)?;
-        line.ask(&Ask::Keep { name: KEPT_LOCK.into() }, Some(lock.into()))?;
-        // A keeper that was there before this agent has adopted already.
-        line.ask(&Ask::Adopt { root: root.clone() }, None)?;
+        line.ask(&Ask::Adopt { root, known: saved.processes() }, None)?;
         found.take(line, &mut backlog, |tell| matches!(tell, Tell::Adopted)).await?;
-        for text in prune::clean_leftovers(&layout).map_err(doing("clean up what a killed agent left"))? {
-            tracing::info!("{text}");
-        }
+        line.ask(&Ask::Keep { name: KEPT_LOCK.into() }, Some(lock.into()))?;
     }
     let telling = Telling::open(&layout, &settings, welcome);
     let outputs = outputs(line, &mut found.kept, &mut notes)?;
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
     let listener = listener(line, &layout, &settings, &mut found.kept)?;
-    let saved: PoolsSaved = remembered(&layout.state(), &mut notes)?;
     let journal: DeploySaved = remembered(&layout.journal().join("deploy.json"), &mut notes)?;
     let deploying = Deploying::new(journal, &settings);
     Ok(Parts {
@@ -284,6 +287,7 @@ async fn put_together(
         deploying,
         saved,
         found,
+        backlog,
         listener,
         notes,
         bytes: loaded.bytes,
@@ -410,6 +414,8 @@ impl Parts {
             forget_after_save: Vec::new(),
             forgetting: Vec::new(),
             state_trouble: false,
+            save_again: None,
+            drained: false,
             rolling: None,
             sampling: false,
             quit: None,
@@ -420,6 +426,9 @@ impl Parts {
         agent.recall(self.saved, self.found.children, self.found.exits);
         for number in self.found.signals {
             agent.signalled(number);
+        }
+        for (tell, fds) in self.backlog {
+            agent.told(tell, fds);
         }
         agent.ask(Ask::Notify { state: format!("READY=1\nSTATUS=minding `{}`", agent.settings.app) });
         agent
@@ -435,6 +444,9 @@ impl Agent {
         exits: BTreeMap<Key, (Ended, bool)>,
     ) {
         self.recall_pools(saved);
+        let mut children = children;
+        // In the order in which they were started, which is not that of their names: `#9` comes before `#10`.
+        children.sort_by_key(|(key, ..)| key.parse::<WorkerKey>().ok());
         for (key, process, streams) in children {
             if minding::is_worker(&key) {
                 self.worker_recalled(&key, process, streams);
@@ -462,11 +474,33 @@ impl Agent {
 
     /// Gives the machine of deploys what the disk says, once nothing of a former agent's helpers is left.
     pub(crate) fn begin_deploys(&mut self) {
+        match prune::clean_leftovers(&self.layout) {
+            Ok(texts) => texts.iter().for_each(|text| tracing::info!("{text}")),
+            Err(error) => self.telling.warn(&chain(&error)),
+        }
         let running = self.any_worker();
         let start = if self.welcome.agent_starts == 1 && !running { Start::Boot } else { Start::Again };
         let pools = if running { PoolsFound::Running } else { PoolsFound::NotRunning };
-        let mode = if matches!(self.ending, Ending::Draining | Ending::Drained) { Mode::Drained } else { Mode::Minding };
-        let found = look(&self.layout, start, pools, mode);
-        self.deploy_event(Event::Booted(found));
+        let mode = if self.drained { Mode::Drained } else { Mode::Minding };
+        match look(&self.layout, start, pools, mode) {
+            Ok(found) => {
+                self.deploying.booted = true;
+                self.deploy_event(Event::Booted(found));
+            }
+            Err(error) => {
+                // What cannot be read is not "nothing": with that, whole releases would be thrown away.
+                self.telling.warn(&format!("the releases cannot be read, and are looked at again: {}", chain(&error)));
+                self.save_again = Some(clock::now() + super::run::TRY_AGAIN);
+                return;
+            }
+        }
+        if running && self.ending == Ending::No && self.rolling.is_none() {
+            // What a former agent had not finished: slots that wait for their turn, pools that wait for others. Those that have the release
+            // already are left alone.
+            let live = self.deploying.machine().live().map(|entry| (entry.id.clone(), entry.revision.clone()));
+            for run in self.pools.values_mut().filter(|run| !run.leaving) {
+                run.waiting = live.clone();
+            }
+        }
     }
 }

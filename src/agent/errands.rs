@@ -30,6 +30,9 @@ const LAST_LINES: usize = 20;
 /// How long the end of the output of a reaped helper is waited for. Only something that left its tree can hold it open.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// KILL is sent again after this.
+const KILL_AGAIN: Duration = Duration::from_secs(2);
+
 /// What an errand is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum What {
@@ -158,7 +161,7 @@ impl Errands {
         let Some(errand) = self.running.get_mut(key) else { return };
         for (stream, fd) in streams {
             // Only fails when epoll is out of memory or watches; then what the helper says is not heard, and its exit still is.
-            let Ok(fd) = AsyncFd::with_interest(fd, tokio::io::Interest::READABLE) else { continue };
+            let Ok(fd) = crate::sys::watch::watch(fd, tokio::io::Interest::READABLE) else { continue };
             errand.open += 1;
             self.readers.spawn(read(key.to_owned(), stream, fd, self.chunks.0.clone()));
         }
@@ -222,9 +225,10 @@ impl Errands {
     }
 
     /// Notes that we end it for a reason of our own.
-    pub(crate) fn ending(&mut self, key: &str) {
+    pub(crate) fn ending(&mut self, key: &str, now: MonoTime) {
         if let Some(errand) = self.running.get_mut(key) {
             errand.ended_by_us = true;
+            errand.deadline = Some(now + KILL_AGAIN);
         }
     }
 
@@ -234,11 +238,13 @@ impl Errands {
         let mut over = Vec::new();
         for (key, errand) in &mut self.running {
             if errand.deadline.is_some_and(|deadline| deadline <= now) {
-                errand.deadline = None;
-                errand.timed_out = true;
+                // Again until its exit comes: something that was just being forked can be missed once.
+                errand.deadline = Some(now + KILL_AGAIN);
+                errand.timed_out = errand.timed_out || !errand.ended_by_us;
                 kill.push(key.clone());
             }
             if errand.farewell.is_some_and(|farewell| farewell <= now) {
+                errand.farewell = None;
                 errand.open = 0;
                 over.push(key.clone());
             }

@@ -62,7 +62,7 @@ impl Line {
             }
         }
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).map_err(|error| LineError::Io(error.into()))?;
-        let socket = AsyncFd::with_interest(fd, Interest::READABLE | Interest::WRITABLE).map_err(LineError::Io)?;
+        let socket = crate::sys::watch::watch(fd, Interest::READABLE | Interest::WRITABLE).map_err(LineError::Io)?;
         Ok(Self { socket, waiting: VecDeque::new(), buffer: Vec::new() })
     }
 
@@ -84,6 +84,11 @@ impl Line {
         }
         self.waiting.push_back((message, fd));
         Ok(())
+    }
+
+    /// Whether something that was asked has not been sent yet.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Waits for the keeper, and returns what it has said, at least one message. Cancelling it loses nothing.

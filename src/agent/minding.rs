@@ -46,6 +46,8 @@ pub(crate) struct PoolRun {
     pub(crate) settings: Arc<PoolSettings>,
     /// Whether the configuration has it no more: it goes when its last worker has.
     pub(crate) leaving: bool,
+    /// Whether it was told to drain.
+    pub(crate) draining: bool,
     /// What it waits to roll out, until the pools that it comes after are ready.
     pub(crate) waiting: Option<(ReleaseId, Revision)>,
     pub(crate) seen: BTreeMap<u32, Seen>,
@@ -81,6 +83,18 @@ pub(crate) struct PoolsSaved {
     pub(crate) pools: BTreeMap<PoolName, SavedPool>,
     /// When the last verdict of each slot came.
     pub(crate) verdicts: BTreeMap<String, WallTime>,
+    /// The main process of each worker, by its key.
+    pub(crate) processes: BTreeMap<Key, ProcessId>,
+}
+
+impl PoolsSaved {
+    /// Returns the workers that ran when this was saved; none when that was before the last boot.
+    pub(crate) fn processes(&self) -> Vec<(Key, i32, u64)> {
+        if self.boot != boot_id() {
+            return Vec::new();
+        }
+        self.processes.iter().map(|(key, process)| (key.clone(), process.pid, process.start_ticks)).collect()
+    }
 }
 
 /// A release on its way into the pools.
@@ -101,6 +115,7 @@ impl PoolRun {
             machine: Some(machine),
             settings: Arc::new(settings),
             leaving: false,
+            draining: false,
             waiting: None,
             seen: BTreeMap::new(),
             next_sample: None,
@@ -207,14 +222,16 @@ impl Agent {
                 self.telling.rollout(name, &format!("the rollout of {} failed: {text}", target.release));
                 if self.rolling.as_ref().is_some_and(|rolling| rolling.release == target.release) {
                     self.rolling = None;
+                    // Those that waited for their turn must not get it now.
+                    for run in self.pools.values_mut() {
+                        run.waiting = None;
+                    }
                     self.deploy_event(DeployEvent::RolloutFailed { release: target.release.clone(), text });
                 }
             }
             Effect::RolloutDropped { target, why } => {
                 self.telling.rollout(name, &format!("the rollout of {} is dropped: {why:?}", target.release));
-                if why == pool::Dropped::Drained {
-                    self.pool_rolled_out(name, &target.release);
-                }
+                // Of a drained pool nobody knows whether the release is good: the deploy machine is told when the drain ends.
             }
         }
     }
@@ -256,12 +273,9 @@ impl Agent {
     }
 
     /// A started worker: its output goes to its log, its slot hears of it.
-    pub(crate) fn worker_started(&mut self, key: &str, process: ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>) {
+    pub(crate) fn worker_started(&mut self, key: &str, process: ProcessId, streams: Vec<(u8, OwnedFd)>) {
         let Ok(worker) = key.parse::<WorkerKey>() else { return };
         self.listen_to(key, &worker.slot, streams);
-        if adopted {
-            return;
-        }
         if let Some(run) = self.pools.get_mut(&worker.slot.pool) {
             let now = clock::wall();
             run.seen.entry(worker.slot.slot).or_insert_with(|| Seen::new(SlotState::Starting, now)).started_at = Some(now);
@@ -429,6 +443,20 @@ impl Agent {
         self.sample_due(now);
     }
 
+    /// Drains a pool, once.
+    pub(crate) fn drain_pool(&mut self, name: &PoolName) {
+        if self.pools.get_mut(name).is_some_and(|run| !std::mem::replace(&mut run.draining, true)) {
+            self.pool_event(name, Event::Drain);
+        }
+    }
+
+    /// Ends the drain of a pool.
+    pub(crate) fn undrain_pool(&mut self, name: &PoolName) {
+        if self.pools.get_mut(name).is_some_and(|run| std::mem::take(&mut run.draining)) {
+            self.pool_event(name, Event::Undrain);
+        }
+    }
+
     // ---- releases into pools
 
     /// Every pool gets this release, in the order of `after`; the deploy hears when all have it, or that one failed. A newer release ends
@@ -450,15 +478,33 @@ impl Agent {
             return;
         }
         loop {
-            let ready: Vec<PoolName> = self
-                .pools
-                .iter()
-                .filter(|(_, run)| run.waiting.is_some())
-                .filter(|(_, run)| run.settings.policy.after.iter().all(|other| self.has_release(other, run.waiting.as_ref())))
-                .map(|(name, _)| name.clone())
-                .collect();
+            let mut ready = Vec::new();
+            let mut stuck = Vec::new();
+            for (name, run) in &self.pools {
+                let Some((release, _)) = &run.waiting else { continue };
+                let needs = run.settings.policy.after.iter().filter_map(|other| self.pools.get(other));
+                let (mut rolled, mut well) = (true, true);
+                for other in needs {
+                    let machine = other.machine();
+                    rolled &= other.waiting.is_none()
+                        && machine.rolling_out().is_none()
+                        && machine.target().is_some_and(|target| target.release == *release);
+                    well &= machine.is_ready();
+                }
+                // A pool that runs already only waits for its turn: stopping it would not make the others well.
+                if rolled && (well || !run.machine().is_empty()) {
+                    ready.push(name.clone());
+                } else if rolled {
+                    stuck.push(name.clone());
+                }
+            }
+            if let Some(rolling) = &mut self.rolling {
+                // A pool that stays failing has had its turn; those behind it start when it is ready, and the deploy does not wait for that:
+                // the next one may be its cure.
+                rolling.waiting.retain(|name| !stuck.contains(name));
+            }
             if ready.is_empty() {
-                return;
+                return self.rolled_out_if_all();
             }
             for name in ready {
                 let Some((release, revision)) = self.pools.get_mut(&name).and_then(|run| run.waiting.take()) else { continue };
@@ -470,22 +516,14 @@ impl Agent {
         }
     }
 
-    /// Whether a pool that another comes after is ready, and not about to change.
-    fn has_release(&self, name: &PoolName, wanted: Option<&(ReleaseId, Revision)>) -> bool {
-        self.pools.get(name).is_none_or(|run| {
-            let same = run.machine().target().is_some_and(|target| wanted.is_some_and(|(release, _)| target.release == *release));
-            run.waiting.is_none() && same && run.machine().rolling_out().is_none() && run.machine().is_ready()
-        })
-    }
-
-    fn pool_rolled_out(&mut self, name: &PoolName, release: &ReleaseId) {
+    pub(crate) fn pool_rolled_out(&mut self, name: &PoolName, release: &ReleaseId) {
         if let Some(rolling) = self.rolling.as_mut().filter(|rolling| rolling.release == *release) {
             rolling.waiting.remove(name);
         }
         self.rolled_out_if_all();
     }
 
-    fn rolled_out_if_all(&mut self) {
+    pub(crate) fn rolled_out_if_all(&mut self) {
         if self.rolling.as_ref().is_some_and(|rolling| rolling.waiting.is_empty()) {
             if let Some(rolling) = self.rolling.take() {
                 self.deploy_event(DeployEvent::RolledOut { release: rolling.release });
@@ -500,7 +538,8 @@ impl Agent {
         let boot = boot_id();
         let same_boot = saved.boot == boot;
         if same_boot && saved.drained {
-            self.ending = Ending::Drained;
+            self.drained = true;
+            self.ending = Ending::Draining;
         }
         if self.welcome.agent_starts == 1 {
             // What the former keeper started after the last write is not known if it has ended too: its numbers are passed over.
@@ -597,8 +636,8 @@ impl Agent {
         }
         let names: Vec<PoolName> = self.pools.keys().cloned().collect();
         for name in names {
-            if self.ending == Ending::Drained {
-                self.pool_event(&name, Event::Drain);
+            if self.drained {
+                self.drain_pool(&name);
             }
             self.pool_event(&name, Event::Reloaded);
         }
@@ -620,12 +659,17 @@ impl Agent {
         self.forgetting.append(&mut self.forget_after_save);
         let mut verdicts = BTreeMap::new();
         let mut pools = BTreeMap::new();
+        let mut processes = BTreeMap::new();
         for (name, run) in &self.pools {
+            for (number, slot) in run.machine().slots() {
+                if let (Some(start), Some(process)) = (slot.start(), slot.process()) {
+                    processes.insert(WorkerKey { slot: SlotId { pool: name.clone(), slot: number }, start }.to_string(), process);
+                }
+            }
             pools.insert(name.clone(), run.machine().saved());
             verdicts.extend(run.seen.iter().filter_map(|(slot, seen)| Some((format!("{name}/{slot}"), seen.verdict_at?))));
         }
-        let drained = matches!(self.ending, Ending::Draining | Ending::Drained);
-        let saved = PoolsSaved { boot: boot_id(), drained, pools, verdicts };
+        let saved = PoolsSaved { boot: boot_id(), drained: self.drained, pools, verdicts, processes };
         let path = self.layout.state();
         self.work(move || Worked::StateSaved(store::save(&path, store::SCHEMA_NOW, &saved).map_err(|error| chain(&error))));
     }
@@ -640,9 +684,10 @@ impl Agent {
                 }
             }
             Err(error) => {
+                self.save_again = Some(clock::now() + super::run::TRY_AGAIN);
                 // Kept in the keeper until it can be written: an agent that comes back hears the exits again.
                 if !std::mem::replace(&mut self.state_trouble, true) {
-                    self.telling.warn(&format!("the state could not be written, and is written with the next change: {error}"));
+                    self.telling.warn(&format!("the state could not be written, and is tried again every second: {error}"));
                 }
             }
         }
