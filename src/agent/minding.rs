@@ -311,7 +311,13 @@ impl Agent {
 
     pub(crate) fn worker_not_started(&mut self, key: &str, why: String) {
         let Ok(worker) = key.parse::<WorkerKey>() else { return };
-        self.slot_event(&worker.slot, worker::Event::SpawnFailed { start: worker.start, error: why.into(), jitter: jitter() });
+        // "No such file" alone helps nobody. As it is written, so that no value of a placeholder is shown.
+        let program = self.pools.get(&worker.slot.pool).map(|run| match &run.settings.command {
+            Command::Words(words) => words.first().cloned().unwrap_or_default(),
+            Command::Shell(_) => "sh".to_owned(),
+        });
+        let error = program.map_or_else(|| why.clone(), |program| format!("`{program}`: {why}"));
+        self.slot_event(&worker.slot, worker::Event::SpawnFailed { start: worker.start, error: error.into(), jitter: jitter() });
     }
 
     pub(crate) fn worker_exited(&mut self, key: &str, how: Ended, tree_gone: bool) {
