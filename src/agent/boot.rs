@@ -90,11 +90,14 @@ fn complain(text: &str) {
     let _nobody_listens = writeln!(std::io::stderr(), "{text}");
 }
 
+/// A child that runs: its name, its main process, and its streams by number.
+type Recalled = (Key, ProcessId, Vec<(u8, OwnedFd)>);
+
 /// What the keeper had when we came.
 #[derive(Default)]
 struct Found {
     welcome: Option<Welcome>,
-    children: Vec<(Key, ProcessId, Vec<(u8, OwnedFd)>)>,
+    children: Vec<Recalled>,
     exits: BTreeMap<Key, (Ended, bool)>,
     kept: BTreeMap<String, OwnedFd>,
     signals: Vec<i32>,
@@ -322,7 +325,7 @@ fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
     use std::io::Write;
     let path = layout.run().join("lock");
     let io = |error: std::io::Error| doing(format!("lock `{}`", path.display()))(error);
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    let mut file = fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -333,7 +336,7 @@ fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
     }
     file.set_len(0).map_err(io)?;
     writeln!(file, "{keeper_pid}").map_err(io)?;
-    Ok(file)
+    Ok(file.into_parts().0)
 }
 
 /// Goes on with the output of a former agent, or begins anew; what is kept is given to the keeper.
@@ -431,7 +434,7 @@ impl Agent {
     fn recall(
         &mut self,
         saved: PoolsSaved,
-        children: Vec<(Key, ProcessId, Vec<(u8, OwnedFd)>)>,
+        children: Vec<Recalled>,
         exits: BTreeMap<Key, (Ended, bool)>,
     ) {
         self.recall_pools(saved);

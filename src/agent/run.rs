@@ -28,6 +28,7 @@ use crate::config::settings::Settings;
 use crate::control::server::Call;
 use crate::keeper::protocol::{Ask, Key, Tell, Welcome};
 use crate::release::layout::Layout;
+use crate::sys::watch::watched;
 use crate::sys::clock;
 
 /// Output taken in one turn, so that a flood leaves time for everything else.
@@ -279,7 +280,12 @@ impl Agent {
     fn worked(&mut self, worked: Worked) {
         match worked {
             Worked::DeploySaved(result) => self.deploy_saved(result),
-            Worked::Deploy(event) => self.deploy_event(event),
+            Worked::Deploy(event) => {
+                if let selfstart_core::deploy::Event::Pruned { gone, .. } = &event {
+                    self.telling.releases_removed(gone);
+                }
+                self.deploy_event(event);
+            }
             Worked::StateSaved(result) => self.state_saved(result),
             Worked::Sampled(sampled) => self.sampled(*sampled),
             Worked::Answers(slot, start) => self.probed(&slot, start, true),
@@ -374,7 +380,7 @@ fn spawn_error(step: crate::sys::spawn::Step, error: &std::io::Error) -> String 
 /// Watches the descriptor of [`Outputs`] from the loop.
 pub(crate) fn watch_outputs(outputs: &Outputs) -> Result<AsyncFd<OwnedFd>, std::io::Error> {
     use std::os::fd::AsFd;
-    AsyncFd::with_interest(outputs.as_fd().try_clone_to_owned()?, Interest::READABLE)
+    watched(outputs.as_fd().try_clone_to_owned()?, Interest::READABLE)
 }
 
 /// Why the agent ended by itself; the keeper starts the next.

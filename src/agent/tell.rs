@@ -111,6 +111,12 @@ impl Telling {
         }
     }
 
+    pub(crate) fn releases_removed(&mut self, gone: &[ReleaseId]) {
+        for id in gone {
+            self.tell(Happening::new(Kind::ReleaseRemoved, format!("{id} was removed: `release.keep` wants no more")).with("release", id.as_str()));
+        }
+    }
+
     pub(crate) fn mirror_healed(&mut self, text: &str) {
         self.say(Kind::MirrorHealed, text);
     }

@@ -14,6 +14,7 @@ pub(crate) mod signals;
 pub(crate) mod spawn;
 pub mod sync;
 pub(crate) mod users;
+pub(crate) mod watch;
 
 /// Makes an anonymous file with this content, ready to be read from its beginning (`memfd_create(2)`): for what must be in nobody's
 /// argument list and on no disk.
