@@ -4,7 +4,7 @@
 //! is full. Not for: the agent's own log (`telling::log`), nor for pipes that carry messages (a helper's stdout).
 //!
 //! - **No line is lost, none comes twice, when the agent is killed at whatever moment**: how and why is told and shown in [`ledger`].
-//! - **No line is cut**: not by rotation, not by a full disk. A line longer than 64 KiB is written in pieces that say so ([`line`]).
+//! - **No line is cut**: not by rotation, not by a full disk. A line longer than 64 KiB is written in pieces that say so ([`mod@line`]).
 //! - **Nobody starves**: ready pipes wait in a queue; each gives at most 64 KiB, then the next has its turn.
 //! - **Idle streams cost nothing but their descriptor**: a stream holds memory only while it stands in the middle of a line.
 //! - **A full disk or a bad directory stops the reading of those streams only**: their workers wait in write(2) once their pipes are
