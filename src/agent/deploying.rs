@@ -42,6 +42,8 @@ pub(crate) struct Deploying {
     saving: bool,
     /// How far the phase that goes on is.
     pub(crate) progress: git::Progress,
+    /// What the running build step said last.
+    pub(crate) last_line: Option<String>,
     /// Whether [`Event::Booted`] has been taken.
     pub(crate) booted: bool,
 }
@@ -61,6 +63,7 @@ impl Deploying {
             queue: VecDeque::new(),
             saving: false,
             progress: git::Progress::default(),
+            last_line: None,
             booted: false,
         }
     }
@@ -201,7 +204,10 @@ impl Agent {
                     Worked::Deploy(event)
                 });
             }
-            Effect::RunStep { release, revision, step, .. } => self.begin_step(release, revision, step),
+            Effect::RunStep { release, revision, step, .. } => {
+                self.deploying.last_line = None;
+                self.begin_step(release, revision, step);
+            }
             Effect::EndStep { release, step } => {
                 let of = |what: &What| matches!(what, What::Step { release: r, step: s, .. } if *r == release && *s == step);
                 for key in self.errands.keys(of) {

@@ -87,6 +87,11 @@ impl Line {
         Ok(())
     }
 
+    /// Whether something that was asked has not been sent yet.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Waits for the keeper, and returns what it has said, at least one message. Cancelling it loses nothing.
     ///
     /// # Errors

@@ -109,6 +109,9 @@ impl Agent {
         loop {
             if let Some(code) = self.quit {
                 self.ask(Ask::Quit { code });
+                while self.line.is_waiting() {
+                    self.line.next().await?;
+                }
                 return Ok(code);
             }
             let deadline = self.next_deadline();
@@ -307,6 +310,7 @@ impl Agent {
         for line in progress.tapped {
             let text = String::from_utf8_lossy(&line.text).into_owned();
             self.telling.build_line(&text);
+            self.deploying.last_line = Some(text.clone());
             self.errands.remember(&line.key, text);
         }
         for key in progress.finished {

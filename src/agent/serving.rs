@@ -115,7 +115,7 @@ impl Agent {
             Command::Reload { plan: true } => self.reload_plan(reply),
             Command::Reload { plan: false } => self.reload(Some((reply, wait))),
             Command::Wait {} => self.pending(reply, true, Goal::AllReady, "every pool is ready".into()),
-            Command::Launch { pool } => reply.finish(self.launch_facts(pool)),
+            Command::Launch { pool } => reply.finish(self.launch_facts(pool, peer.uid)),
         }
     }
 
@@ -588,7 +588,7 @@ impl Agent {
         });
     }
 
-    fn launch_facts(&self, pool: Option<PoolName>) -> Outcome {
+    fn launch_facts(&self, pool: Option<PoolName>, peer: u32) -> Outcome {
         let nothing = |what: &str, hint: &str| refused(RefusalCode::Nothing, what, Some(hint));
         let Some(live) = self.deploying.machine().live() else {
             return nothing("there is no release yet", "`selfstart status` shows how far the deploy is");
@@ -612,6 +612,10 @@ impl Agent {
                     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw(), groups)
                 };
                 let (uid, gid, groups) = start.user.unwrap_or_else(own);
+                if peer != 0 && peer != uid {
+                    // The environment holds the worker's secrets.
+                    return refused(RefusalCode::Forbidden, "only root and the worker's own user may see its environment", Some("run it with sudo"));
+                }
                 Done::facts(Facts::Launch(Launch {
                     pool: name,
                     argv: start.argv,

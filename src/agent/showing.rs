@@ -90,9 +90,7 @@ impl Agent {
                 let step = machine.build_step();
                 let text = step.and_then(|(number, _)| self.settings.build.steps.get(usize::try_from(number).ok()?.checked_sub(1)?));
                 progress.step = step.map(|(number, of)| Step { number, of, text: text.map_or_else(String::new, |step| step.run.clone()) });
-                if step.is_none() {
-                    progress.detail = Some("syncing to disk".into());
-                }
+                progress.detail = if step.is_some() { self.deploying.last_line.clone() } else { Some("syncing to disk".into()) };
             }
             PhaseName::Switching => progress.detail = Some("switching `current`".into()),
             PhaseName::RollingOut | PhaseName::RollingBack => progress.step = self.rollout_step(),

@@ -1,5 +1,7 @@
 //! What the agent has to tell, as happenings: one value each becomes a line of its log and an event of the journal.
 
+use std::io::IsTerminal;
+
 use selfstart_core::deploy::News;
 use selfstart_core::id::{PoolName, ReleaseId, SlotId};
 use selfstart_core::time::Human;
@@ -18,11 +20,13 @@ use crate::telling::{Happening, Kind, Level};
 #[derive(Debug)]
 pub(crate) struct Telling {
     journal: Journal,
+    /// Whether somebody may be watching: then the output of builds is shown too, which otherwise is only in its log.
+    terminal: bool,
 }
 
 impl Telling {
     pub(crate) fn open(layout: &Layout, settings: &Settings, welcome: &Welcome) -> Self {
-        let mut telling = Self { journal: Journal::open(layout.events()) };
+        let mut telling = Self { journal: Journal::open(layout.events()), terminal: std::io::stderr().is_terminal() };
         if welcome.agent_starts > 1 {
             let how = welcome.last_agent.map_or_else(String::new, |how| format!("; the last one ended: {}", crate::keeper::describe(how)));
             telling.tell(Happening::new(Kind::AgentRestarted, format!("the agent is back{how}")));
@@ -102,7 +106,9 @@ impl Telling {
     }
 
     pub(crate) fn build_line(&mut self, line: &str) {
-        tracing::debug!("build: {line}");
+        if self.terminal {
+            tracing::info!("build: {line}");
+        }
     }
 
     pub(crate) fn staged(&mut self, release: &ReleaseId, log: &[String]) {

@@ -421,7 +421,8 @@ mod tests {
         let (_dir, layout, ids) = scene(6);
         let path = |n: usize| layout.release(&ids[n]);
         let cwd = spawn(sleep().current_dir(path(0).join("sub")));
-        fs_err::copy("/bin/sleep", path(1).join("sleep")).expect("copied");
+        // By another process: a descriptor of ours that writes to it could be inherited by another test's child (ETXTBSY).
+        assert!(Command::new("cp").arg("/bin/sleep").arg(path(1).join("sleep")).status().expect("cp runs").success());
         let exe = spawn(Command::new(path(1).join("sleep")).arg("600"));
         let open = spawn(sleep().stderr(Stdio::from(fs_err::File::open(path(2).join("sub/file")).expect("opened").into_parts().0)));
         fs_err::copy(library(), path(3).join("lib.so")).expect("copied");

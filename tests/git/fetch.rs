@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Scene, ask, git_daemon, helper, helper_command};
+use crate::support::{Scene, ask, copy_of_helper, git_daemon, helper, helper_command};
 
 #[test]
 fn a_path_and_a_file_url_are_copied_whole() {
@@ -202,9 +202,7 @@ fn the_app_user_fetches_from_a_repository_of_another() {
     for path in [scene.mirror(), scene.path("releases"), scene.path("shared")] {
         chown(path, Some(65534), Some(65534)).expect("given");
     }
-    // A copy where that user can reach it: the target directory may be in a home.
-    let binary = scene.path("selfstart");
-    std::fs::copy(env!("CARGO_BIN_EXE_selfstart"), &binary).expect("copied");
+    let binary = copy_of_helper(&scene);
     let as_nobody = || {
         let mut command = std::process::Command::new(&binary);
         command.arg("internal-git").env_clear().uid(65534).gid(65534).current_dir("/");

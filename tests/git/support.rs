@@ -178,6 +178,16 @@ pub(crate) fn helper_command() -> Command {
     command
 }
 
+/// A copy of the helper that any user can reach: the target directory may be in a home.
+///
+/// Made by another process: a descriptor of ours that writes to it could be inherited by a child that another test starts at
+/// this moment, and then it could not be executed (ETXTBSY).
+pub(crate) fn copy_of_helper(scene: &Scene) -> PathBuf {
+    let copy = scene.path("selfstart");
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_selfstart")).arg(&copy).status().expect("cp runs").success());
+    copy
+}
+
 pub(crate) fn helper(request: &Value) -> Answer {
     ask(&mut helper_command(), request)
 }

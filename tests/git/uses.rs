@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
-use crate::support::{Scene, Server, ask};
+use crate::support::{Scene, Server, ask, copy_of_helper};
 
 #[test]
 fn the_app_user_sees_its_own_processes_and_says_which_it_cannot_see() {
@@ -28,8 +28,7 @@ fn the_app_user_sees_its_own_processes_and_says_which_it_cannot_see() {
         Server { child: child.expect("started"), port: 0 }
     };
     let (own, foreign) = (start(65534), start(0));
-    let binary = scene.path("selfstart");
-    std::fs::copy(env!("CARGO_BIN_EXE_selfstart"), &binary).expect("copied");
+    let binary = copy_of_helper(&scene);
     let mut command = Command::new(&binary);
     command.arg("internal-git").env_clear().uid(65534).gid(65534).current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
