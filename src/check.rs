@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::agent;
-use crate::cli::check::{Finding, Weight};
+use crate::cli::check::{Checkup, Finding, Weight};
 use crate::config::settings::{QueueKind, Settings};
 use crate::config::{ConfigErrors, process_env};
 use crate::sys::users;
@@ -17,18 +17,19 @@ fn finding(weight: Weight, text: impl Into<String>, hint: Option<&str>) -> Findi
 }
 
 /// Returns everything that was looked at.
-pub(crate) fn findings(path: &Path) -> Vec<Finding> {
+pub(crate) fn checkup(path: &Path) -> Checkup {
+    let refused = |findings| Checkup { findings, explained: None };
     let loaded = match agent::load(path) {
         Ok(loaded) => loaded,
         Err(ConfigErrors::Unreadable { path, source }) => {
             let text = format!("{}: cannot be read: {source}", path.display());
-            return vec![finding(Weight::Problem, text, Some("name another file with --config"))];
+            return refused(vec![finding(Weight::Problem, text, Some("name another file with --config"))]);
         }
-        Err(error) => return error.problems().iter().map(|problem| problem_finding(Weight::Problem, problem)).collect(),
+        Err(error) => return refused(error.problems().iter().map(|problem| problem_finding(Weight::Problem, problem)).collect()),
     };
     let mut found: Vec<Finding> = loaded.warnings.iter().map(|problem| problem_finding(Weight::Warning, problem)).collect();
     found.extend(of_machine(&loaded.settings));
-    found
+    Checkup { findings: found, explained: Some(loaded.explained) }
 }
 
 /// A problem prints its own hint on a line of its own.

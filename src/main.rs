@@ -1,4 +1,5 @@
 //! selfstart: worker machines that deploy themselves. This file wires the command line to the keeper, the agent and the configuration.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::panic, clippy::unwrap_used))]
 
 mod agent;
 mod check;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
         Some(cli::demo::worker::VERB) => return cli::demo::worker::main(arguments),
         _ => {}
     }
-    let wiring = cli::Wiring { load, check: check::findings, run, demo: cli::demo::demo };
+    let wiring = cli::Wiring { load, check: check::checkup, run, demo: cli::demo::demo };
     ExitCode::from(cli::main(std::env::args_os(), &wiring).code())
 }
 

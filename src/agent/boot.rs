@@ -333,7 +333,7 @@ fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
     use std::io::Write;
     let path = layout.run().join("lock");
     let io = |error: std::io::Error| doing(format!("lock `{}`", path.display()))(error);
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    let mut file = fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -344,7 +344,7 @@ fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
     }
     file.set_len(0).map_err(io)?;
     writeln!(file, "{keeper_pid}").map_err(io)?;
-    Ok(file)
+    Ok(file.into_parts().0)
 }
 
 /// Goes on with the output of a former agent, or begins anew; what is kept is given to the keeper.

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::keeper::protocol::Key;
 use crate::sys::process::Ended;
+use crate::sys::watch::watched;
 
 /// Chunks that wait for the loop; a helper that says more waits in its pipe.
 const CHUNKS: usize = 64;
@@ -161,7 +162,7 @@ impl Errands {
         let Some(errand) = self.running.get_mut(key) else { return };
         for (stream, fd) in streams {
             // Only fails when epoll is out of memory or watches; then what the helper says is not heard, and its exit still is.
-            let Ok(fd) = crate::sys::watch::watch(fd, tokio::io::Interest::READABLE) else { continue };
+            let Ok(fd) = watched(fd, tokio::io::Interest::READABLE) else { continue };
             errand.open += 1;
             self.readers.spawn(read(key.to_owned(), stream, fd, self.chunks.0.clone()));
         }

@@ -10,6 +10,7 @@ use tokio::io::unix::AsyncFd;
 use crate::keeper::LINE_VARIABLE;
 use crate::keeper::protocol::{Ask, MAX_MESSAGE_BYTES, Tell, decode, encode};
 use crate::sys::packet;
+use crate::sys::watch::watched;
 
 /// Messages taken at a time, so that a flood of exits does not starve the rest of the loop.
 const BATCH: usize = 64;
@@ -62,7 +63,7 @@ impl Line {
             }
         }
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).map_err(|error| LineError::Io(error.into()))?;
-        let socket = crate::sys::watch::watch(fd, Interest::READABLE | Interest::WRITABLE).map_err(LineError::Io)?;
+        let socket = watched(fd, Interest::READABLE | Interest::WRITABLE).map_err(LineError::Io)?;
         Ok(Self { socket, waiting: VecDeque::new(), buffer: Vec::new() })
     }
 

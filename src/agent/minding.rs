@@ -24,7 +24,7 @@ use super::output::{Finish, Now, Sink, Stream, Tap};
 use super::run::{Agent, Ending, Worked};
 use super::store;
 use crate::config::placeholders::expand;
-use crate::config::settings::{Command, Limits, PoolLog, PoolSettings, QueueKind, QueueSettings, Settings};
+use crate::config::settings::{Command, Limits, PoolLog, PoolSettings, QueueKind, QueueSettings};
 use crate::keeper::protocol::{Ask, Key, Start};
 use crate::sys::process::Ended;
 use crate::sys::{clock, process, signals};

@@ -28,6 +28,7 @@ use crate::config::settings::Settings;
 use crate::control::server::Call;
 use crate::keeper::protocol::{Ask, Key, Tell, Welcome};
 use crate::release::layout::Layout;
+use crate::sys::watch::watched;
 use crate::sys::clock;
 
 /// Output taken in one turn, so that a flood leaves time for everything else.
@@ -304,6 +305,7 @@ impl Agent {
                 if !trouble.is_empty() {
                     self.telling.warn(&format!("old releases: {trouble}"));
                 }
+                self.telling.releases_removed(&gone);
                 self.deploy_event(DeployEvent::Pruned { gone, kept });
             }
             Worked::StateSaved(result) => self.state_saved(result),
@@ -409,7 +411,7 @@ fn spawn_error(step: crate::sys::spawn::Step, error: &std::io::Error) -> String 
 /// Watches the descriptor of [`Outputs`] from the loop.
 pub(crate) fn watch_outputs(outputs: &Outputs) -> Result<AsyncFd<OwnedFd>, std::io::Error> {
     use std::os::fd::AsFd;
-    crate::sys::watch::watch(outputs.as_fd().try_clone_to_owned()?, Interest::READABLE)
+    watched(outputs.as_fd().try_clone_to_owned()?, Interest::READABLE)
 }
 
 /// Why the agent ended by itself; the keeper starts the next.

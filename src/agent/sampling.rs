@@ -1,6 +1,6 @@
 //! Looks at memory and jobs: one pass over `/proc` for all workers, on a blocking thread, and only when somebody has a limit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use selfstart_core::units::Bytes;
 use selfstart_core::worker::{self, StaleJobSeen};
 
 use super::run::{Agent, Worked};
+use crate::keeper;
+use crate::sys::proc_scan::{ProcScanner, Snapshot, Tree};
 use crate::sys::{clock, process};
 
 /// What was seen.
@@ -88,7 +90,7 @@ impl Agent {
                 }
             }
         }
-        if !busy && !(workers.is_empty() && looked.is_empty()) {
+        if !busy && (!workers.is_empty() || !looked.is_empty()) {
             self.sampling = true;
             self.work(move || Worked::Sampled(Box::new(look(&workers, looked))));
         }
@@ -138,80 +140,51 @@ impl Agent {
 /// Reads what is asked for. What cannot be read is `None`, never zero.
 fn look(workers: &[Worker], looked: Vec<PoolName>) -> Sampled {
     let mut sampled = Sampled { memory: Vec::new(), jobs: Vec::new(), looked, next_look: None };
-    let Ok(everyone) = process::everyone() else {
+    let scanned = ProcScanner::new().and_then(|mut scanner| scanner.scan().map(|snapshot| (scanner, snapshot)));
+    let Ok((mut scanner, snapshot)) = scanned else {
         sampled.memory = workers.iter().filter(|worker| worker.limit.is_some()).map(|worker| (worker.slot.clone(), worker.start, None)).collect();
         return sampled;
     };
-    let by_pid: BTreeMap<i32, &process::Stat> = everyone.iter().map(|(pid, stat)| (*pid, stat)).collect();
-    let roots: BTreeMap<i32, usize> = workers.iter().enumerate().map(|(index, worker)| (worker.process.pid, index)).collect();
-    let mut trees: Vec<Vec<i32>> = vec![Vec::new(); workers.len()];
-    for (pid, stat) in &everyone {
-        if let Some(index) = owner(*pid, stat, &by_pid, &roots) {
-            trees[index].push(*pid);
+    let trees = trees(workers, &snapshot);
+    for (worker, bytes) in workers.iter().zip(scanner.memory(&snapshot, &trees)) {
+        if worker.limit.is_some() {
+            sampled.memory.push((worker.slot.clone(), worker.start, bytes));
         }
     }
-    for (worker, tree) in workers.iter().zip(&trees) {
-        if let Some(limit) = worker.limit {
-            sampled.memory.push((worker.slot.clone(), worker.start, memory(worker, tree, &by_pid, limit)));
-        }
-    }
-    sampled.jobs = jobs(workers, &trees, &by_pid, &mut sampled.next_look);
+    sampled.jobs = jobs(workers, &snapshot, &scanner, &mut sampled.next_look);
     sampled
 }
 
-/// Finds the worker to whose tree a process belongs: by its session (each worker has its own), else by its ancestors.
-fn owner(pid: i32, stat: &process::Stat, by_pid: &BTreeMap<i32, &process::Stat>, roots: &BTreeMap<i32, usize>) -> Option<usize> {
-    if let Some(index) = roots.get(&pid).or_else(|| roots.get(&stat.session)) {
-        return Some(*index);
-    }
-    let mut parent = stat.ppid;
-    let mut passed = BTreeSet::new();
-    // A number may have come again while we read, so what looks like a ring is possible, and ends.
-    while parent > 1 && passed.insert(parent) {
-        if let Some(index) = roots.get(&parent) {
-            return Some(*index);
+/// The workers' trees: with those who left their session and their parents, whom the keeper then has as its children.
+fn trees(workers: &[Worker], snapshot: &Snapshot) -> Vec<Tree> {
+    let mut trees: Vec<Tree> =
+        workers.iter().map(|worker| Tree { main: worker.process, also: Vec::new(), limit: worker.limit }).collect();
+    let mains: BTreeMap<i32, usize> = workers.iter().enumerate().map(|(index, worker)| (worker.process.pid, index)).collect();
+    let keeper = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    for (pid, stat) in snapshot.procs().iter().filter(|(_, stat)| Some(stat.ppid) == keeper) {
+        if mains.contains_key(pid) || mains.contains_key(&stat.session) {
+            continue;
         }
-        parent = by_pid.get(&parent)?.ppid;
+        if let Some(index) = keeper::main_process_of(*pid).and_then(|main| mains.get(&main)) {
+            trees[*index].also.push(stat.id(*pid));
+        }
     }
-    None
+    trees
 }
 
-/// The memory of a whole tree: the sum of resident sizes; where that is over the limit, and processes share pages (a fork does), the sum
-/// of proportional sizes, which counts a shared page once.
-fn memory(worker: &Worker, tree: &[i32], by_pid: &BTreeMap<i32, &process::Stat>, limit: Bytes) -> Option<Bytes> {
-    let main = by_pid.get(&worker.process.pid)?;
-    if main.start_ticks != worker.process.start_ticks {
-        return None;
-    }
-    let page = u64::try_from(rustix::param::page_size()).ok()?;
-    let resident: u64 = tree.iter().filter_map(|pid| by_pid.get(pid)).map(|stat| stat.rss_pages.saturating_mul(page)).sum();
-    if resident <= limit.0 {
-        return Some(Bytes(resident));
-    }
-    // One that cannot be read leaves the cheap figure, which is never below the true one.
-    let proportional = tree.iter().map(|pid| process::proportional(*pid)).sum::<Option<u64>>();
-    Some(Bytes(proportional.unwrap_or(resident).min(resident)))
-}
-
-fn jobs(
-    workers: &[Worker],
-    trees: &[Vec<i32>],
-    by_pid: &BTreeMap<i32, &process::Stat>,
-    next: &mut Option<Duration>,
-) -> Vec<(SlotId, StartNo, JobShown)> {
-    let mut titles: Vec<(ProcessId, i32, Vec<u8>, Duration)> = Vec::new();
+fn jobs(workers: &[Worker], snapshot: &Snapshot, scanner: &ProcScanner, next: &mut Option<Duration>) -> Vec<(SlotId, StartNo, JobShown)> {
     let mut masters: BTreeMap<i32, (usize, Option<&StalePolicy>)> = BTreeMap::new();
-    let now = clock::now();
-    let per_second = rustix::param::clock_ticks_per_second().max(1);
-    for (index, (worker, tree)) in workers.iter().zip(trees).enumerate() {
-        let Some(policy) = &worker.stale else { continue };
-        masters.insert(worker.process.pid, (index, Some(policy)));
-        for pid in tree {
-            let Some(stat) = by_pid.get(pid).filter(|stat| stat.ppid == worker.process.pid) else { continue };
-            let Ok(title) = process::title(*pid) else { continue };
-            let started = MonoTime::from_boot(Duration::from_millis(stat.start_ticks.saturating_mul(1000) / per_second));
-            titles.push((ProcessId { pid: *pid, start_ticks: stat.start_ticks }, stat.ppid, title, now.since(started)));
+    for (index, worker) in workers.iter().enumerate() {
+        // One that has ended and whose number is another's has no jobs.
+        if snapshot.get(worker.process).is_some() {
+            masters.extend(worker.stale.as_deref().map(|policy| (worker.process.pid, (index, Some(policy)))));
         }
+    }
+    let now = clock::now();
+    let mut titles: Vec<(ProcessId, i32, Vec<u8>, Duration)> = Vec::new();
+    for (pid, stat) in snapshot.procs().iter().filter(|(_, stat)| masters.contains_key(&stat.ppid)) {
+        let Ok(title) = process::title(*pid) else { continue };
+        titles.push((stat.id(*pid), stat.ppid, title, now.since(scanner.started_at(stat.start_ticks))));
     }
     let seen: Vec<ProcessSeen<'_>> = titles
         .iter()

@@ -14,7 +14,7 @@ use crate::config::settings::Settings;
 use crate::keeper::protocol::Welcome;
 use crate::release::layout::Layout;
 use crate::sys::clock;
-use crate::telling::journal::{Filter, Journal};
+use crate::telling::journal::{self, Filter, Journal};
 use crate::telling::{Happening, Kind, Level};
 
 /// The way to the log and the journal.
@@ -33,7 +33,7 @@ const ENDS_AMONG: usize = 1024;
 impl Telling {
     pub(crate) fn open(layout: &Layout, settings: &Settings, welcome: &Welcome) -> Self {
         let journal = Journal::open(layout.events());
-        let ends = journal.tail(ENDS_AMONG, &Filter::default()).into_iter().filter(|record| record.kind == Kind::WorkerEnded.as_str());
+        let ends = journal::tail(&layout.events(), ENDS_AMONG, &Filter::default()).into_iter().filter(|record| record.kind == Kind::WorkerEnded.as_str());
         let told_ends = ends.filter_map(|end| Some((end.pool?, end.slot?, end.more.get("start")?.as_u64()?))).collect();
         let mut telling = Self { journal, told_ends, terminal: std::io::stderr().is_terminal() };
         if welcome.agent_starts > 1 {
@@ -142,6 +142,12 @@ impl Telling {
     pub(crate) fn staged(&mut self, release: &ReleaseId, log: &[String]) {
         for line in log {
             tracing::info!("{release}: {line}");
+        }
+    }
+
+    pub(crate) fn releases_removed(&mut self, gone: &[ReleaseId]) {
+        for id in gone {
+            self.tell(Happening::new(Kind::ReleaseRemoved, format!("{id} was removed: `release.keep` wants no more")).with("release", id.as_str()));
         }
     }
 

@@ -14,6 +14,7 @@ use super::look::{Paint, Style, age, clean};
 use super::site::Site;
 use crate::control::client::{Client, ClientError};
 use crate::control::wire::{Change, Done, Facts, Outcome, Progress, RefusalCode, Refused, Request};
+use crate::sys::clock;
 
 /// How the answer is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +39,11 @@ pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Asks for facts; a refusal or failure is an `Err`. An agent that dies meanwhile is asked again when it is back.
 pub(crate) fn ask(site: &Site, command: Command) -> Result<Done, Stop> {
-    let give_up = Instant::now() + AGENT_BACK_WITHIN;
+    let give_up = clock::instant() + AGENT_BACK_WITHIN;
     let request = Request::new(command);
     loop {
         match Client::connect(&site.socket()).and_then(|client| client.ask(&request, None, |_| ())) {
-            Err(ClientError::GoneAway) if Instant::now() < give_up => std::thread::sleep(LOOK_AGAIN),
+            Err(ClientError::GoneAway) if clock::instant() < give_up => std::thread::sleep(LOOK_AGAIN),
             Err(error) => return Err(unreachable_agent(site, error)),
             Ok(outcome) => return done(outcome),
         }

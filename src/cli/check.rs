@@ -7,6 +7,7 @@ use super::ask::{Format, print, print_json};
 use super::exit::Exit;
 use super::failure::Stop;
 use super::look::{Look, Style};
+use crate::config::explain::Explained;
 
 /// Flags of `check`.
 #[derive(Args, Debug)]
@@ -14,6 +15,17 @@ pub(crate) struct CheckArgs {
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
+    /// Show each value first, and whether the file or a default says so
+    #[arg(long)]
+    explain: bool,
+}
+
+/// What was looked at.
+pub(crate) struct Checkup {
+    /// What was found.
+    pub(crate) findings: Vec<Finding>,
+    /// What the configuration comes to; `None`: it is not in order.
+    pub(crate) explained: Option<Explained>,
 }
 
 /// How much a finding weighs.
@@ -41,18 +53,25 @@ pub(crate) struct Finding {
 }
 
 /// Prints what was found: problems as `run` would, warnings, and a last word.
-pub(crate) fn check(findings: &[Finding], args: &CheckArgs) -> Result<Exit, Stop> {
-    /// `{"schema": 1, "ok": true, "findings": [...]}`.
+pub(crate) fn check(checkup: &Checkup, args: &CheckArgs) -> Result<Exit, Stop> {
+    /// `{"schema": 1, "ok": true, "findings": [...], "values"?: [...]}`.
     #[derive(Serialize)]
     struct Checked<'a> {
         schema: u32,
         ok: bool,
         findings: &'a [Finding],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        values: Option<serde_json::Value>,
     }
+    let findings = checkup.findings.as_slice();
+    let explained = checkup.explained.as_ref().filter(|_| args.explain);
     let ok = findings.iter().all(|finding| finding.weight != Weight::Problem);
     match Format::json(args.json) {
-        Format::Json => print_json(&Checked { schema: 1, ok, findings })?,
-        Format::Text => print(&render(findings, &Look::of_stdout()))?,
+        Format::Json => print_json(&Checked { schema: 1, ok, findings, values: explained.map(Explained::values_to_json) })?,
+        Format::Text => {
+            let values = explained.map(|explained| format!("{explained}\n")).unwrap_or_default();
+            print(&(values + &render(findings, &Look::of_stdout())))?;
+        }
     }
     Ok(if ok { Exit::Done } else { Exit::Configuration })
 }

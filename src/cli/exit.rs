@@ -21,6 +21,7 @@ pub(crate) enum Exit {
 
 impl Exit {
     /// Every code with its meaning, for the reference page.
+    #[cfg(test)]
     pub(crate) const TABLE: [(Self, &'static str); 6] = [
         (Self::Done, "done, also when there was nothing to do"),
         (Self::Failed, "it failed; the reason is on stderr"),

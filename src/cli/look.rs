@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use selfstart_core::date::Timestamp;
@@ -127,8 +127,7 @@ impl Look {
 
 /// The date, for showing.
 pub(crate) fn now() -> WallTime {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    WallTime::from_unix_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    crate::sys::clock::wall()
 }
 
 /// Returns a duration in its two largest units: `12s`, `4m10s`, `3h12m`, `5d4h`.

@@ -36,7 +36,7 @@ pub(crate) struct Wiring {
     /// Reads a configuration.
     pub(crate) load: site::Load,
     /// Looks at a configuration and at the machine.
-    pub(crate) check: fn(&Path) -> Vec<check::Finding>,
+    pub(crate) check: fn(&Path) -> check::Checkup,
     /// Keeps this node, until told to stop.
     pub(crate) run: fn(&Path, &run::RunArgs) -> Result<Exit, Stop>,
     /// Plays a whole life.

@@ -1,7 +1,7 @@
 //! `selfstart drain`, `hold`, `unhold`, `reload` and `wait`.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration};
 
 use clap::Args;
 use selfstart_core::command::Command;
@@ -14,6 +14,7 @@ use super::failure::{Failure, Stop};
 use super::site::Site;
 use crate::control::client::ClientError;
 use crate::control::wire::{Change, Facts, Request};
+use crate::sys::clock;
 
 /// Flags of `drain` and `unhold`.
 #[derive(Args, Debug)]
@@ -90,7 +91,7 @@ pub(crate) fn reload(site: &Site, args: &ReloadArgs) -> Result<Exit, Stop> {
 
 /// Waits until the pools are up. An agent that dies meanwhile comes back, and is asked again.
 pub(crate) fn wait(site: &Site, args: &WaitArgs) -> Result<Exit, Stop> {
-    let deadline = args.timeout.and_then(|patience| Instant::now().checked_add(patience));
+    let deadline = args.timeout.and_then(|patience| clock::instant().checked_add(patience));
     let request = Request::new(Command::Wait {});
     loop {
         match ask::try_act(site, &request, Format::Text, deadline) {
@@ -102,7 +103,7 @@ pub(crate) fn wait(site: &Site, args: &WaitArgs) -> Result<Exit, Stop> {
             }
             Err(ClientError::GoneAway) => {}
             // With a time-out, an agent that is not up yet is part of what is waited for.
-            Err(ClientError::NoAgent(_)) if deadline.is_some_and(|deadline| Instant::now() < deadline) => {}
+            Err(ClientError::NoAgent(_)) if deadline.is_some_and(|deadline| clock::instant() < deadline) => {}
             Err(error) => return Err(ask::unreachable_agent(site, error)),
         }
         thread::sleep(ask::LOOK_AGAIN);

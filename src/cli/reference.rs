@@ -1,4 +1,4 @@
-//! docs/reference/cli.md, made from the command line itself. A test compares; `UPDATE_DOCS=1 cargo test --bin selfstart cli::reference`
+//! docs/reference/cli.md, made from the command line itself. A test compares; `UPDATE=1 cargo test --bin selfstart cli::reference`
 //! writes it.
 
 use std::fmt::Write as _;
@@ -39,11 +39,11 @@ fn trimmed(text: &str) -> String {
 
 #[test]
 fn the_reference_page_is_what_the_command_line_says() {
-    if std::env::var_os("UPDATE_DOCS").is_some() {
+    if std::env::var_os("UPDATE").is_some() {
         fs_err::write(PATH, page()).expect("a writable checkout");
     }
     let there = fs_err::read_to_string(PATH).unwrap_or_default();
-    assert!(there == page(), "docs/reference/cli.md is not up to date: UPDATE_DOCS=1 cargo test --bin selfstart cli::reference");
+    assert!(there == page(), "docs/reference/cli.md is not up to date: UPDATE=1 cargo test --bin selfstart cli::reference");
 }
 
 #[test]

@@ -109,14 +109,15 @@ impl Explained {
     }
 
     /// The values.
+    #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = &Explanation> {
         self.values.iter()
     }
 
-    /// Returns `{"schema": 1, "values": [{"key", "value", "origin": "file"|"default", "line"?, "column"?}]}`; durations in
-    /// seconds, sizes in bytes, `null` for a key that is left out and has no default.
+    /// Returns `[{"key", "value", "origin": "file"|"default", "line"?, "column"?}]`; durations in seconds, sizes in bytes,
+    /// `null` for a key that is left out and has no default.
     #[must_use]
-    pub fn to_json(&self) -> serde_json::Value {
+    pub fn values_to_json(&self) -> serde_json::Value {
         let values = self.values.iter().map(|value| {
             let mut object = serde_json::json!({ "key": value.key(), "value": value.value.json(), "origin": "default" });
             if let Origin::File(mark) = value.origin {
@@ -126,14 +127,15 @@ impl Explained {
             }
             object
         });
-        serde_json::json!({ "schema": 1, "values": values.collect::<Vec<_>>() })
+        values.collect()
     }
 
-    /// Returns the whole configuration with its defaults, as a file that means the same; but for tokens and passwords that
+    /// Shows in tests that nothing is left out of the explanation: returns the whole configuration with its defaults, as a file that means the same; but for tokens and passwords that
     /// are written in plain: `***`.
     ///
     /// # Errors
     /// None that is known: every value here can be written.
+    #[cfg(test)]
     pub fn to_yaml(&self) -> Result<String, serde_yaml::Error> {
         let mut root = serde_yaml::Mapping::new();
         for value in self.values.iter().filter(|value| value.value != Shown::Nothing) {
@@ -144,6 +146,7 @@ impl Explained {
 }
 
 /// Puts a value at its path; maps on the way are made.
+#[cfg(test)]
 fn put(map: &mut serde_yaml::Mapping, path: &[String], value: serde_yaml::Value) {
     match path {
         [] => {}
@@ -160,6 +163,7 @@ fn put(map: &mut serde_yaml::Mapping, path: &[String], value: serde_yaml::Value)
 }
 
 impl Shown {
+    #[cfg(test)]
     fn yaml(&self) -> serde_yaml::Value {
         match self {
             Self::Nothing => serde_yaml::Value::Null,
@@ -224,6 +228,7 @@ fn exact(size: Bytes) -> String {
 }
 
 /// Returns a stop ladder as it is written: `[QUIT 60s, TERM 10s, KILL]`.
+#[cfg(test)]
 #[must_use]
 pub fn ladder(ladder: &StopLadder) -> String {
     rungs(ladder).line()

@@ -33,9 +33,8 @@ pub struct Values {
     pub start: Option<u64>,
 }
 
-/// One placeholder.
+/// One placeholder; [`Values`] says what each means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names are those of PRODUCT.md; `Values` says what they mean")]
 pub enum Placeholder {
     App,
     Pool,

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 /// A place in the configuration file; both count from 1, columns in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Mark {
     pub line: u32,
     pub column: u32,

@@ -239,6 +239,7 @@ pub fn names(parent: &str) -> impl Iterator<Item = &'static str> {
 }
 
 /// Returns the reference page, `docs/reference/config.md`.
+#[cfg(test)]
 #[must_use]
 pub fn reference() -> String {
     let mut page = String::from(INTRODUCTION);
@@ -267,6 +268,7 @@ pub fn reference() -> String {
     page
 }
 
+#[cfg(test)]
 const INTRODUCTION: &str = "\
 # Configuration
 
@@ -287,6 +289,7 @@ shows each value and where it comes from.
   to the shell, and `{{` is a literal brace.
 ";
 
+#[cfg(test)]
 const STOP_INTRODUCTION: &str = "
 ## The polite stop of each queue
 

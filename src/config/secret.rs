@@ -112,12 +112,6 @@ pub enum SecretError {
 }
 
 impl Text {
-    /// Returns a text that is shown as it is, and in which `${` has no meaning.
-    #[must_use]
-    pub fn plain(text: &str) -> Self {
-        Self { pieces: vec![Piece::Plain(text.to_owned())], plain: Plain::Shown }
-    }
-
     /// Reads a text as it is written; `$${` is a literal `${`.
     ///
     /// # Errors
@@ -166,11 +160,6 @@ impl Text {
                 },
                 Piece::File(_) | Piece::Env(_) => false,
             })
-    }
-
-    /// The files that [`Text::resolve`] reads.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.pieces.iter().filter_map(|piece| if let Piece::File(path) = piece { Some(path.as_path()) } else { None })
     }
 
     /// The variables of the agent's environment that [`Text::resolve`] reads.

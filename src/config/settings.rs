@@ -146,7 +146,6 @@ pub struct QueueSettings {
 
 /// What the workers work on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are the libraries'")]
 pub enum QueueKind {
     #[default]
     None,

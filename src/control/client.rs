@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::server::HEARTBEAT;
 use super::socket;
 use super::wire::{ANSWER_MAX, Answer, Outcome, Progress, Request};
+use crate::sys::clock;
 
 /// As long as a full backlog may take to clear.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -116,7 +117,7 @@ impl Client {
         loop {
             let patience = match deadline {
                 None => SILENCE,
-                Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
+                Some(deadline) => match deadline.checked_duration_since(clock::instant()) {
                     None | Some(Duration::ZERO) => return Err(ClientError::Late),
                     Some(left) => left.min(SILENCE),
                 },

@@ -164,6 +164,7 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Says something.
+    #[cfg(test)]
     pub(crate) fn text(text: impl Into<String>) -> Self {
         Self { text: Some(text.into()), deploy: None }
     }

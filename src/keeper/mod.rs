@@ -23,6 +23,7 @@ use crate::sys::signals::SignalFd;
 use crate::sys::spawn::{Credentials, Spawn, SpawnError, Spawner, Step};
 use crate::sys::{clock, packet};
 use protocol::{Ask, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
+pub(crate) use table::main_process_of;
 use table::{Child, Life, Table};
 
 /// The environment variable that tells the agent which descriptor leads to the keeper.

@@ -254,6 +254,11 @@ impl Table {
     }
 }
 
+/// The main process of the worker or helper in whose name a process was started.
+pub(crate) fn main_process_of(pid: i32) -> Option<i32> {
+    process::variable(pid, KEY_VARIABLE).as_deref().and_then(name_in).map(|name| name.pid)
+}
+
 /// Whether a process was started with this name in its environment.
 fn carries(pid: i32, key: &str, root: &str) -> bool {
     process::variable(pid, KEY_VARIABLE).as_deref().and_then(name_in).is_some_and(|name| name.key == key && name.root == root)

@@ -17,6 +17,7 @@ use selfstart_core::time::Human;
 use serde::{Deserialize, Serialize};
 
 use super::{mirror, prune, stage};
+use crate::sys::clock;
 
 /// What the helper is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -296,7 +297,7 @@ impl Out {
         if inner.ended || inner.last_progress.is_some_and(|last| last.elapsed() < PROGRESS_EVERY) {
             return;
         }
-        inner.last_progress = Some(Instant::now());
+        inner.last_progress = Some(clock::instant());
         if inner.say(&Reply::Progress(progress)).is_err() {
             // Nobody listens: the agent and the keeper are gone, and what is half done heals.
             std::process::exit(1);

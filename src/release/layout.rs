@@ -1,15 +1,12 @@
-//! Where everything of one app is (PRODUCT.md, section 2): the paths, the directories, the names of new releases.
+//! Where everything of one app is (PRODUCT.md, section 2): the paths, the directories.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
-use selfstart_core::id::{ReleaseId, Revision};
-use selfstart_core::time::WallTime;
+use selfstart_core::id::{ReleaseId};
 use selfstart_core::units::Bytes;
 
-use super::book::ReleaseBook;
 use crate::sys::links;
 
 /// What goes before the name of a release that is being removed.
@@ -45,9 +42,6 @@ pub(crate) enum LayoutError {
         /// `release.min_free`.
         wanted: Bytes,
     },
-    /// A date that no calendar has.
-    #[error("the clock shows no date: {0} ms after 1970")]
-    Clock(i64),
 }
 
 /// The user and group that helpers, builds and workers run as.
@@ -162,12 +156,6 @@ impl Layout {
         self.run().join("events.jsonl")
     }
 
-    /// The list of releases ([`ReleaseBook`]).
-    #[must_use]
-    pub(crate) fn book(&self) -> PathBuf {
-        self.run().join("releases.json")
-    }
-
     /// Makes the directories that are missing, and returns what was put right, for people.
     ///
     /// `<root>`, `run` and `log` stay the agent's: who owns a directory can replace what is in it, so an app's user that owned
@@ -197,27 +185,6 @@ impl Layout {
             std::os::unix::fs::chown(&path, Some(owner.uid), Some(owner.gid)).map_err(failed)?;
         }
         Ok(said)
-    }
-
-    /// Returns the name for a new release: the date in UTC, the short revision, and `-2`, `-3` ... if that is taken
-    /// in `book` or on the disk.
-    ///
-    /// # Errors
-    /// If `now` is no date.
-    pub(crate) fn new_release_id(&self, now: WallTime, revision: &Revision, book: &ReleaseBook) -> Result<ReleaseId, LayoutError> {
-        let date = Timestamp::from_millisecond(now.unix_millis()).map_err(|_| LayoutError::Clock(now.unix_millis()))?;
-        let name = format!("{}-{}", date.strftime("%Y%m%dT%H%M%SZ"), revision.short());
-        for attempt in 1_u32.. {
-            let name = if attempt == 1 { name.clone() } else { format!("{name}-{attempt}") };
-            let Ok(id) = name.parse::<ReleaseId>() else { break };
-            let trash = self.releases().join(format!("{TRASH_PREFIX}{id}"));
-            let on_disk = [self.release(&id), self.staging(&id), trash].iter().any(|path| fs_err::symlink_metadata(path).is_ok());
-            if !on_disk && book.get(&id).is_none() {
-                return Ok(id);
-            }
-        }
-        // Only a year beyond four digits makes a name that is none.
-        Err(LayoutError::Clock(now.unix_millis()))
     }
 
     /// Refuses when less than `wanted` is free where releases are.
@@ -252,8 +219,6 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), LayoutError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const REVISION: &str = "1a2b3c4d5e6f1a2b3c4d5e6f1a2b3c4d5e6f1a2b";
 
     fn mode(path: &Path) -> u32 {
         fs_err::metadata(path).expect("there").permissions().mode() & 0o777
@@ -295,24 +260,6 @@ mod tests {
             assert_eq!(fs_err::metadata(&path).expect("there").uid(), uid, "{}", path.display());
         }
         assert!(layout.create(Some(nobody)).expect("made").is_empty());
-    }
-
-    #[test]
-    fn the_second_release_of_a_second_gets_a_suffix() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let layout = Layout::new(dir.path());
-        layout.create(None).expect("made");
-        let revision = REVISION.parse().expect("a revision");
-        let book = ReleaseBook::default();
-        let now = WallTime::from_unix_millis(1_795_342_530_999);
-        let first = layout.new_release_id(now, &revision, &book).expect("a name");
-        assert_eq!(first.as_str(), "20261122T101530Z-1a2b3c4");
-        fs_err::create_dir(layout.staging(&first)).expect("made");
-        let second = layout.new_release_id(now, &revision, &book).expect("a name");
-        assert_eq!(second.as_str(), "20261122T101530Z-1a2b3c4-2");
-        fs_err::create_dir(layout.releases().join(format!(".trash-{second}"))).expect("made");
-        assert_eq!(layout.new_release_id(now, &revision, &book).expect("a name").as_str(), "20261122T101530Z-1a2b3c4-3");
-        assert!(layout.new_release_id(WallTime::from_unix_millis(i64::MAX), &revision, &book).is_err());
     }
 
     #[test]

@@ -149,7 +149,7 @@ fn inspect(mirror: &Path, source: &str, healed: &mut Vec<String>) -> Result<Stat
             return Ok(State::Empty);
         }
     }
-    let swept = sweep(mirror, SystemTime::now()).map_err(|error| failed(&error))?;
+    let swept = sweep(mirror, crate::sys::clock::system()).map_err(|error| failed(&error))?;
     if !swept.is_empty() {
         healed.push(format!("removed what a killed fetch had left: {}", swept.join(", ")));
     }

@@ -3,7 +3,6 @@
 //! [`git`] is the helper that fetches and stages as the configured user; the rest are synchronous functions (paths in, typed
 //! errors out) that the agent runs on a blocking thread. Nothing here decides *when*: that is `selfstart_core::deploy`.
 
-pub(crate) mod book;
 pub(crate) mod git;
 pub(crate) mod layout;
 pub(crate) mod link;

@@ -1,6 +1,6 @@
-//! The two clocks. Everything else gets its time as a value.
+//! The clocks. Everything else gets its time as a value.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
 use selfstart_core::time::{MonoTime, WallTime};
@@ -15,4 +15,16 @@ pub(crate) fn now() -> MonoTime {
 pub(crate) fn wall() -> WallTime {
     let time = clock_gettime(ClockId::Realtime);
     WallTime::from_unix_millis(time.tv_sec.saturating_mul(1000).saturating_add(time.tv_nsec / 1_000_000))
+}
+
+/// Returns the moment as std's own waits want it; not for deciding, and meaningless in another process.
+#[expect(clippy::disallowed_methods, reason = "the one place")]
+pub(crate) fn instant() -> Instant {
+    Instant::now()
+}
+
+/// Returns the date as std's files have it; it may jump.
+#[expect(clippy::disallowed_methods, reason = "the one place")]
+pub(crate) fn system() -> SystemTime {
+    SystemTime::now()
 }

@@ -175,7 +175,7 @@ fn open_up(path: &Path) {
         // By descriptor: a directory swapped for a link must not have the mode of what it points to changed.
         use std::os::fd::AsRawFd;
         let by_descriptor = format!("/proc/self/fd/{}", directory.as_raw_fd());
-        let _ = std::fs::set_permissions(by_descriptor, std::fs::Permissions::from_mode(found.permissions().mode() | 0o700));
+        let _ = fs_err::set_permissions(by_descriptor, std::fs::Permissions::from_mode(found.permissions().mode() | 0o700));
     }
     for entry in fs_err::read_dir(path).into_iter().flatten().flatten() {
         open_up(&entry.path());

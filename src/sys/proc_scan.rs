@@ -1,9 +1,9 @@
-//! What /proc says about processes: one pass over all of them, whole trees and their memory, titles, environments.
+//! One pass over all processes, and the memory of whole trees.
 //!
 //! For: reading. Not for: deciding what a figure means, or sending signals (a pid from here may be somebody else's by then: use a
 //! pidfd and look again). Nothing here takes a failed read for zero: what is not known is `None` or an error.
 //!
-//! Sources: `proc_pid_stat(5)`, `proc_pid_smaps(5)` (smaps_rollup), `proc_pid_cmdline(5)`, `proc_pid_environ(5)`, `proc(5)` (hidepid).
+//! Sources: `proc_pid_stat(5)`, `proc_pid_smaps(5)` (smaps_rollup), `proc(5)` (hidepid: who is hidden from us is in no tree).
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -17,78 +17,43 @@ use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 use selfstart_core::units::Bytes;
 
-/// One process, as `/proc/PID/stat` shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Proc {
-    /// Which.
-    pub id: ProcessId,
-    /// Its parent; 0 for what has none here.
-    pub ppid: i32,
-    /// Its process group.
-    pub pgrp: i32,
-    /// Its session.
-    pub session: i32,
-    /// `R`, `S`, `D`, `Z` and so on.
-    pub state: u8,
-    /// Resident pages. The kernel updates it in batches: it can be off by some hundred kilobytes a thread.
-    pub rss_pages: u64,
-}
-
-impl Proc {
-    /// Whether it has ended and waits to be reaped.
-    #[must_use]
-    pub(crate) const fn is_zombie(&self) -> bool {
-        matches!(self.state, b'Z' | b'X')
-    }
-}
+use super::process::{Stat, parse_stat};
 
 /// All processes at about one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Snapshot {
     /// By pid, ascending.
-    procs: Vec<Proc>,
-    unreadable: usize,
+    procs: Vec<(i32, Stat)>,
 }
 
 impl Snapshot {
     /// All of them, by pid.
     #[must_use]
-    pub(crate) fn procs(&self) -> &[Proc] {
+    pub(crate) fn procs(&self) -> &[(i32, Stat)] {
         &self.procs
     }
 
-    /// How many processes are there that we may not look at (hidepid=1); they are in no tree.
+    /// As a list of its own.
     #[must_use]
-    pub(crate) const fn unreadable(&self) -> usize {
-        self.unreadable
+    pub(crate) fn into_procs(self) -> Vec<(i32, Stat)> {
+        self.procs
     }
 
     /// The process with this number.
     #[must_use]
-    pub(crate) fn by_pid(&self, pid: i32) -> Option<&Proc> {
-        self.procs.binary_search_by_key(&pid, |proc| proc.id.pid).ok().map(|index| &self.procs[index])
+    pub(crate) fn by_pid(&self, pid: i32) -> Option<&Stat> {
+        self.procs.binary_search_by_key(&pid, |(pid, _)| *pid).ok().map(|index| &self.procs[index].1)
     }
 
     /// This very process, not a later one with its number.
     #[must_use]
-    pub(crate) fn get(&self, id: ProcessId) -> Option<&Proc> {
-        self.by_pid(id.pid).filter(|proc| proc.id == id)
-    }
-
-    /// Its children, by pid.
-    pub(crate) fn children_of(&self, pid: i32) -> impl Iterator<Item = &Proc> {
-        self.procs.iter().filter(move |proc| proc.ppid == pid)
-    }
-
-    /// All processes of one tree, by pid; see [`Tree`].
-    #[must_use]
-    pub(crate) fn tree_of(&self, tree: &Tree) -> Vec<Proc> {
-        let owners = self.owners(std::slice::from_ref(tree));
-        self.procs.iter().zip(owners).filter(|(_, owner)| owner.is_some()).map(|(proc, _)| *proc).collect()
+    pub(crate) fn get(&self, id: ProcessId) -> Option<&Stat> {
+        self.by_pid(id.pid).filter(|stat| stat.start_ticks == id.start_ticks)
     }
 
     /// Says for each process which of the trees it belongs to.
-    fn owners(&self, trees: &[Tree]) -> Vec<Option<usize>> {
+    #[must_use]
+    pub(crate) fn owners(&self, trees: &[Tree]) -> Vec<Option<usize>> {
         #[derive(Clone, Copy, PartialEq)]
         enum Owner {
             Unknown,
@@ -101,14 +66,14 @@ impl Snapshot {
             roots.insert(tree.main, index);
             roots.extend(tree.also.iter().map(|id| (*id, index)));
             // A session's number is not given to a new process while anybody is in it; but once it is empty it may be.
-            if self.by_pid(tree.main.pid).is_none_or(|proc| proc.id == tree.main) {
+            if self.by_pid(tree.main.pid).is_none_or(|stat| stat.start_ticks == tree.main.start_ticks) {
                 sessions.insert(tree.main.pid, index);
             }
         }
         let mut owners: Vec<Owner> = self
             .procs
             .iter()
-            .map(|proc| match roots.get(&proc.id).or_else(|| sessions.get(&proc.session)) {
+            .map(|(pid, stat)| match roots.get(&stat.id(*pid)).or_else(|| sessions.get(&stat.session)) {
                 Some(tree) => Owner::Tree(*tree),
                 None => Owner::Unknown,
             })
@@ -123,7 +88,7 @@ impl Snapshot {
                 // Set before going up: numbers may have been reused while we read, and make a circle.
                 owners[at] = Owner::Nobody;
                 path.push(at);
-                match self.procs.binary_search_by_key(&self.procs[at].ppid, |proc| proc.id.pid) {
+                match self.procs.binary_search_by_key(&self.procs[at].1.ppid, |(pid, _)| *pid) {
                     Ok(parent) => at = parent,
                     Err(_) => break Owner::Nobody,
                 }
@@ -147,27 +112,6 @@ pub(crate) struct Tree {
     pub limit: Option<Bytes>,
 }
 
-/// How a figure was measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Measured {
-    /// Sum of resident sets; pages that processes share count for each of them. Cheap, and never less than PSS by more than the batches
-    /// in which the kernel updates it.
-    Rss,
-    /// Sum of proportional sets: pages that processes share are divided between them.
-    Pss,
-}
-
-/// The memory of a tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TreeMemory {
-    /// How much.
-    pub bytes: Bytes,
-    /// Of what kind; RSS near the limit means that PSS may not be read (another user's processes).
-    pub measured: Measured,
-    /// How many processes.
-    pub processes: usize,
-}
-
 /// Reads /proc.
 #[derive(Debug)]
 pub(crate) struct ProcScanner {
@@ -179,9 +123,6 @@ pub(crate) struct ProcScanner {
     page_size: u64,
     ticks_per_second: u64,
 }
-
-/// The longest title and environment that are read; what is longer is cut. ARG_MAX allows megabytes, of which nothing here wants more.
-const LONG: usize = 256 * 1024;
 
 impl ProcScanner {
     /// Opens /proc.
@@ -211,62 +152,18 @@ impl ProcScanner {
         while let Some(entry) = dir.next() {
             let entry = entry?;
             let Some(pid) = number(entry.file_name().to_bytes()).and_then(|pid| i32::try_from(pid).ok()) else { continue };
-            match read_into(proc_dir, pid, "stat", 4096, text) {
-                Ok(true) => match parse_stat(text) {
-                    Some(proc) => snapshot.procs.push(proc),
-                    None => snapshot.unreadable += 1,
-                },
-                Ok(false) => {}
-                Err(_) => snapshot.unreadable += 1,
+            // Gone meanwhile, or hidden from us.
+            if read_into(proc_dir, pid, "stat", 4096, text).is_ok_and(|there| there)
+                && let Some(stat) = parse_stat(text)
+            {
+                snapshot.procs.push((pid, stat));
             }
         }
         // The kernel lists them in this order; nothing promises it.
-        if !snapshot.procs.is_sorted_by_key(|proc| proc.id.pid) {
-            snapshot.procs.sort_by_key(|proc| proc.id.pid);
+        if !snapshot.procs.is_sorted_by_key(|(pid, _)| *pid) {
+            snapshot.procs.sort_by_key(|(pid, _)| *pid);
         }
         Ok(snapshot)
-    }
-
-    /// Reads one process; `None` if there is none with this number.
-    ///
-    /// # Errors
-    /// If it is there and may not be read.
-    pub(crate) fn stat(&mut self, pid: i32) -> io::Result<Option<Proc>> {
-        if !read_into(&self.proc_dir, pid, "stat", 4096, &mut self.text)? {
-            return Ok(None);
-        }
-        parse_stat(&self.text).map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unknown form of /proc/PID/stat"))
-    }
-
-    /// The command line, arguments ended by NUL, or the title that the process gave itself; cut at 256 KiB. `None` if it is gone;
-    /// empty for a zombie or a kernel thread.
-    ///
-    /// # Errors
-    /// If it is there and may not be read.
-    pub(crate) fn cmdline(&mut self, pid: i32) -> io::Result<Option<Vec<u8>>> {
-        let there = read_into(&self.proc_dir, pid, "cmdline", LONG, &mut self.text)?;
-        Ok(there.then(|| self.text.clone()))
-    }
-
-    /// Whether the environment with which a process was executed has exactly this `KEY=VALUE`; `None` if it is gone. Looked for in
-    /// the first 256 KiB.
-    ///
-    /// # Errors
-    /// If it is there and may not be read (another user's).
-    pub(crate) fn environ_has(&mut self, pid: i32, key_value: &str) -> io::Result<Option<bool>> {
-        let there = read_into(&self.proc_dir, pid, "environ", LONG, &mut self.text)?;
-        Ok(there.then(|| self.text.split(|b| *b == 0).any(|entry| entry == key_value.as_bytes())))
-    }
-
-    /// The value of a variable in the environment with which a process was executed; `Some(None)`: it has none; `None`: it is gone.
-    ///
-    /// # Errors
-    /// If it is there and may not be read (another user's).
-    pub(crate) fn environ_value(&mut self, pid: i32, key: &str) -> io::Result<Option<Option<Vec<u8>>>> {
-        let there = read_into(&self.proc_dir, pid, "environ", LONG, &mut self.text)?;
-        Ok(there.then(|| {
-            self.text.split(|b| *b == 0).find_map(|entry| entry.strip_prefix(key.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec))
-        }))
     }
 
     /// The proportional set of one process; `None` if it is gone.
@@ -283,39 +180,39 @@ impl ProcScanner {
 
     /// The memory of many trees, from one snapshot, in the order of `trees`. `None`: not known, as the main process is not in the
     /// snapshot (ended, or hidden from us), or something in the tree could not be read.
-    pub(crate) fn memory(&mut self, snapshot: &Snapshot, trees: &[Tree]) -> Vec<Option<TreeMemory>> {
-        let mut members: Vec<Vec<&Proc>> = vec![Vec::new(); trees.len()];
-        for (proc, owner) in snapshot.procs.iter().zip(snapshot.owners(trees)) {
+    pub(crate) fn memory(&mut self, snapshot: &Snapshot, trees: &[Tree]) -> Vec<Option<Bytes>> {
+        let mut members: Vec<Vec<(i32, &Stat)>> = vec![Vec::new(); trees.len()];
+        for ((pid, stat), owner) in snapshot.procs.iter().zip(snapshot.owners(trees)) {
             if let Some(tree) = owner {
-                members[tree].push(proc);
+                members[tree].push((*pid, stat));
             }
         }
         trees.iter().zip(members).map(|(tree, members)| self.tree_memory(snapshot, tree, &members)).collect()
     }
 
-    fn tree_memory(&mut self, snapshot: &Snapshot, tree: &Tree, members: &[&Proc]) -> Option<TreeMemory> {
-        snapshot.get(tree.main).filter(|main| !main.is_zombie())?;
-        let pages = members.iter().fold(0_u64, |sum, proc| sum.saturating_add(proc.rss_pages));
+    /// The sum of resident sets, which counts a shared page for each who has it, and is cheap; near the limit the sum of proportional
+    /// sets, which divides it between them. Where another user's processes do not let that be read, the first, never below the second.
+    fn tree_memory(&mut self, snapshot: &Snapshot, tree: &Tree, members: &[(i32, &Stat)]) -> Option<Bytes> {
+        snapshot.get(tree.main).filter(|main| !main.zombie)?;
+        let pages = members.iter().fold(0_u64, |sum, (_, stat)| sum.saturating_add(stat.rss_pages));
         let rss = Bytes(pages.saturating_mul(self.page_size));
-        let processes = members.len();
         // A sixteenth below: RSS in stat lags behind.
-        let near = tree.limit.is_some_and(|limit| rss.0 > limit.0 - limit.0 / 16);
-        if near {
-            match self.sum_of_pss(tree.main, members) {
-                Ok(bytes) => return Some(TreeMemory { bytes, measured: Measured::Pss, processes }),
+        if tree.limit.is_some_and(|limit| rss.0 > limit.0 - limit.0 / 16) {
+            match self.sum_of_pss(tree.main.pid, members) {
+                Ok(bytes) => return Some(bytes),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                 Err(_) => return None,
             }
         }
-        Some(TreeMemory { bytes: rss, measured: Measured::Rss, processes })
+        Some(rss)
     }
 
-    fn sum_of_pss(&mut self, main: ProcessId, members: &[&Proc]) -> io::Result<Bytes> {
+    fn sum_of_pss(&mut self, main: i32, members: &[(i32, &Stat)]) -> io::Result<Bytes> {
         let mut sum = 0_u64;
-        for proc in members.iter().filter(|proc| proc.rss_pages > 0) {
-            match self.pss(proc.id.pid)? {
+        for (pid, _) in members.iter().filter(|(_, stat)| stat.rss_pages > 0) {
+            match self.pss(*pid)? {
                 Some(pss) => sum = sum.saturating_add(pss.0),
-                None if proc.id == main => return Err(Errno::SRCH.into()),
+                None if *pid == main => return Err(Errno::SRCH.into()),
                 // What ended since the snapshot has no memory any more.
                 None => {}
             }
@@ -325,8 +222,8 @@ impl ProcScanner {
 
     /// When a process began, on the clock that waits are measured with. Ticks are counted from boot, also while the machine slept.
     #[must_use]
-    pub(crate) fn started_at(&self, id: ProcessId) -> MonoTime {
-        let (secs, rest) = (id.start_ticks / self.ticks_per_second, id.start_ticks % self.ticks_per_second);
+    pub(crate) fn started_at(&self, start_ticks: u64) -> MonoTime {
+        let (secs, rest) = (start_ticks / self.ticks_per_second, start_ticks % self.ticks_per_second);
         MonoTime::from_boot(Duration::from_secs(secs) + Duration::from_nanos(rest * 1_000_000_000 / self.ticks_per_second))
     }
 }
@@ -365,24 +262,6 @@ fn path_of<'a>(buffer: &'a mut [u8; 40], pid: i32, name: &str) -> io::Result<&'a
     CStr::from_bytes_until_nul(buffer).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Parses `/proc/PID/stat`: `pid (comm) state ppid pgrp session ... starttime(22) vsize rss(24) ...`. The name in the parentheses may
-/// hold spaces, parentheses and newlines, so all counting begins behind the last parenthesis.
-fn parse_stat(text: &[u8]) -> Option<Proc> {
-    let open = memchr::memchr(b' ', text)?;
-    let close = memchr::memrchr(b')', text)?;
-    let mut fields = text.get(close + 1..)?.split(|b| b.is_ascii_whitespace()).filter(|field| !field.is_empty());
-    let pid = i32::try_from(number(&text[..open])?).ok()?;
-    let state = *text.get(close + 2)?;
-    let _state = fields.next()?;
-    let mut next = |skip: usize| fields.nth(skip).and_then(number);
-    let ppid = i32::try_from(next(0)?).ok()?;
-    let pgrp = i32::try_from(next(0)?).ok()?;
-    let session = i32::try_from(next(0)?).ok()?;
-    let start_ticks = u64::try_from(next(15)?).ok()?;
-    let rss_pages = u64::try_from(next(1)?.max(0)).ok()?;
-    Some(Proc { id: ProcessId { pid, start_ticks }, ppid, pgrp, session, state, rss_pages })
-}
-
 /// `Pss:  123 kB` in `/proc/PID/smaps_rollup`.
 fn parse_pss(text: &[u8]) -> Option<Bytes> {
     let line = text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"Pss:"))?;
@@ -404,28 +283,17 @@ mod tests {
         ProcessId { pid, start_ticks }
     }
 
-    fn proc(pid: i32, ppid: i32, session: i32) -> Proc {
-        Proc { id: id(pid, 1), ppid, pgrp: session, session, state: b'S', rss_pages: 10 }
+    fn proc(pid: i32, ppid: i32, session: i32) -> (i32, Stat) {
+        (pid, Stat { ppid, session, start_ticks: 1, rss_pages: 10, zombie: false })
     }
 
     fn tree(pid: i32) -> Tree {
         Tree { main: id(pid, 1), also: Vec::new(), limit: None }
     }
 
-    fn pids(procs: &[Proc]) -> Vec<i32> {
-        procs.iter().map(|proc| proc.id.pid).collect()
-    }
-
-    #[test]
-    fn a_name_may_hold_anything() {
-        for name in ["sh", "a b", "a) S 1 2 3 (b", "x)\n) R 9", ")", "", "(((", "1 2 3"] {
-            let text = format!("42 ({name}) S 7 40 39 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 12345 9000000 250 18446744073709551615 1\n");
-            let expected = Proc { id: id(42, 12345), ppid: 7, pgrp: 40, session: 39, state: b'S', rss_pages: 250 };
-            assert_eq!(parse_stat(text.as_bytes()), Some(expected), "{name:?}");
-        }
-        for wrong in ["", "1", "1 (x", "1 (x)", "1 (x) S", "1 (x) S 1 1 1 0", "x (x) S 7 40 39 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 1 9 2 1"] {
-            assert_eq!(parse_stat(wrong.as_bytes()), None, "{wrong:?}");
-        }
+    fn tree_of(snapshot: &Snapshot, tree: &Tree) -> Vec<i32> {
+        let owners = snapshot.owners(std::slice::from_ref(tree));
+        snapshot.procs.iter().zip(owners).filter(|(_, owner)| owner.is_some()).map(|((pid, _), _)| *pid).collect()
     }
 
     #[test]
@@ -451,36 +319,30 @@ mod tests {
             proc(21, 20, 20),
             proc(30, 5, 30),
         ];
-        let snapshot = Snapshot { procs, unreadable: 0 };
-        assert_eq!(pids(&snapshot.tree_of(&tree(10))), [10, 11, 12, 13]);
-        assert_eq!(pids(&snapshot.tree_of(&Tree { also: vec![id(14, 1)], ..tree(10) })), [10, 11, 12, 13, 14, 15]);
-        assert_eq!(pids(&snapshot.tree_of(&Tree { also: vec![id(14, 99)], ..tree(10) })), [10, 11, 12, 13], "a reused number");
+        let snapshot = Snapshot { procs };
+        assert_eq!(tree_of(&snapshot, &tree(10)), [10, 11, 12, 13]);
+        assert_eq!(tree_of(&snapshot, &Tree { also: vec![id(14, 1)], ..tree(10) }), [10, 11, 12, 13, 14, 15]);
+        assert_eq!(tree_of(&snapshot, &Tree { also: vec![id(14, 99)], ..tree(10) }), [10, 11, 12, 13], "a reused number");
         // The main process has ended; its session has not.
         let mut without = snapshot.clone();
-        without.procs.retain(|proc| proc.id.pid != 10);
-        assert_eq!(pids(&without.tree_of(&tree(10))), [11, 12, 13]);
+        without.procs.retain(|(pid, _)| *pid != 10);
+        assert_eq!(tree_of(&without, &tree(10)), [11, 12, 13]);
         // Its number and its session are somebody else's now.
         let mut reused = snapshot.clone();
-        reused.procs[2].id.start_ticks = 2;
-        assert_eq!(pids(&reused.tree_of(&tree(10))), [0; 0]);
+        reused.procs[2].1.start_ticks = 2;
+        assert_eq!(tree_of(&reused, &tree(10)), [0; 0]);
         let mut scanner = ProcScanner::new().expect("/proc");
         let memory = scanner.memory(&snapshot, &[tree(20), tree(10), tree(99)]);
         let page = rustix::param::page_size() as u64;
-        let known = |processes: u64| {
-            Some(TreeMemory {
-                bytes: Bytes(processes * 10 * page),
-                measured: Measured::Rss,
-                processes: usize::try_from(processes).expect("few"),
-            })
-        };
+        let known = |processes: u64| Some(Bytes(processes * 10 * page));
         assert_eq!(memory, [known(2), known(4), None]);
         assert_eq!(scanner.memory(&reused, &[tree(10)]), [None]);
     }
 
     #[test]
     fn a_circle_of_parents_ends() {
-        let snapshot = Snapshot { procs: vec![proc(10, 11, 1), proc(11, 12, 1), proc(12, 10, 1), proc(20, 1, 20)], unreadable: 0 };
-        assert_eq!(pids(&snapshot.tree_of(&tree(20))), [20]);
+        let snapshot = Snapshot { procs: vec![proc(10, 11, 1), proc(11, 12, 1), proc(12, 10, 1), proc(20, 1, 20)] };
+        assert_eq!(tree_of(&snapshot, &tree(20)), [20]);
     }
 
     /// A child that is ended and reaped when the test is over.
@@ -514,28 +376,19 @@ mod tests {
         let (guard, pid) = child("printf .; read -r _");
         let mut scanner = ProcScanner::new().expect("/proc");
         let snapshot = scanner.scan().expect("a scan");
-        let proc = *snapshot.by_pid(pid).expect("the child");
-        assert_eq!(proc.ppid, i32::try_from(std::process::id()).expect("a pid"));
-        assert_eq!(scanner.stat(pid).expect("stat").map(|proc| proc.id), Some(proc.id));
-        assert_eq!(scanner.cmdline(pid).expect("cmdline").expect("there"), b"sh\0-c\0printf .; read -r _\0");
-        assert_eq!(scanner.environ_has(pid, "SELFSTART_WORKER=jobs/0#1@/srv/x").expect("environ"), Some(true));
-        assert_eq!(scanner.environ_has(pid, "SELFSTART_WORKER=jobs/0#1@/srv/").expect("environ"), Some(false));
-        assert_eq!(scanner.environ_value(pid, "SELFSTART_WORKER").expect("environ"), Some(Some(b"jobs/0#1@/srv/x".to_vec())));
-        let by = |limit| Tree { main: proc.id, also: Vec::new(), limit };
-        let memory = scanner.memory(&snapshot, &[by(None), by(Some(Bytes(1))), by(Some(Bytes(u64::MAX)))]);
-        // The three trees have one main process: the last one has it.
-        assert_eq!(memory[2].map(|memory| memory.measured), Some(Measured::Rss));
-        let pss = scanner.memory(&snapshot, &[by(Some(Bytes(1)))])[0].expect("known");
-        assert_eq!(pss.measured, Measured::Pss);
-        assert!((10_000..50_000_000).contains(&pss.bytes.0), "{pss:?}");
-        let since_boot = scanner.started_at(proc.id).since_boot();
+        let stat = *snapshot.by_pid(pid).expect("the child");
+        assert_eq!(stat.ppid, i32::try_from(std::process::id()).expect("a pid"));
+        let by = |limit| Tree { main: stat.id(pid), also: Vec::new(), limit };
+        let mut of = |limit| scanner.memory(&snapshot, &[by(limit)])[0].expect("known");
+        let (rss, far, near) = (of(None), of(Some(Bytes(u64::MAX))), of(Some(Bytes(1))));
+        assert_eq!((rss.0, far), (stat.rss_pages * rustix::param::page_size() as u64, rss));
+        // It shares its program and libraries with others, so the two differ.
+        assert!(near != rss && (10_000..50_000_000).contains(&near.0), "{near:?}");
+        let since_boot = scanner.started_at(stat.start_ticks).since_boot();
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let now = Duration::new(u64::try_from(now.tv_sec).expect("positive"), 0);
         assert!(since_boot <= now + Duration::from_secs(1) && since_boot + Duration::from_secs(3600) > now);
         drop(guard);
-        assert_eq!(scanner.stat(pid).expect("stat"), None);
-        assert_eq!(scanner.cmdline(pid).expect("cmdline"), None);
-        assert_eq!(scanner.environ_has(pid, "X=1").expect("environ"), None);
         assert_eq!(scanner.pss(pid).expect("pss"), None);
         // Gone after the snapshot, near its limit: nothing is known any more.
         assert_eq!(scanner.memory(&snapshot, &[by(Some(Bytes(1)))]), [None]);
@@ -549,15 +402,14 @@ mod tests {
         let mut rest = Vec::new();
         io::Read::read_to_end(guard.0.stdout.as_mut().expect("piped"), &mut rest).expect("the end");
         let zombie = loop {
-            let proc = scanner.stat(pid).expect("stat").expect("not reaped");
-            if proc.is_zombie() {
-                break proc;
+            let stat = super::super::process::stat(pid).expect("not reaped");
+            if stat.zombie {
+                break stat;
             }
             std::thread::yield_now();
         };
         let snapshot = scanner.scan().expect("a scan");
-        assert_eq!(scanner.memory(&snapshot, &[Tree { main: zombie.id, also: Vec::new(), limit: None }]), [None]);
-        assert_eq!(scanner.cmdline(pid).expect("cmdline"), Some(Vec::new()));
+        assert_eq!(scanner.memory(&snapshot, &[Tree { main: zombie.id(pid), also: Vec::new(), limit: None }]), [None]);
     }
 
     /// `cargo test --release --bin selfstart one_pass -- --ignored --nocapture`
@@ -570,8 +422,8 @@ mod tests {
         let trees: Vec<Tree> = children
             .iter()
             .map(|child| {
-                let proc = scanner.stat(i32::try_from(child.0.id()).expect("a pid")).expect("stat").expect("there");
-                Tree { main: proc.id, also: Vec::new(), limit: Some(Bytes(350_000_000)) }
+                let pid = i32::try_from(child.0.id()).expect("a pid");
+                Tree { main: super::super::process::stat(pid).expect("there").id(pid), also: Vec::new(), limit: Some(Bytes(350_000_000)) }
             })
             .collect();
         // CPU time of this thread: what the machine does besides does not count.

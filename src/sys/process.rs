@@ -7,6 +7,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, pidfd_send_signal};
 use selfstart_core::id::ProcessId;
 
+use super::proc_scan::ProcScanner;
+
 /// How a process ended, as `waitpid(2)` tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Ended {
@@ -134,6 +136,14 @@ pub(crate) struct Stat {
     pub(crate) zombie: bool,
 }
 
+impl Stat {
+    /// Which process this is, if it was read from there.
+    #[must_use]
+    pub(crate) const fn id(&self, pid: i32) -> ProcessId {
+        ProcessId { pid, start_ticks: self.start_ticks }
+    }
+}
+
 /// Reads `/proc/PID/stat`.
 ///
 /// # Errors
@@ -144,9 +154,10 @@ pub(crate) fn stat(pid: i32) -> io::Result<Stat> {
     parse_stat(&buffer[..read]).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an unknown form of /proc/PID/stat"))
 }
 
-/// Parses a stat line; the name in it may hold anything, so what follows the *last* parenthesis counts (`proc_pid_stat(5)`).
-fn parse_stat(line: &[u8]) -> Option<Stat> {
-    let after = line.iter().rposition(|&byte| byte == b')')?;
+/// Parses `pid (name) state ppid pgrp session ... starttime(22) vsize rss(24) ...`; the name may hold anything, so what follows the *last*
+/// parenthesis counts (`proc_pid_stat(5)`).
+pub(super) fn parse_stat(line: &[u8]) -> Option<Stat> {
+    let after = memchr::memrchr(b')', line)?;
     let text = std::str::from_utf8(line.get(after + 1..)?).ok()?;
     let mut fields = text.split_ascii_whitespace();
     let state = fields.next()?;
@@ -154,8 +165,8 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let session = fields.nth(1)?.parse().ok()?;
     // state is field 3; session was field 6; starttime is field 22.
     let start_ticks = fields.nth(15)?.parse().ok()?;
-    // rss is field 24.
-    let rss_pages = fields.nth(1)?.parse().ok()?;
+    // rss is field 24; the kernel writes it as a signed number.
+    let rss_pages = u64::try_from(fields.nth(1)?.parse::<i64>().ok()?.max(0)).ok()?;
     Some(Stat { ppid, session, start_ticks, rss_pages, zombie: matches!(state, "Z" | "X") })
 }
 
@@ -187,16 +198,7 @@ pub(crate) fn children() -> io::Result<Vec<i32>> {
 /// # Errors
 /// When `/proc` itself cannot be read.
 pub(crate) fn everyone() -> io::Result<Vec<(i32, Stat)>> {
-    let mut found = Vec::new();
-    for entry in fs_err::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        // A process that ends during the pass is not there any more: that is what is being asked.
-        if let Ok(stat) = stat(pid) {
-            found.push((pid, stat));
-        }
-    }
-    Ok(found)
+    Ok(ProcScanner::new()?.scan()?.into_procs())
 }
 
 /// Returns the value of a variable in a process's environment as it was at its start; `None` when it has none, or may not be read.
@@ -216,14 +218,6 @@ pub(crate) fn title(pid: i32) -> io::Result<Vec<u8>> {
     let mut bytes = fs_err::read(format!("/proc/{pid}/cmdline"))?;
     bytes.truncate(bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1));
     Ok(bytes)
-}
-
-/// Returns the proportional set size of a process in bytes: each page counts by the number of those who share it (`proc_pid_smaps(5)`).
-/// `None` when it cannot be read.
-pub(crate) fn proportional(pid: i32) -> Option<u64> {
-    let text = fs_err::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let kib: u64 = text.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix("kB")?.trim().parse().ok())?;
-    Some(kib.saturating_mul(1024))
 }
 
 /// Makes a pipe for a worker's output: the end that we read, non-blocking, and the end that the worker gets.
@@ -271,11 +265,15 @@ mod tests {
 
     #[test]
     fn a_stat_line_is_read_whatever_the_name_is() {
-        let line = b"4711 (a) R 1 (b\n) S 12 4711 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1000 200 18446744073709551615";
-        assert_eq!(parse_stat(line), Some(Stat { ppid: 12, session: 4711, start_ticks: 987_654, rss_pages: 200, zombie: false }));
-        assert_eq!(parse_stat(b"4711 (a"), None);
-        assert_eq!(parse_stat(b""), None);
-        assert_eq!(parse_stat(b"1 (x) S 1 2"), None);
+        for name in ["sh", "a b", "a) S 1 2 3 (b", "x)\n) R 9", ")", "", "(((", "1 2 3"] {
+            let rest = "12 4710 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1000 200 18446744073709551615\n";
+            let expected = |zombie| Some(Stat { ppid: 12, session: 4711, start_ticks: 987_654, rss_pages: 200, zombie });
+            assert_eq!(parse_stat(format!("4711 ({name}) S {rest}").as_bytes()), expected(false), "{name:?}");
+            assert_eq!(parse_stat(format!("4711 ({name}) Z {rest}").as_bytes()), expected(true), "{name:?}");
+        }
+        for wrong in ["", "1", "1 (x", "1 (x)", "1 (x) S", "1 (x) S 1 1 1 0", "1 (x) S x 40 39 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 1 9 2 1"] {
+            assert_eq!(parse_stat(wrong.as_bytes()), None, "{wrong:?}");
+        }
     }
 
     #[test]
@@ -283,7 +281,6 @@ mod tests {
         let me = i32::try_from(std::process::id()).expect("a pid fits");
         let seen = stat(me).expect("our own stat");
         assert!(everyone().expect("/proc").iter().any(|(pid, stat)| *pid == me && stat.start_ticks == seen.start_ticks));
-        assert!(proportional(me).is_some_and(|bytes| bytes > 0));
         assert!(open(ProcessId { pid: me, start_ticks: seen.start_ticks }).is_ok());
         let other = open(ProcessId { pid: me, start_ticks: seen.start_ticks + 1 }).expect_err("another process of that number");
         assert_eq!(other.kind(), io::ErrorKind::NotFound);

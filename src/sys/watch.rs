@@ -1,4 +1,4 @@
-//! Descriptors that the runtime waits on.
+//! Descriptors that the agent's loop waits for.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,14 +6,17 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Makes a descriptor that the loop can wait on.
+/// Has tokio watch a descriptor, which must be non-blocking to be of use.
 ///
 /// # Errors
-/// When the kernel has no room for another one in its poll.
-pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and it lives in the `AsyncFd`, which deregisters it
-    // before it is closed.
-    #[expect(unsafe_code, reason = "the safe constructor is deprecated for types that may change their descriptor, which an OwnedFd cannot")]
-    let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
-    Ok(watched?)
+/// When the kernel cannot watch what it is (a file on a disk), or there is no more memory or room for it.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and its own as long as it lives; `AsyncFd` holds it, and nobody here replaces it in there
+    // (`get_mut` is not called).
+    #[expect(unsafe_code, reason = "`AsyncFd` cannot ask of a type that its descriptor stays the same")]
+    let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    Ok(registered?)
 }

@@ -23,8 +23,6 @@ pub(crate) const SCHEMA: u32 = 1;
 const MAX_SIZE: u64 = 5_000_000;
 /// Files beside the one that is written; with it 5.
 const KEEP: u32 = 4;
-/// Events kept in memory, so that those who follow do not read the file for each one; about 100 kB.
-const RECENT: usize = 256;
 /// The longest text in an event, in bytes: the end of a build's output fits, a flood does not.
 const TEXT_MAX: usize = 8192;
 
@@ -83,7 +81,6 @@ impl Filter {
 pub(crate) struct Journal {
     file: RotatingFile,
     next: u64,
-    recent: VecDeque<Record>,
     /// Events that could not be written since the last one that could.
     missed: u64,
 }
@@ -97,7 +94,7 @@ impl Journal {
 
     fn with_rotation(path: PathBuf, rotation: Rotation) -> Self {
         let next = tail(&path, 1, &Filter::default()).last().map_or(1, |last| last.seq + 1);
-        Self { file: RotatingFile::new(path, rotation), next, recent: VecDeque::new(), missed: 0 }
+        Self { file: RotatingFile::new(path, rotation), next, missed: 0 }
     }
 
     /// Logs a happening and writes it down; returns its number.
@@ -106,7 +103,7 @@ impl Journal {
         self.append(at, happening)
     }
 
-    /// Writes a happening down; returns its number. If the disk takes nothing it is only counted, and known to those who follow.
+    /// Writes a happening down; returns its number. If the disk takes nothing it is only counted, and told later.
     pub(crate) fn append(&mut self, at: WallTime, happening: &Happening) -> u64 {
         if self.missed > 0 {
             let text = format!("{} events could not be written to the journal before this one", self.missed);
@@ -122,42 +119,7 @@ impl Journal {
             }
             self.missed += 1;
         }
-        let seq = record.seq;
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(record);
-        seq
-    }
-
-    /// How many events could not be written since the last one that could.
-    #[must_use]
-    pub(crate) const fn missed(&self) -> u64 {
-        self.missed
-    }
-
-    /// The number of the last event; 0: there was none.
-    #[must_use]
-    pub(crate) const fn last(&self) -> u64 {
-        self.next - 1
-    }
-
-    /// The wanted events after number `seq`, oldest first, at most `max`; for those who follow.
-    #[must_use]
-    pub(crate) fn after(&self, seq: u64, filter: &Filter, max: usize) -> Vec<Record> {
-        let in_memory = self.recent.front().map_or(self.next, |first| first.seq);
-        if seq + 1 >= in_memory {
-            return self.recent.iter().filter(|record| record.seq > seq && filter.wants(record)).take(max).cloned().collect();
-        }
-        let mut records = collect(self.file.path(), |record| if record.seq <= seq { None } else { Some(filter.wants(record)) }, usize::MAX);
-        records.truncate(max);
-        records
-    }
-
-    /// The last `n` wanted events, oldest first.
-    #[must_use]
-    pub(crate) fn tail(&self, n: usize, filter: &Filter) -> Vec<Record> {
-        tail(self.file.path(), n, filter)
+        record.seq
     }
 
     /// Opens the file by its name again with the next event.
@@ -207,13 +169,8 @@ impl Journal {
 /// Lines that are no events are skipped; no file is no event.
 #[must_use]
 pub(crate) fn tail(path: &Path, n: usize, filter: &Filter) -> Vec<Record> {
-    collect(path, |record| Some(filter.wants(record)), n)
-}
-
-/// Reads backwards until `wants` says `None`, or there are `max`; returns those for which it said yes, oldest first.
-fn collect(path: &Path, wants: impl Fn(&Record) -> Option<bool>, max: usize) -> Vec<Record> {
     let mut found = VecDeque::new();
-    if max == 0 {
+    if n == 0 {
         return Vec::new();
     }
     // One more than are kept: a rotation may happen while we read. What is read twice then is told by its number.
@@ -226,12 +183,10 @@ fn collect(path: &Path, wants: impl Fn(&Record) -> Option<bool>, max: usize) -> 
             if found.front().is_some_and(|later: &Record| later.seq <= record.seq && later.seq != 0) {
                 continue;
             }
-            match wants(&record) {
-                None => break 'files,
-                Some(false) => {}
-                Some(true) => found.push_front(record),
+            if filter.wants(&record) {
+                found.push_front(record);
             }
-            if found.len() >= max {
+            if found.len() >= n {
                 break 'files;
             }
         }
@@ -294,7 +249,7 @@ mod tests {
             journal.append(at(), &ended(n));
         }
         assert!(numbered(&path, 4).exists() && !numbered(&path, 5).exists());
-        let all = journal.tail(100, &Filter::default());
+        let all = tail(&path, 100, &Filter::default());
         assert!((15..25).contains(&all.len()), "{} of 40", all.len());
         assert_eq!(all.last().map(|record| record.seq), Some(40));
         assert!(all.is_sorted_by(|a, b| a.seq + 1 == b.seq));
@@ -302,23 +257,6 @@ mod tests {
         assert_eq!(texts(&tail(&path, 3, &one)), ["number 31", "number 34", "number 37"]);
         let kind = Filter { kinds: Some(vec!["held".into()]), ..Filter::default() };
         assert!(tail(&path, 3, &kind).is_empty());
-    }
-
-    #[test]
-    fn followers_ask_on_from_a_number_also_over_a_restart() {
-        let dir = tempfile::tempdir().expect("dir");
-        let path = dir.path().join("events.jsonl");
-        let mut journal = Journal::open(path.clone());
-        for n in 0..5 {
-            journal.append(at(), &ended(n));
-        }
-        assert_eq!(texts(&journal.after(3, &Filter::default(), 10)), ["number 3", "number 4"]);
-        assert_eq!(texts(&journal.after(0, &Filter::default(), 2)), ["number 0", "number 1"]);
-        let mut journal = Journal::open(path);
-        assert_eq!((journal.last(), journal.after(5, &Filter::default(), 10).len()), (5, 0));
-        assert_eq!(journal.append(at(), &ended(5)), 6);
-        assert_eq!(texts(&journal.after(3, &Filter::default(), 10)), ["number 3", "number 4", "number 5"]);
-        assert_eq!(texts(&journal.after(5, &Filter::default(), 10)), ["number 5"]);
     }
 
     #[test]
@@ -333,7 +271,7 @@ mod tests {
         fs_err::write(&path, &bytes).expect("write");
         let mut journal = Journal::open(path.clone());
         assert_eq!(journal.append(at(), &ended(1)), 2);
-        assert_eq!(texts(&journal.tail(9, &Filter::default())), ["number 0", "number 1"]);
+        assert_eq!(texts(&tail(&path, 9, &Filter::default())), ["number 0", "number 1"]);
         assert_eq!(fs_err::read_to_string(&path).expect("file").lines().count(), 3);
     }
 
@@ -346,11 +284,10 @@ mod tests {
         fault::set_disk(Some(10));
         journal.append(at(), &ended(1));
         journal.append(at(), &ended(2));
-        assert_eq!(journal.missed(), 2);
-        assert_eq!(texts(&journal.after(1, &Filter::default(), 9)), ["number 1", "number 2"], "those who follow see them");
+        assert_eq!(journal.missed, 2);
         fault::set_disk(None);
         journal.append(at(), &ended(3));
-        assert_eq!(journal.missed(), 0);
+        assert_eq!(journal.missed, 0);
         let told = tail(&path, 9, &Filter::default());
         assert_eq!(texts(&told)[1..], ["2 events could not be written to the journal before this one", "number 3"]);
         assert_eq!(told[1].more["missed"], 2);

@@ -32,6 +32,7 @@ macro_rules! kinds {
 
         impl Kind {
             /// All of them.
+            #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$name,)+];
 
             /// As events show it.
@@ -56,8 +57,6 @@ kinds! {
     AgentStopped = "agent_stopped", Info;
     /// An agent ended by itself or was killed, and the next one took over.
     AgentRestarted = "agent_restarted", Error;
-    /// The keeper was killed; the workers of the former one were adopted.
-    KeeperRestarted = "keeper_restarted", Error;
     /// A worker was found running and is minded.
     WorkerAdopted = "worker_adopted", Info;
     /// A worker was started.
@@ -90,8 +89,6 @@ kinds! {
     DeployPostponed = "deploy_postponed", Warn;
     /// Back to an older release.
     RolledBack = "rolled_back", Warn;
-    /// A revision is not tried again here until the branch moves.
-    RevisionQuarantined = "revision_quarantined", Error;
     /// A release went.
     ReleaseRemoved = "release_removed", Info;
     /// The source was not reached.
@@ -108,8 +105,6 @@ kinds! {
     Unheld = "unheld", Info;
     /// A pool has another count.
     Scaled = "scaled", Info;
-    /// An operator asked for something else.
-    Command = "command", Info;
     /// Not minded, by an operator's word.
     Paused = "paused", Info;
     /// Minded again.
@@ -124,8 +119,6 @@ kinds! {
     OutputGoesOn = "output_goes_on", Info;
     /// Something about output files was worked around.
     OutputFile = "output_file", Warn;
-    /// State on disk made no sense and was moved aside.
-    StateLost = "state_lost", Error;
     /// A pool changes over to a release.
     Rollout = "rollout", Info;
     /// Something else did not work as it should, and was worked around.

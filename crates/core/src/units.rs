@@ -14,7 +14,7 @@ impl fmt::Display for Bytes {
         for (unit, size) in [("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000)] {
             if self.0 >= size {
                 let tenths = self.0 / (size / 10);
-                return if tenths % 10 == 0 || tenths >= 1_000 {
+                return if tenths.is_multiple_of(10) || tenths >= 1_000 {
                     write!(f, "{}{unit}", tenths / 10)
                 } else {
                     write!(f, "{}.{}{unit}", tenths / 10, tenths % 10)

@@ -4,8 +4,10 @@
 //! `2026-11-22T14:02:11.123Z out pool/slot text`. A `+` behind the second word says that the text goes on in the next such line
 //! of the same stream: a line longer than the bound, put together again by joining them. The text is the worker's bytes, unchanged.
 
+#[cfg(test)]
 use selfstart_core::time::WallTime;
 
+#[cfg(test)]
 use crate::telling::stamp::parse_stamp;
 
 /// Which of a worker's two pipes.
@@ -71,6 +73,7 @@ pub(crate) fn write(to: &mut [u8], stamp: &str, stream: Stream, label: Option<&s
 }
 
 /// One line of a log file.
+#[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LogLine<'a> {
     /// When it was read from the worker.
@@ -86,6 +89,7 @@ pub(crate) struct LogLine<'a> {
 }
 
 /// Whether a file has labels in its lines.
+#[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Labels {
     /// One slot's own file.
@@ -95,6 +99,7 @@ pub(crate) enum Labels {
 }
 
 /// Reads one line, without its newline; `None` if selfstart did not write it.
+#[cfg(test)]
 #[must_use]
 pub(crate) fn parse(line: &[u8], labels: Labels) -> Option<LogLine<'_>> {
     let (at, rest) = split_word(line)?;
@@ -111,6 +116,7 @@ pub(crate) fn parse(line: &[u8], labels: Labels) -> Option<LogLine<'_>> {
     Some(LogLine { at, stream, goes, label, text: rest })
 }
 
+#[cfg(test)]
 fn split_word(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let space = memchr::memchr(b' ', text)?;
     Some((&text[..space], &text[space + 1..]))

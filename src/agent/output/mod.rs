@@ -4,7 +4,7 @@
 //! is full. Not for: the agent's own log (`telling::log`), nor for pipes that carry messages (a helper's stdout).
 //!
 //! - **No line is lost, none comes twice, when the agent is killed at whatever moment**: how and why is told and shown in [`ledger`].
-//! - **No line is cut**: not by rotation, not by a full disk. A line longer than 64 KiB is written in pieces that say so ([`line`]).
+//! - **No line is cut**: not by rotation, not by a full disk. A line longer than 64 KiB is written in pieces that say so ([`mod@line`]).
 //! - **Nobody starves**: ready pipes wait in a queue; each gives at most 64 KiB, then the next has its turn.
 //! - **Idle streams cost nothing but their descriptor**: a stream holds memory only while it stands in the middle of a line.
 //! - **A full disk or a bad directory stops the reading of those streams only**: their workers wait in write(2) once their pipes are
@@ -319,22 +319,6 @@ impl Outputs {
         Ok(())
     }
 
-    /// Sends what comes from now on from both streams of a worker elsewhere; nothing happens if there is no such worker.
-    pub(crate) fn redirect(&mut self, key: &str, sink: &Sink) {
-        for index in self.keys.get(key).copied().unwrap_or_default().into_iter().flatten() {
-            let file = self.files.enter(sink);
-            let Some(state) = &mut self.streams[index] else { continue };
-            let before = std::mem::replace(&mut state.file, file);
-            state.label.clone_from(&sink.label);
-            state.tap = sink.tap;
-            // The former file may be the one in trouble.
-            if state.watch == Watch::Waits {
-                self.watch_again(index);
-            }
-            self.files.leave(before);
-        }
-    }
-
     /// Reads about `budget` bytes of what is there, at most 64 KiB from each pipe in its turn, and appends the lines to their files.
     /// Call it when the descriptor ([`AsFd`]) is readable, when [`Progress::more`] said so, and at [`Outputs::next_retry`].
     ///
@@ -387,20 +371,6 @@ impl Outputs {
     #[must_use]
     pub(crate) fn next_retry(&self) -> Option<MonoTime> {
         self.files.next_retry()
-    }
-
-    /// Writes lines that have no end yet as pieces that go on. For when the keeper has died, and the ledger will with us.
-    ///
-    /// # Errors
-    /// As [`Outputs::ready`].
-    pub(crate) fn flush_partials(&mut self, now: Now) -> Result<Progress, OutputError> {
-        let mut progress = Progress::default();
-        for index in 0..self.streams.len() {
-            if self.streams[index].as_ref().is_some_and(|state| state.slot.is_some()) {
-                self.write_out(&[index], Tail::GoesOn, now, &mut progress)?;
-            }
-        }
-        Ok(progress)
     }
 
     /// Drops what former agents left of streams that were not added again, once all have been; returns how many there were.
@@ -744,8 +714,6 @@ enum Fill {
 enum Tail {
     /// They wait for the rest of their line.
     Stays,
-    /// They are a piece of a line that goes on.
-    GoesOn,
     /// They are a line: nothing more will come.
     Ends,
 }
@@ -770,7 +738,6 @@ fn next_piece(bytes: &[u8], tail: Tail) -> Option<Piece<'_>> {
     match tail {
         _ if bytes.is_empty() => None,
         Tail::Stays => None,
-        Tail::GoesOn => Some(Piece { text: bytes, goes: Goes::On, taken: bytes.len() }),
         Tail::Ends => Some(Piece { text: bytes, goes: Goes::Ends, taken: bytes.len() }),
     }
 }

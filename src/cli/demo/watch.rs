@@ -9,7 +9,7 @@ use selfstart_core::id::ProcessId;
 
 use super::judge::Lines;
 use crate::keeper::protocol::KEY_VARIABLE;
-use crate::sys::clock;
+use crate::sys::{clock, process};
 use crate::sys::proc_scan::{ProcScanner, Snapshot};
 
 /// A slot, as `POOL/SLOT`.
@@ -98,7 +98,7 @@ impl Watch {
         let Ok(snapshot) = self.scanner.scan() else { return };
         let seen = self.tree(&snapshot);
         for (slot, before) in &self.now.workers {
-            if snapshot.get(before.process).is_none_or(|process| process.is_zombie()) {
+            if snapshot.get(before.process).is_none_or(|process| process.zombie) {
                 *self.ended.entry(slot.clone()).or_default() += 1;
             }
         }
@@ -140,22 +140,23 @@ impl Watch {
             if !passed.insert(parent) {
                 continue;
             }
-            for process in snapshot.children_of(parent).filter(|process| !process.is_zombie()) {
-                next.push(process.id.pid);
+            for (pid, found) in snapshot.procs().iter().filter(|(_, found)| found.ppid == parent && !found.zombie) {
+                let id = found.id(*pid);
+                next.push(id.pid);
                 // What ends meanwhile is not there any more.
-                let Ok(Some(cmdline)) = self.scanner.cmdline(process.id.pid) else { continue };
+                let Ok(cmdline) = process::title(id.pid) else { continue };
                 let mut words = cmdline.split(|byte| *byte == 0);
                 let title = String::from_utf8_lossy(words.next().unwrap_or_default()).into_owned();
                 if parent == self.keeper && words.next() == Some(b"internal-agent") {
-                    seen.agent = Some(process.id);
+                    seen.agent = Some(id);
                     continue;
                 }
-                let Some((slot, main)) = self.name(process.id.pid) else { continue };
-                if main == process.id.pid {
-                    let bytes = process.rss_pages.saturating_mul(rustix::param::page_size() as u64);
-                    seen.workers.insert(slot, Worker { process: process.id, bytes });
+                let Some((slot, main)) = self.name(id.pid) else { continue };
+                if main == id.pid {
+                    let bytes = found.rss_pages.saturating_mul(rustix::param::page_size() as u64);
+                    seen.workers.insert(slot, Worker { process: id, bytes });
                 } else {
-                    seen.others.push(Other { process: process.id, slot, title });
+                    seen.others.push(Other { process: id, slot, title });
                 }
             }
         }
@@ -164,25 +165,23 @@ impl Watch {
 
     /// To which slot a process belongs, and the number of that worker's main process.
     fn name(&mut self, pid: i32) -> Option<(SlotName, i32)> {
-        let value = self.scanner.environ_value(pid, KEY_VARIABLE).ok()??;
-        let value = value?;
-        owner(std::str::from_utf8(&value).ok()?, &self.root)
+        owner(&process::variable(pid, KEY_VARIABLE)?, &self.root)
     }
 
     /// How long ago a process began, by the kernel's own note; exact to a tick.
     pub(super) fn age(&self, process: ProcessId) -> Duration {
-        clock::now().since(self.scanner.started_at(process))
+        clock::now().since(self.scanner.started_at(process.start_ticks))
     }
 
     /// Every process on this machine that belongs to this node, whoever its parent is now.
     pub(super) fn everyone(&mut self) -> io::Result<Vec<ProcessId>> {
         let snapshot = self.scanner.scan()?;
         let mut found = Vec::new();
-        for process in snapshot.procs().iter().filter(|process| !process.is_zombie()) {
+        for (pid, seen) in snapshot.procs().iter().filter(|(_, seen)| !seen.zombie) {
             // Another user's is none of ours.
-            let Ok(Some(Some(value))) = self.scanner.environ_value(process.id.pid, KEY_VARIABLE) else { continue };
-            if value.ends_with(format!("@{}", self.root.display()).as_bytes()) {
-                found.push(process.id);
+            let Some(value) = process::variable(*pid, KEY_VARIABLE) else { continue };
+            if value.ends_with(&format!("@{}", self.root.display())) {
+                found.push(seen.id(*pid));
             }
         }
         Ok(found)

@@ -8,13 +8,14 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration};
 
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream};
 
 use super::address::SshTarget;
 use super::{CONNECT_TIMEOUT, Reach, STALL_TIMEOUT, Trouble};
 use crate::release::git::{Credentials, ErrorKind, Failure};
+use crate::sys::clock;
 
 /// How much of what the client says on standard error is kept: its complaint, not a server's novel.
 const MAX_COMPLAINT: usize = 8 * 1024;
@@ -182,12 +183,12 @@ impl Connection {
     /// Waits for the client's end, kills it if it lingers, and returns its exit code (`None`: killed) and last words.
     fn end(&mut self) -> (Option<i32>, String) {
         self.to = None;
-        let give_up = Instant::now() + LAST_WORDS;
+        let give_up = clock::instant() + LAST_WORDS;
         let code = loop {
             let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
             match child.try_wait() {
                 Ok(Some(status)) => break status.code(),
-                Ok(None) if Instant::now() < give_up => {}
+                Ok(None) if clock::instant() < give_up => {}
                 _ => {
                     let _ = child.kill();
                     let _ = child.wait();

@@ -1,6 +1,6 @@
 //! The slots of one pool: how many, what they run, and in what order they change.
 //!
-//! [`step`] takes one event and gives it to the slots that it is for ([`crate::worker`]); what it decides itself is which slots are
+//! [`step()`] takes one event and gives it to the slots that it is for ([`crate::worker`]); what it decides itself is which slots are
 //! wanted, when a new slot may start (`start_stagger`), and a **rollout**: which slot is replaced next.
 //!
 //! ```text

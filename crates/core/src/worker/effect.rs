@@ -82,7 +82,7 @@ pub enum Happening {
         /// How long that took.
         took: Duration,
     },
-    /// The main process ended; [`Happening::Ended`] follows when nothing of its tree is left.
+    /// The main process ended; [`Happening::Judged`] follows when nothing of its tree is left.
     Exited {
         /// Which start.
         start: StartNo,

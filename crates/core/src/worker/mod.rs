@@ -1,6 +1,6 @@
 //! One slot and the worker in it: started, judged, stopped, started again.
 //!
-//! [`step`] takes one event and says what is done; [`next_deadline`] says when it must hear of the time. Neither knows of other
+//! [`step()`] takes one event and says what is done; [`next_deadline`] says when it must hear of the time. Neither knows of other
 //! slots (that is [`crate::pool`]), of the keeper, or of the clock. What it is for: a slot never has two workers, every
 //! stop ends, and every end has a verdict.
 //!
