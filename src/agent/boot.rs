@@ -265,11 +265,12 @@ async fn put_together(
     let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
     notes.extend(layout.create(owner).map_err(doing("make the folders below `root`"))?);
     let root = settings.root.display().to_string();
-    if !found.kept.contains_key(KEPT_LOCK) {
-        let lock = lock(&layout, welcome.keeper_pid)?;
+    let lock = if found.kept.contains_key(KEPT_LOCK) { None } else { Some(lock(&layout, welcome.keeper_pid)?) };
+    let saved: PoolsSaved = remembered(&layout.state(), &mut notes)?;
+    if let Some(lock) = lock {
         line.ask(&Ask::Keep { name: KEPT_LOCK.into() }, Some(lock.into()))?;
         // A keeper that was there before this agent has adopted already.
-        line.ask(&Ask::Adopt { root: root.clone() }, None)?;
+        line.ask(&Ask::Adopt { root: root.clone(), known: saved.known() }, None)?;
         found.take(line, &mut backlog, |tell| matches!(tell, Tell::Adopted)).await?;
         for text in prune::clean_leftovers(&layout).map_err(doing("clean up what a killed agent left"))? {
             tracing::info!("{text}");
@@ -279,7 +280,6 @@ async fn put_together(
     let outputs = outputs(line, &mut found.kept, &mut notes)?;
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
     let listener = listener(line, &layout, &settings, &mut found.kept)?;
-    let saved: PoolsSaved = remembered(&layout.state(), &mut notes)?;
     let journal: DeploySaved = remembered(&layout.journal().join("deploy.json"), &mut notes)?;
     let deploying = Deploying::new(journal, &settings);
     Ok(Parts {

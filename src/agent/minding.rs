@@ -80,6 +80,8 @@ pub(crate) struct PoolsSaved {
     /// Whether `drain` was asked for.
     pub(crate) drained: bool,
     pub(crate) pools: BTreeMap<PoolName, SavedPool>,
+    /// The main process of each worker, by its name.
+    pub(crate) processes: BTreeMap<Key, ProcessId>,
     /// When the last verdict of each slot came.
     pub(crate) verdicts: BTreeMap<String, WallTime>,
 }
@@ -94,6 +96,15 @@ pub(crate) struct Rolling {
 /// Whether a key is a worker's.
 pub(crate) fn is_worker(key: &str) -> bool {
     !key.starts_with("helper:")
+}
+
+impl PoolsSaved {
+    /// The main processes that may still live, for the keeper; none when they are of another boot.
+    pub(crate) fn known(&self) -> Vec<(Key, i32, u64)> {
+        let same_boot = self.boot == boot_id();
+        let processes = self.processes.iter().filter(|_| same_boot);
+        processes.map(|(key, process)| (key.clone(), process.pid, process.start_ticks)).collect()
+    }
 }
 
 impl PoolRun {
@@ -642,12 +653,19 @@ impl Agent {
         self.forgetting.append(&mut self.forget_after_save);
         let mut verdicts = BTreeMap::new();
         let mut pools = BTreeMap::new();
+        let mut processes = BTreeMap::new();
         for (name, run) in &self.pools {
+            for (number, slot) in run.machine().slots() {
+                if let (Some(start), Some(process)) = (slot.start(), slot.process()) {
+                    let slot = SlotId { pool: name.clone(), slot: number };
+                    processes.insert(WorkerKey { slot, start }.to_string(), process);
+                }
+            }
             pools.insert(name.clone(), run.machine().saved());
             verdicts.extend(run.seen.iter().filter_map(|(slot, seen)| Some((format!("{name}/{slot}"), seen.verdict_at?))));
         }
         let drained = matches!(self.ending, Ending::Draining | Ending::Drained);
-        let saved = PoolsSaved { boot: boot_id(), drained, pools, verdicts };
+        let saved = PoolsSaved { boot: boot_id(), drained, pools, processes, verdicts };
         let path = self.layout.state();
         self.work(move || Worked::StateSaved(store::save(&path, store::SCHEMA_NOW, &saved).map_err(|error| chain(&error))));
     }

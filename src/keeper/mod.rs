@@ -411,7 +411,7 @@ impl Keeper {
                 }
             }
             Ask::Forget { key } => self.table.forget(&key),
-            Ask::Adopt { root } => self.adopt(root),
+            Ask::Adopt { root, known } => self.adopt(root, known),
             Ask::Keep { name } => {
                 if let Some(fd) = fds.pop() {
                     self.kept.insert(name, fd);
@@ -499,8 +499,8 @@ impl Keeper {
     }
 
     /// Takes over the children of an earlier keeper.
-    fn adopt(&mut self, root: String) {
-        for (key, id, child) in table::survivors(&root, &self.table) {
+    fn adopt(&mut self, root: String, known: Vec<(Key, i32, u64)>) {
+        for (key, id, child) in table::survivors(&root, known, &self.table) {
             let mut life = None;
             if let Some(pidfd) = &child {
                 let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);

@@ -67,6 +67,8 @@ pub(crate) enum Ask {
     Adopt {
         /// The root, as it stands in their environment.
         root: String,
+        /// Those that were written down, with process id and start: a long title (`$0 =` in Ruby) is written over the environment.
+        known: Vec<(Key, i32, u64)>,
     },
     /// Keep the descriptor that comes along, under this name, in place of an earlier one: it outlives the agent.
     Keep {
@@ -248,7 +250,7 @@ mod tests {
             Ask::KillTree { key: key() },
             Ask::ClearTree { key: key() },
             Ask::Forget { key: key() },
-            Ask::Adopt { root: "/srv".into() },
+            Ask::Adopt { root: "/srv".into(), known: vec![(key(), 4711, 987_654)] },
             Ask::Keep { name: "control".into() },
             Ask::Notify { state: "READY=1".into() },
             Ask::Quit { code: 78 },

@@ -244,8 +244,14 @@ fn name_in(value: &str) -> Option<Name<'_>> {
 
 /// Finds the children of earlier keepers of this root that `table` does not have: with a pidfd those whose main process lives, without
 /// one those of which only something is left.
-pub(super) fn survivors(root: &str, table: &Table) -> Vec<(Key, ProcessId, Option<OwnedFd>)> {
+pub(super) fn survivors(root: &str, known: Vec<(Key, i32, u64)>, table: &Table) -> Vec<(Key, ProcessId, Option<OwnedFd>)> {
     let mut mains: BTreeMap<Key, (ProcessId, Option<OwnedFd>)> = BTreeMap::new();
+    for (key, pid, start_ticks) in known {
+        let id = ProcessId { pid, start_ticks };
+        if let Some(pidfd) = process::open(id).ok().filter(|_| !table.has(&key)) {
+            mains.insert(key, (id, Some(pidfd)));
+        }
+    }
     for (pid, stat) in process::everyone().unwrap_or_default() {
         let Some(value) = process::variable(pid, KEY_VARIABLE) else { continue };
         let Some(name) = name_in(&value).filter(|name| name.root == root && !table.has(name.key)) else { continue };
