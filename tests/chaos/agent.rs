@@ -116,7 +116,8 @@ pub(crate) fn killed(kills: u64) {
         if !deploying && !busy {
             for slot in 0..3 {
                 let id = format!("steady/{slot}");
-                let was = before.main(&id).unwrap_or_else(|| panic!("round {round}: {id} had no worker"));
+                // It has none while it waits, as too many deploys in a row make it.
+                let Some(was) = before.main(&id) else { continue };
                 assert!(lives(was.pid, was.ticks), "round {round}: process {} of {id} is gone", was.pid);
             }
         }

@@ -15,8 +15,8 @@ pools:
   titled: {command: "{fixture} --title resque-3.0.0:_Waiting_for_graph_checkins_import", count: 1, stop: [TERM 5s, KILL], ready: {after: 100ms}}
 "#;
 
-/// An adopted worker's end must be seen within this.
-const SEEN_WITHIN: Duration = Duration::from_millis(100);
+/// An adopted worker's end, and that of the child it leaves, must be over within this: in the middle, and at worst on a busy machine.
+const SEEN_WITHIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 
 pub(crate) fn killed(kills: u64) {
     let mut random = crate::random("keeper");
@@ -122,8 +122,9 @@ pub(crate) fn killed(kills: u64) {
         figures(&back),
         figures(&seen)
     );
-    let late: Vec<_> = seen.iter().filter(|it| **it > SEEN_WITHIN).collect();
-    assert!(late.is_empty(), "ends of adopted workers were seen after {late:?}");
+    seen.sort_unstable();
+    let (median, most) = (seen[seen.len() / 2], seen[seen.len() - 1]);
+    assert!(median <= SEEN_WITHIN.0 && most <= SEEN_WITHIN.1, "ends of adopted workers were seen after {seen:?}");
     // What the agent had read and not written goes with it: at most what one turn takes, for which there was hardly time.
     let allowed = usize::try_from(kills * 5).expect("small");
     assert!(missing <= allowed && again == 0, "{missing} lines are missing, {again} came twice");
