@@ -47,7 +47,7 @@ pools:
     ready: {{after: 0s}}
     memory: {limit}
     stale_job_timeout: 10m
-    restart: {{backoff: [10ms, 1s], reset_after: 100ms, flapping: {{crashes: 1000, within: 1s, retry_after: 1s}}}}
+    restart: {{backoff: [100ms, 1s], reset_after: 100ms, flapping: {{crashes: 1000, within: 1s, retry_after: 1s}}}}
 """
 
     def configure(self):

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     match arguments.next().as_deref().and_then(|verb| verb.to_str()) {
         Some("internal-git") => return release::git::main(),
         Some("internal-agent") => return agent::main(Path::new(&arguments.next().unwrap_or_default())),
+        Some(cli::demo::worker::VERB) => return cli::demo::worker::main(arguments),
         _ => {}
     }
     let wiring = cli::Wiring { load, check: check::checkup, run, demo: cli::demo::demo };

@@ -74,7 +74,10 @@ pub(crate) fn main(config: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(start(config)) {
+    let result = runtime.block_on(start(config));
+    // Work that hangs (a sync on a dead disk) must not keep an agent that has ended from making room for the next.
+    runtime.shutdown_background();
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(BootError::Run(RunError::Line(LineError::Closed)) | BootError::Line(LineError::Closed)) => ExitCode::FAILURE,
         Err(error) => {
@@ -90,14 +93,19 @@ fn complain(text: &str) {
     let _nobody_listens = writeln!(std::io::stderr(), "{text}");
 }
 
-/// A child that runs: its name, its main process, and its streams by number.
-type Recalled = (Key, ProcessId, Vec<(u8, OwnedFd)>);
+/// A child that the keeper had when we came.
+pub(crate) struct Child {
+    pub(crate) key: Key,
+    pub(crate) process: ProcessId,
+    pub(crate) streams: Vec<(u8, OwnedFd)>,
+    pub(crate) note: String,
+}
 
 /// What the keeper had when we came.
 #[derive(Default)]
 struct Found {
     welcome: Option<Welcome>,
-    children: Vec<Recalled>,
+    children: Vec<Child>,
     exits: BTreeMap<Key, (Ended, bool)>,
     kept: BTreeMap<String, OwnedFd>,
     signals: Vec<i32>,
@@ -114,9 +122,9 @@ impl Found {
                 let done = last(&tell);
                 match tell {
                     Tell::Welcome(welcome) => self.welcome = Some(welcome),
-                    Tell::Child { key, pid, start_ticks, streams, .. } => {
+                    Tell::Child { key, pid, start_ticks, streams, note, .. } => {
                         let streams = streams.into_iter().zip(fds).collect();
-                        self.children.push((key, ProcessId { pid, start_ticks }, streams));
+                        self.children.push(Child { key, process: ProcessId { pid, start_ticks }, streams, note });
                     }
                     Tell::Exited { key, how, tree_gone, .. } => {
                         self.exits.insert(key, (how, tree_gone));
@@ -240,6 +248,8 @@ struct Parts {
     deploying: Deploying,
     saved: PoolsSaved,
     found: Found,
+    /// What the keeper has said meanwhile.
+    backlog: VecDeque<Told>,
     listener: tokio::net::UnixListener,
     bytes: Vec<u8>,
 }
@@ -260,21 +270,18 @@ async fn put_together(
     let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
     notes.extend(layout.create(owner).map_err(doing("make the folders below `root`"))?);
     let root = settings.root.display().to_string();
+    let saved: PoolsSaved = remembered(&layout.state(), &mut notes)?;
     if !found.kept.contains_key(KEPT_LOCK) {
+        // Held by us until all is adopted and cleaned up, then by the keeper: an agent that dies in between leaves all this to the next.
         let lock = lock(&layout, welcome.keeper_pid)?;
-        line.ask(&Ask::Keep { name: KEPT_LOCK.into() }, Some(lock.into()))?;
-        // A keeper that was there before this agent has adopted already.
-        line.ask(&Ask::Adopt { root: root.clone() }, None)?;
+        line.ask(&Ask::Adopt { root, known: saved.processes() }, None)?;
         found.take(line, &mut backlog, |tell| matches!(tell, Tell::Adopted)).await?;
-        for text in prune::clean_leftovers(&layout).map_err(doing("clean up what a killed agent left"))? {
-            tracing::info!("{text}");
-        }
+        line.ask(&Ask::Keep { name: KEPT_LOCK.into() }, Some(lock.into()))?;
     }
     let telling = Telling::open(&layout, &settings, welcome);
     let outputs = outputs(line, &mut found.kept, &mut notes)?;
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
     let listener = listener(line, &layout, &settings, &mut found.kept)?;
-    let saved: PoolsSaved = remembered(&layout.state(), &mut notes)?;
     let journal: DeploySaved = remembered(&layout.journal().join("deploy.json"), &mut notes)?;
     let deploying = Deploying::new(journal, &settings);
     Ok(Parts {
@@ -287,6 +294,7 @@ async fn put_together(
         deploying,
         saved,
         found,
+        backlog,
         listener,
         notes,
         bytes: loaded.bytes,
@@ -413,6 +421,8 @@ impl Parts {
             forget_after_save: Vec::new(),
             forgetting: Vec::new(),
             state_trouble: false,
+            save_again: None,
+            drained: false,
             rolling: None,
             sampling: false,
             quit: None,
@@ -424,6 +434,9 @@ impl Parts {
         for number in self.found.signals {
             agent.signalled(number);
         }
+        for (tell, fds) in self.backlog {
+            agent.told(tell, fds);
+        }
         agent.ask(Ask::Notify { state: format!("READY=1\nSTATUS=minding `{}`", agent.settings.app) });
         agent
     }
@@ -434,18 +447,16 @@ impl Agent {
     fn recall(
         &mut self,
         saved: PoolsSaved,
-        children: Vec<Recalled>,
+        children: Vec<Child>,
         exits: BTreeMap<Key, (Ended, bool)>,
     ) {
         self.recall_pools(saved);
-        for (key, process, streams) in children {
-            if minding::is_worker(&key) {
-                self.worker_recalled(&key, process, streams);
-            } else {
-                self.errands.adopt(key.clone());
-                self.errands.listen(&key, streams);
-                self.ask(Ask::KillTree { key });
-            }
+        let (workers, helpers): (Vec<Child>, Vec<Child>) = children.into_iter().partition(|child| minding::is_worker(&child.key));
+        self.workers_recalled(workers, &exits);
+        for Child { key, streams, .. } in helpers {
+            self.errands.adopt(key.clone());
+            self.errands.listen(&key, streams);
+            self.ask(Ask::KillTree { key });
         }
         self.recall_done();
         let strangers = self.outputs.forget_strangers();
@@ -465,11 +476,33 @@ impl Agent {
 
     /// Gives the machine of deploys what the disk says, once nothing of a former agent's helpers is left.
     pub(crate) fn begin_deploys(&mut self) {
+        match prune::clean_leftovers(&self.layout) {
+            Ok(texts) => texts.iter().for_each(|text| tracing::info!("{text}")),
+            Err(error) => self.telling.warn(&chain(&error)),
+        }
         let running = self.any_worker();
         let start = if self.welcome.agent_starts == 1 && !running { Start::Boot } else { Start::Again };
         let pools = if running { PoolsFound::Running } else { PoolsFound::NotRunning };
-        let mode = if matches!(self.ending, Ending::Draining | Ending::Drained) { Mode::Drained } else { Mode::Minding };
-        let found = look(&self.layout, start, pools, mode);
-        self.deploy_event(Event::Booted(found));
+        let mode = if self.drained { Mode::Drained } else { Mode::Minding };
+        match look(&self.layout, start, pools, mode) {
+            Ok(found) => {
+                self.deploying.booted = true;
+                self.deploy_event(Event::Booted(found));
+            }
+            Err(error) => {
+                // What cannot be read is not "nothing": with that, whole releases would be thrown away.
+                self.telling.warn(&format!("the releases cannot be read, and are looked at again: {}", chain(&error)));
+                self.save_again = Some(clock::now() + super::run::TRY_AGAIN);
+                return;
+            }
+        }
+        if running && self.ending == Ending::No && self.rolling.is_none() {
+            // What a former agent had not finished: slots that wait for their turn, pools that wait for others. Those that have the release
+            // already are left alone.
+            let live = self.deploying.machine().live().map(|entry| (entry.id.clone(), entry.revision.clone()));
+            for run in self.pools.values_mut().filter(|run| !run.leaving) {
+                run.waiting = live.clone();
+            }
+        }
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Deploying {
     /// Effects that wait for the one before them to be saved.
     queue: VecDeque<Effect>,
     saving: bool,
+    /// Whether what is on disk is older than what was decided.
+    unsaved: bool,
     /// How far the phase that goes on is.
     pub(crate) progress: git::Progress,
     /// What the running build step said last.
@@ -62,6 +64,7 @@ impl Deploying {
             policy: policy(settings),
             queue: VecDeque::new(),
             saving: false,
+            unsaved: false,
             progress: git::Progress::default(),
             last_line: None,
             booted: false,
@@ -118,18 +121,50 @@ fn mark_path(layout: &Layout, release: &ReleaseId) -> PathBuf {
 }
 
 /// Looks at the disk: what is there, and which of it is whole.
-pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode) -> Found {
+///
+/// # Errors
+/// When it cannot be told.
+pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode) -> Result<Found, LookError> {
+    let failed = |path: PathBuf| move |source| LookError::Read { path, source };
+    let folder = layout.releases();
     let mut releases = Vec::new();
-    for entry in fs_err::read_dir(layout.releases()).into_iter().flatten().flatten() {
+    for entry in fs_err::read_dir(&folder).map_err(failed(folder.clone()))? {
+        let entry = entry.map_err(failed(folder.clone()))?;
         let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<ReleaseId>().ok()) else { continue };
-        let mark = fs_err::read(mark_path(layout, &id)).ok().and_then(|bytes| serde_json::from_slice::<BuiltMark>(&bytes).ok());
-        releases.push(FoundRelease { id, built: mark.map(|mark| (mark.revision, mark.build)) });
+        let path = mark_path(layout, &id);
+        let built = match store::load::<BuiltMark>(&path, store::SCHEMA_NOW, |_, fields| fields) {
+            Ok(store::Loaded::State(mark)) => Some((mark.revision, mark.build)),
+            // A damaged mark proves nothing: the release is made anew.
+            Ok(store::Loaded::Nothing | store::Loaded::Bad { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        releases.push(FoundRelease { id, built });
     }
-    let current = match switch::current(layout) {
-        Ok(switch::Current::Release(id)) => Some(id),
-        _ => None,
+    let current = match switch::current(layout)? {
+        switch::Current::Release(id) => Some(id),
+        switch::Current::Nothing => None,
     };
-    Found { start, current, releases, pools, mode }
+    Ok(Found { start, current, releases, pools, mode })
+}
+
+/// Why it cannot be told what is on disk.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LookError {
+    /// A folder cannot be read.
+    #[error("failed to read `{}`", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A mark cannot be read.
+    #[error("the mark of a built release")]
+    Mark(#[from] store::StoreError),
+    /// `current` is something else than a link to a release, or cannot be read.
+    #[error("the link `current`")]
+    Current(#[from] switch::SwitchError),
 }
 
 impl Agent {
@@ -160,7 +195,9 @@ impl Agent {
     /// The record is on disk, or it is not: then what must not be done without it is answered instead.
     pub(crate) fn deploy_saved(&mut self, result: Result<(), String>) {
         self.deploying.saving = false;
+        self.deploying.unsaved = result.is_err();
         if let Err(error) = result {
+            self.save_again = Some(clock::now() + super::run::TRY_AGAIN);
             let text = format!("the journal could not be written: {error}");
             self.telling.warn(&text);
             let mut events = Vec::new();
@@ -178,7 +215,22 @@ impl Agent {
         self.carry_out_deploy();
     }
 
+    /// Tries again to write what could not be written.
+    pub(crate) fn save_deploy_again(&mut self) {
+        if std::mem::take(&mut self.deploying.unsaved) {
+            let saved = self.deploying.machine().saved();
+            self.deploying.queue.push_front(Effect::Save(Box::new(saved)));
+            self.carry_out_deploy();
+        }
+    }
+
     fn carry_out(&mut self, effect: Effect) {
+        if self.ending == super::run::Ending::Leaving
+            && matches!(effect, Effect::Fetch { .. } | Effect::Stage { .. } | Effect::LinkShared { .. } | Effect::RunStep { .. })
+        {
+            // It was decided before the word to end came; the journal says what the next agent goes on with.
+            return;
+        }
         match effect {
             Effect::Save(_) => {}
             Effect::Fetch { fetch, wanted, .. } => {
@@ -204,9 +256,9 @@ impl Agent {
                     Worked::Deploy(event)
                 });
             }
-            Effect::RunStep { release, revision, step, .. } => {
+            Effect::RunStep { release, revision, step, build } => {
                 self.deploying.last_line = None;
-                self.begin_step(release, revision, step);
+                self.begin_step(release, revision, step, &build);
             }
             Effect::EndStep { release, step } => {
                 let of = |what: &What| matches!(what, What::Step { release: r, step: s, .. } if *r == release && *s == step);
@@ -243,14 +295,19 @@ impl Agent {
                     let own = rustix::process::geteuid();
                     let unreadable =
                         if own.is_root() { prune::Unreadable::KeepAll } else { prune::Unreadable::KeepOf([own.as_raw()].into()) };
-                    let pruned = prune::prune(&layout, &ids, &unreadable, None);
-                    let gone = pruned.map_or_else(|_| Vec::new(), |pruned| pruned.removed);
+                    let result = prune::prune(&layout, &ids, &unreadable, None);
+                    let trouble = match &result {
+                        Ok(pruned) => pruned.leftovers.join("; "),
+                        Err(error) => chain(error),
+                    };
+                    // By what is there, also when it stopped half way: a release that is away is no release.
+                    let (kept, gone): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| fs_err::symlink_metadata(layout.release(id)).is_ok());
                     for id in &gone {
                         // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
                         let _stays = fs_err::remove_file(mark_path(&layout, id));
+                        let _stays = fs_err::remove_file(layout.build_log(id));
                     }
-                    let kept = ids.into_iter().filter(|id| !gone.contains(id)).collect();
-                    Worked::Deploy(Event::Pruned { gone, kept })
+                    Worked::Pruned { gone, kept, trouble }
                 });
             }
             Effect::Answer { id, outcome } => self.answer_deploy(id, outcome),
@@ -297,10 +354,11 @@ impl Agent {
         Ok(())
     }
 
-    fn begin_step(&mut self, release: ReleaseId, revision: Revision, step: u32) {
+    fn begin_step(&mut self, release: ReleaseId, revision: Revision, step: u32, build: &Fingerprint) {
         let settings = self.settings.clone();
         let failed = |release, what| Event::StepFailed { release, step, blame: Blame::Machine, what, last_lines: Vec::new() };
-        let Some(wanted) = usize::try_from(step).ok().and_then(|step| settings.build.steps.get(step.checked_sub(1)?)) else {
+        let step_of = |step: u32| settings.build.steps.get(usize::try_from(step).ok()?.checked_sub(1)?);
+        let Some(wanted) = step_of(step).filter(|_| *build == self.deploying.policy.build) else {
             // The configuration changed under the build: the machine begins it anew.
             return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
         };

@@ -31,6 +31,9 @@ const LAST_LINES: usize = 20;
 /// How long the end of the output of a reaped helper is waited for. Only something that left its tree can hold it open.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// KILL is sent again after this.
+const KILL_AGAIN: Duration = Duration::from_secs(2);
+
 /// What an errand is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum What {
@@ -223,9 +226,10 @@ impl Errands {
     }
 
     /// Notes that we end it for a reason of our own.
-    pub(crate) fn ending(&mut self, key: &str) {
+    pub(crate) fn ending(&mut self, key: &str, now: MonoTime) {
         if let Some(errand) = self.running.get_mut(key) {
             errand.ended_by_us = true;
+            errand.deadline = Some(now + KILL_AGAIN);
         }
     }
 
@@ -235,11 +239,13 @@ impl Errands {
         let mut over = Vec::new();
         for (key, errand) in &mut self.running {
             if errand.deadline.is_some_and(|deadline| deadline <= now) {
-                errand.deadline = None;
-                errand.timed_out = true;
+                // Again until its exit comes: something that was just being forked can be missed once.
+                errand.deadline = Some(now + KILL_AGAIN);
+                errand.timed_out = errand.timed_out || !errand.ended_by_us;
                 kill.push(key.clone());
             }
             if errand.farewell.is_some_and(|farewell| farewell <= now) {
+                errand.farewell = None;
                 errand.open = 0;
                 over.push(key.clone());
             }

@@ -134,12 +134,13 @@ pub(crate) fn worker(settings: &Settings, pool: &PoolSettings, which: &Which, fr
         env: vars.into_iter().collect(),
         root: settings.root.display().to_string(),
         cwd: from.path.display().to_string(),
-        user: user.as_ref().map(numbers),
+        user: becoming(user.as_ref()),
         nofile: pool.limits.nofile,
         nice: pool.limits.nice,
         umask: pool.limits.umask,
         pipe_bytes: u32::try_from(settings.log.buffer.0).unwrap_or(u32::MAX),
         helper: false,
+        note: String::new(),
     })
 }
 
@@ -202,18 +203,25 @@ fn helper(settings: &Settings, user: Option<&User>, vars: BTreeMap<String, Strin
         env: vars.into_iter().collect(),
         root: settings.root.display().to_string(),
         cwd: cwd.display().to_string(),
-        user: user.map(numbers),
+        user: becoming(user),
         nofile: None,
         nice: None,
         umask: None,
         pipe_bytes: 1 << 16,
         helper: true,
+        note: String::new(),
     }
 }
 
 /// Looks up who something runs as; `None`: as the agent.
 pub(crate) fn who(spec: Option<&UserSpec>) -> Result<Option<User>, UserError> {
     spec.map(|spec| users::user(&spec.user, spec.group.as_deref())).transpose()
+}
+
+/// What the keeper must become; `None`: it is that already, and without root could not set it again.
+fn becoming(user: Option<&User>) -> Option<(u32, u32, Vec<u32>)> {
+    let me = rustix::process::geteuid();
+    user.filter(|user| me.is_root() || user.credentials.uid != me.as_raw()).map(numbers)
 }
 
 fn numbers(user: &User) -> (u32, u32, Vec<u32>) {

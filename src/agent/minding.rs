@@ -16,6 +16,7 @@ use selfstart_core::worker::{self, ExitHow, SlotState, Target};
 use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
+use super::boot::Child;
 use super::deploying::chain;
 use super::errands::What;
 use super::launch::{self, Which};
@@ -24,7 +25,7 @@ use super::run::{Agent, Ending, Worked};
 use super::store;
 use crate::config::placeholders::expand;
 use crate::config::settings::{Command, Limits, PoolLog, PoolSettings, QueueKind, QueueSettings};
-use crate::keeper::protocol::{Ask, Start};
+use crate::keeper::protocol::{Ask, Key, Start};
 use crate::sys::process::Ended;
 use crate::sys::{clock, process, signals};
 
@@ -46,6 +47,8 @@ pub(crate) struct PoolRun {
     pub(crate) settings: Arc<PoolSettings>,
     /// Whether the configuration has it no more: it goes when its last worker has.
     pub(crate) leaving: bool,
+    /// Whether it was told to drain.
+    pub(crate) draining: bool,
     /// What it waits to roll out, until the pools that it comes after are ready.
     pub(crate) waiting: Option<(ReleaseId, Revision)>,
     pub(crate) seen: BTreeMap<u32, Seen>,
@@ -81,6 +84,18 @@ pub(crate) struct PoolsSaved {
     pub(crate) pools: BTreeMap<PoolName, SavedPool>,
     /// When the last verdict of each slot came.
     pub(crate) verdicts: BTreeMap<String, WallTime>,
+    /// The main process of each worker, by its key.
+    pub(crate) processes: BTreeMap<Key, ProcessId>,
+}
+
+impl PoolsSaved {
+    /// Returns the workers that ran when this was saved; none when that was before the last boot.
+    pub(crate) fn processes(&self) -> Vec<(Key, i32, u64)> {
+        if self.boot != boot_id() {
+            return Vec::new();
+        }
+        self.processes.iter().map(|(key, process)| (key.clone(), process.pid, process.start_ticks)).collect()
+    }
 }
 
 /// A release on its way into the pools.
@@ -101,6 +116,7 @@ impl PoolRun {
             machine: Some(machine),
             settings: Arc::new(settings),
             leaving: false,
+            draining: false,
             waiting: None,
             seen: BTreeMap::new(),
             next_sample: None,
@@ -207,14 +223,16 @@ impl Agent {
                 self.telling.rollout(name, &format!("the rollout of {} failed: {text}", target.release));
                 if self.rolling.as_ref().is_some_and(|rolling| rolling.release == target.release) {
                     self.rolling = None;
+                    // Those that waited for their turn must not get it now.
+                    for run in self.pools.values_mut() {
+                        run.waiting = None;
+                    }
                     self.deploy_event(DeployEvent::RolloutFailed { release: target.release.clone(), text });
                 }
             }
             Effect::RolloutDropped { target, why } => {
                 self.telling.rollout(name, &format!("the rollout of {} is dropped: {why:?}", target.release));
-                if why == pool::Dropped::Drained {
-                    self.pool_rolled_out(name, &target.release);
-                }
+                // Of a drained pool nobody knows whether the release is good: the deploy machine is told when the drain ends.
             }
         }
     }
@@ -223,7 +241,11 @@ impl Agent {
         let key = |start: StartNo| WorkerKey { slot: id.clone(), start }.to_string();
         match effect {
             worker::Effect::Spawn { start, target } => match self.launch(id, start, &target) {
-                Ok(launched) => self.ask(Ask::Spawn(Box::new(launched))),
+                Ok(launched) => {
+                    // So that an agent that finds it already ended, before the state was written, can still say what it ran.
+                    let note = serde_json::to_string(target.as_ref()).unwrap_or_default();
+                    self.ask(Ask::Spawn(Box::new(Start { note, ..launched })));
+                }
                 Err(error) => self.slot_event(id, worker::Event::SpawnFailed { start, error: error.into(), jitter: jitter() }),
             },
             worker::Effect::Signal { start, signal } => self.ask(Ask::Signal { key: key(start), number: signals::number(signal) }),
@@ -256,12 +278,9 @@ impl Agent {
     }
 
     /// A started worker: its output goes to its log, its slot hears of it.
-    pub(crate) fn worker_started(&mut self, key: &str, process: ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>) {
+    pub(crate) fn worker_started(&mut self, key: &str, process: ProcessId, streams: Vec<(u8, OwnedFd)>) {
         let Ok(worker) = key.parse::<WorkerKey>() else { return };
         self.listen_to(key, &worker.slot, streams);
-        if adopted {
-            return;
-        }
         if let Some(run) = self.pools.get_mut(&worker.slot.pool) {
             let now = clock::wall();
             run.seen.entry(worker.slot.slot).or_insert_with(|| Seen::new(SlotState::Starting, now)).started_at = Some(now);
@@ -292,7 +311,13 @@ impl Agent {
 
     pub(crate) fn worker_not_started(&mut self, key: &str, why: String) {
         let Ok(worker) = key.parse::<WorkerKey>() else { return };
-        self.slot_event(&worker.slot, worker::Event::SpawnFailed { start: worker.start, error: why.into(), jitter: jitter() });
+        // "No such file" alone helps nobody. As it is written, so that no value of a placeholder is shown.
+        let program = self.pools.get(&worker.slot.pool).map(|run| match &run.settings.command {
+            Command::Words(words) => words.first().cloned().unwrap_or_default(),
+            Command::Shell(_) => "sh".to_owned(),
+        });
+        let error = program.map_or_else(|| why.clone(), |program| format!("`{program}`: {why}"));
+        self.slot_event(&worker.slot, worker::Event::SpawnFailed { start: worker.start, error: error.into(), jitter: jitter() });
     }
 
     pub(crate) fn worker_exited(&mut self, key: &str, how: Ended, tree_gone: bool) {
@@ -423,6 +448,20 @@ impl Agent {
         self.sample_due(now);
     }
 
+    /// Drains a pool, once.
+    pub(crate) fn drain_pool(&mut self, name: &PoolName) {
+        if self.pools.get_mut(name).is_some_and(|run| !std::mem::replace(&mut run.draining, true)) {
+            self.pool_event(name, Event::Drain);
+        }
+    }
+
+    /// Ends the drain of a pool.
+    pub(crate) fn undrain_pool(&mut self, name: &PoolName) {
+        if self.pools.get_mut(name).is_some_and(|run| std::mem::take(&mut run.draining)) {
+            self.pool_event(name, Event::Undrain);
+        }
+    }
+
     // ---- releases into pools
 
     /// Every pool gets this release, in the order of `after`; the deploy hears when all have it, or that one failed. A newer release ends
@@ -444,15 +483,33 @@ impl Agent {
             return;
         }
         loop {
-            let ready: Vec<PoolName> = self
-                .pools
-                .iter()
-                .filter(|(_, run)| run.waiting.is_some())
-                .filter(|(_, run)| run.settings.policy.after.iter().all(|other| self.has_release(other, run.waiting.as_ref())))
-                .map(|(name, _)| name.clone())
-                .collect();
+            let mut ready = Vec::new();
+            let mut stuck = Vec::new();
+            for (name, run) in &self.pools {
+                let Some((release, _)) = &run.waiting else { continue };
+                let needs = run.settings.policy.after.iter().filter_map(|other| self.pools.get(other));
+                let (mut rolled, mut well) = (true, true);
+                for other in needs {
+                    let machine = other.machine();
+                    rolled &= other.waiting.is_none()
+                        && machine.rolling_out().is_none()
+                        && machine.target().is_some_and(|target| target.release == *release);
+                    well &= machine.is_ready();
+                }
+                // A pool that runs already only waits for its turn: stopping it would not make the others well.
+                if rolled && (well || !run.machine().is_empty()) {
+                    ready.push(name.clone());
+                } else if rolled {
+                    stuck.push(name.clone());
+                }
+            }
+            if let Some(rolling) = &mut self.rolling {
+                // A pool that stays failing has had its turn; those behind it start when it is ready, and the deploy does not wait for that:
+                // the next one may be its cure.
+                rolling.waiting.retain(|name| !stuck.contains(name));
+            }
             if ready.is_empty() {
-                return;
+                return self.rolled_out_if_all();
             }
             for name in ready {
                 let Some((release, revision)) = self.pools.get_mut(&name).and_then(|run| run.waiting.take()) else { continue };
@@ -464,22 +521,14 @@ impl Agent {
         }
     }
 
-    /// Whether a pool that another comes after is ready, and not about to change.
-    fn has_release(&self, name: &PoolName, wanted: Option<&(ReleaseId, Revision)>) -> bool {
-        self.pools.get(name).is_none_or(|run| {
-            let same = run.machine().target().is_some_and(|target| wanted.is_some_and(|(release, _)| target.release == *release));
-            run.waiting.is_none() && same && run.machine().rolling_out().is_none() && run.machine().is_ready()
-        })
-    }
-
-    fn pool_rolled_out(&mut self, name: &PoolName, release: &ReleaseId) {
+    pub(crate) fn pool_rolled_out(&mut self, name: &PoolName, release: &ReleaseId) {
         if let Some(rolling) = self.rolling.as_mut().filter(|rolling| rolling.release == *release) {
             rolling.waiting.remove(name);
         }
         self.rolled_out_if_all();
     }
 
-    fn rolled_out_if_all(&mut self) {
+    pub(crate) fn rolled_out_if_all(&mut self) {
         if self.rolling.as_ref().is_some_and(|rolling| rolling.waiting.is_empty()) {
             if let Some(rolling) = self.rolling.take() {
                 self.deploy_event(DeployEvent::RolledOut { release: rolling.release });
@@ -494,7 +543,8 @@ impl Agent {
         let boot = boot_id();
         let same_boot = saved.boot == boot;
         if same_boot && saved.drained {
-            self.ending = Ending::Drained;
+            self.drained = true;
+            self.ending = Ending::Draining;
         }
         if self.welcome.agent_starts == 1 {
             // What the former keeper started after the last write is not known if it has ended too: its numbers are passed over.
@@ -549,22 +599,48 @@ impl Agent {
         self.pools.insert(name.clone(), run);
     }
 
-    /// A worker that the keeper has: into its slot.
-    pub(crate) fn worker_recalled(&mut self, key: &str, process: ProcessId, streams: Vec<(u8, OwnedFd)>) {
-        let Ok(worker) = key.parse::<WorkerKey>() else {
-            return self.ask(Ask::KillTree { key: key.to_owned() });
-        };
+    /// The workers that the keeper has: into their slots. `exits` names those that have ended; their ends are heard after this.
+    pub(crate) fn workers_recalled(&mut self, children: Vec<Child>, exits: &BTreeMap<Key, (Ended, bool)>) {
+        let mut latest: BTreeMap<SlotId, StartNo> = BTreeMap::new();
+        for worker in children.iter().filter_map(|child| child.key.parse::<WorkerKey>().ok()) {
+            let start = latest.entry(worker.slot).or_insert(worker.start);
+            *start = (*start).max(worker.start);
+        }
+        let mut children = children;
+        // In the order in which they were started, which is not that of their names: `#9` comes before `#10`.
+        children.sort_by_key(|child| child.key.parse::<WorkerKey>().ok());
+        for child in children {
+            let Ok(worker) = child.key.parse::<WorkerKey>() else {
+                self.ask(Ask::KillTree { key: child.key });
+                continue;
+            };
+            let newest = latest.get(&worker.slot) == Some(&worker.start);
+            self.worker_recalled(&worker, child, newest, exits);
+        }
+    }
+
+    fn worker_recalled(&mut self, worker: &WorkerKey, child: Child, newest: bool, exits: &BTreeMap<Key, (Ended, bool)>) {
+        let Child { key, process, streams, note } = child;
         if !self.pools.contains_key(&worker.slot.pool) {
             let name = worker.slot.pool.clone();
             self.add_gone(&name, Pool::new(&gone_policy(&name)));
         }
-        self.listen_to(key, &worker.slot, streams);
+        self.listen_to(&key, &worker.slot, streams);
+        let ended = exits.contains_key(&key);
         let slot = self.pools.get(&worker.slot.pool).and_then(|run| run.machine().slot(worker.slot.slot));
-        let saved = slot.filter(|slot| slot.start() == Some(worker.start)).and_then(|slot| slot.target().cloned());
-        let Some(target) = saved.or_else(|| target_of(process.pid).map(Arc::new)) else {
+        let known = slot.is_some_and(|slot| slot.start() == Some(worker.start));
+        let after_all_known = slot.is_none_or(|slot| worker.start > slot.last_start());
+        if ended && !(newest && (known || after_all_known && !note.is_empty())) {
+            // A later start, or the saved state, shows that its end is known: what is left to do follows when its exit is heard.
+            return;
+        }
+        let saved = slot.filter(|_| known).and_then(|slot| slot.target().cloned());
+        let noted = || serde_json::from_str(&note).ok().map(Arc::new);
+        let target = saved.or_else(noted).or_else(|| target_of(process.pid).map(Arc::new)).filter(|_| newest);
+        let Some(target) = target else {
             // Nobody can say what it runs: it is replaced rather than kept on a guess.
             self.telling.warn(&format!("{key} (process {}) runs an unknown release and is ended", process.pid));
-            return self.ask(Ask::KillTree { key: key.to_owned() });
+            return self.ask(Ask::KillTree { key });
         };
         let since = started(process);
         let ago = clock::now().since(since);
@@ -591,8 +667,8 @@ impl Agent {
         }
         let names: Vec<PoolName> = self.pools.keys().cloned().collect();
         for name in names {
-            if self.ending == Ending::Drained {
-                self.pool_event(&name, Event::Drain);
+            if self.drained {
+                self.drain_pool(&name);
             }
             self.pool_event(&name, Event::Reloaded);
         }
@@ -614,12 +690,17 @@ impl Agent {
         self.forgetting.append(&mut self.forget_after_save);
         let mut verdicts = BTreeMap::new();
         let mut pools = BTreeMap::new();
+        let mut processes = BTreeMap::new();
         for (name, run) in &self.pools {
+            for (number, slot) in run.machine().slots() {
+                if let (Some(start), Some(process)) = (slot.start(), slot.process()) {
+                    processes.insert(WorkerKey { slot: SlotId { pool: name.clone(), slot: number }, start }.to_string(), process);
+                }
+            }
             pools.insert(name.clone(), run.machine().saved());
             verdicts.extend(run.seen.iter().filter_map(|(slot, seen)| Some((format!("{name}/{slot}"), seen.verdict_at?))));
         }
-        let drained = matches!(self.ending, Ending::Draining | Ending::Drained);
-        let saved = PoolsSaved { boot: boot_id(), drained, pools, verdicts };
+        let saved = PoolsSaved { boot: boot_id(), drained: self.drained, pools, verdicts, processes };
         let path = self.layout.state();
         self.work(move || Worked::StateSaved(store::save(&path, store::SCHEMA_NOW, &saved).map_err(|error| chain(&error))));
     }
@@ -634,9 +715,10 @@ impl Agent {
                 }
             }
             Err(error) => {
+                self.save_again = Some(clock::now() + super::run::TRY_AGAIN);
                 // Kept in the keeper until it can be written: an agent that comes back hears the exits again.
                 if !std::mem::replace(&mut self.state_trouble, true) {
-                    self.telling.warn(&format!("the state could not be written, and is written with the next change: {error}"));
+                    self.telling.warn(&format!("the state could not be written, and is tried again every second: {error}"));
                 }
             }
         }

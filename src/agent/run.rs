@@ -1,7 +1,7 @@
 //! The loop: waits for the first of what can happen, makes one event of it, lets the core decide, begins the effects.
 //!
 //! Things that are ready at the same time are taken in this order: what the keeper says (exits before everything, so that no deadline acts
-//! on a process whose end is known), results of work, what helpers and workers say, operators, deadlines.
+//! on a process whose end is known), results of work, what helpers say, operators, deadlines, and last what workers write: a flood of output must not hold up the rest.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -34,6 +34,9 @@ use crate::sys::clock;
 /// Output taken in one turn, so that a flood leaves time for everything else.
 const OUTPUT_A_TURN_BYTES: usize = 1 << 20;
 
+/// After this, what could not be written or read is tried again: a full disk is not helped by trying more often.
+pub(crate) const TRY_AGAIN: Duration = Duration::from_secs(1);
+
 /// What came of work on a blocking thread or in a task.
 #[derive(Debug)]
 pub(crate) enum Worked {
@@ -41,6 +44,12 @@ pub(crate) enum Worked {
     DeploySaved(Result<(), String>),
     /// An effect of the deploy was carried out.
     Deploy(DeployEvent),
+    /// Releases are gone, or are kept because they are in use; `trouble`: what did not work, or nothing.
+    Pruned {
+        gone: Vec<selfstart_core::id::ReleaseId>,
+        kept: Vec<selfstart_core::id::ReleaseId>,
+        trouble: String,
+    },
     /// The state of the pools was written, or not.
     StateSaved(Result<(), String>),
     /// Memory and jobs were looked at.
@@ -94,6 +103,10 @@ pub(crate) struct Agent {
     pub(crate) forget_after_save: Vec<Key>,
     pub(crate) forgetting: Vec<Key>,
     pub(crate) state_trouble: bool,
+    /// When something that could not be written or read is tried again.
+    pub(crate) save_again: Option<MonoTime>,
+    /// Whether `drain` was asked for, which a restart of selfstart does not end.
+    pub(crate) drained: bool,
     pub(crate) rolling: Option<Rolling>,
     pub(crate) sampling: bool,
     pub(crate) quit: Option<u8>,
@@ -135,18 +148,23 @@ impl Agent {
                     }
                     self.errand_over(over);
                 }
+                Some(call) = self.calls.recv() => self.call(call),
+                () = sleep(wait) => self.deadline()?,
                 ready = self.outputs_ready.readable() => {
                     let mut guard = ready.map_err(RunError::Poll)?;
                     let now = output::Now { mono: clock::now(), wall: clock::wall() };
                     let progress = self.outputs.ready(now, OUTPUT_A_TURN_BYTES)?;
-                    if !progress.more {
+                    let more = progress.more;
+                    if !more {
                         guard.clear_ready();
                     }
                     drop(guard);
                     self.output_progress(progress);
+                    if more {
+                        // A flood never lets the loop rest, and only a rest lets the runtime look at everything else.
+                        tokio::task::yield_now().await;
+                    }
                 }
-                Some(call) = self.calls.recv() => self.call(call),
-                () = sleep(wait) => self.deadline()?,
             }
             self.settle();
         }
@@ -177,12 +195,12 @@ impl Agent {
         self.works.spawn_blocking(work);
     }
 
-    fn told(&mut self, tell: Tell, fds: Vec<OwnedFd>) {
+    pub(crate) fn told(&mut self, tell: Tell, fds: Vec<OwnedFd>) {
         match tell {
-            Tell::Child { key, pid, start_ticks, adopted, streams } => {
+            Tell::Child { key, pid, start_ticks, streams, .. } => {
                 let process = selfstart_core::id::ProcessId { pid, start_ticks };
                 let streams = streams.into_iter().zip(fds).collect();
-                self.child(key, process, adopted, streams);
+                self.child(key, process, streams);
             }
             Tell::SpawnFailed { key, step, errno } => {
                 let error = std::io::Error::from_raw_os_error(errno);
@@ -190,13 +208,12 @@ impl Agent {
             }
             Tell::Exited { key, how, tree_gone, .. } => {
                 if self.errands.has(&key) {
-                    let over = self.errands.exited(&key, how, tree_gone, clock::now());
-                    if !tree_gone {
-                        self.ask(Ask::ClearTree { key: key.clone() });
-                    }
                     if tree_gone {
                         self.errand_gone(&key);
+                    } else {
+                        self.ask(Ask::ClearTree { key: key.clone() });
                     }
+                    let over = self.errands.exited(&key, how, tree_gone, clock::now());
                     self.errand_over(over);
                 } else {
                     self.worker_exited(&key, how, tree_gone);
@@ -204,8 +221,8 @@ impl Agent {
             }
             Tell::TreeGone { key, killed } => {
                 if self.errands.has(&key) {
-                    let over = self.errands.tree_gone(&key, clock::now());
                     self.errand_gone(&key);
+                    let over = self.errands.tree_gone(&key, clock::now());
                     self.errand_over(over);
                 } else {
                     self.worker_tree_gone(&key, killed);
@@ -216,7 +233,7 @@ impl Agent {
         }
     }
 
-    /// The keeper may forget a helper: its exit is known. What it said last is in our own copies of its pipes.
+    /// The keeper may forget a helper: its exit is known. Comes before the errand is over, so that its last lines are in its verdict. What it said last is in our own copies of its pipes.
     fn errand_gone(&mut self, key: &str) {
         if matches!(self.errands.what(key), Some(What::Step { .. })) {
             let now = output::Now { mono: clock::now(), wall: clock::wall() };
@@ -242,13 +259,13 @@ impl Agent {
 
     /// Ends an errand with its whole tree; its end is heard like any other.
     pub(crate) fn end_errand(&mut self, key: &str) {
-        self.errands.ending(key);
+        self.errands.ending(key, clock::now());
         self.ask(Ask::KillTree { key: key.to_owned() });
     }
 
-    fn child(&mut self, key: Key, process: selfstart_core::id::ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>) {
+    fn child(&mut self, key: Key, process: selfstart_core::id::ProcessId, streams: Vec<(u8, OwnedFd)>) {
         if !self.errands.has(&key) {
-            return self.worker_started(&key, process, adopted, streams);
+            return self.worker_started(&key, process, streams);
         }
         match self.errands.what(&key) {
             Some(What::Step { release, .. }) => {
@@ -283,11 +300,13 @@ impl Agent {
     fn worked(&mut self, worked: Worked) {
         match worked {
             Worked::DeploySaved(result) => self.deploy_saved(result),
-            Worked::Deploy(event) => {
-                if let selfstart_core::deploy::Event::Pruned { gone, .. } = &event {
-                    self.telling.releases_removed(gone);
+            Worked::Deploy(event) => self.deploy_event(event),
+            Worked::Pruned { gone, kept, trouble } => {
+                if !trouble.is_empty() {
+                    self.telling.warn(&format!("old releases: {trouble}"));
                 }
-                self.deploy_event(event);
+                self.telling.releases_removed(&gone);
+                self.deploy_event(DeployEvent::Pruned { gone, kept });
             }
             Worked::StateSaved(result) => self.state_saved(result),
             Worked::Sampled(sampled) => self.sampled(*sampled),
@@ -314,13 +333,15 @@ impl Agent {
             self.errands.remember(&line.key, text);
         }
         for key in progress.finished {
-            self.ask(Ask::Forget { key });
+            // A worker's end must be on disk before the keeper forgets it.
+            self.forget_after_save.push(key);
+            self.dirty = true;
         }
     }
 
     fn next_deadline(&self) -> Option<MonoTime> {
         let pools = self.pools.values().filter_map(PoolRun::next_deadline);
-        let rest = [self.deploying.next_deadline(), self.errands.next_deadline(), self.outputs.next_retry(), self.serving.next_deadline()];
+        let rest = [self.deploying.next_deadline(), self.errands.next_deadline(), self.outputs.next_retry(), self.save_again];
         pools.chain(rest.into_iter().flatten()).min()
     }
 
@@ -341,14 +362,20 @@ impl Agent {
             self.output_progress(progress);
         }
         self.mind_deadlines(now);
-        self.serving_deadlines(now);
+        if self.save_again.is_some_and(|at| at <= now) {
+            self.save_again = None;
+            self.dirty = self.dirty || self.state_trouble;
+            self.save_deploy_again();
+            if !self.deploying.booted && !self.errands.has_leftovers() {
+                self.begin_deploys();
+            }
+        }
         Ok(())
     }
 
     /// After each turn: what follows from the state as it is now.
     fn settle(&mut self) {
-        if !self.deploying.booted && !self.errands.has_leftovers() {
-            self.deploying.booted = true;
+        if !self.deploying.booted && !self.errands.has_leftovers() && self.save_again.is_none() {
             self.begin_deploys();
         }
         self.answer_pending();

@@ -9,7 +9,7 @@ use selfstart_core::date::Timestamp;
 use selfstart_core::deploy::{Event as DeployEvent, Force, Origin, Outcome as DeployOutcome, Refusal, Request, RequestId, RollbackTo, Wanted};
 use selfstart_core::drain;
 use selfstart_core::id::{Generation, PoolName, SlotId, StartNo};
-use selfstart_core::pool::{Event, Pool, RestartWhy, Scale, Which};
+use selfstart_core::pool::{self, Event, Pool, RestartWhy, Scale, Which};
 use selfstart_core::status::{ReleaseState, ReleaseStatus};
 use selfstart_core::time::MonoTime;
 use selfstart_core::worker::SlotState;
@@ -64,17 +64,10 @@ enum Goal {
     Generation(BTreeMap<PoolName, Generation>),
     /// This pool has so many slots, all ready, and none on its way out.
     Count(PoolName),
-    /// These slots are paused, or not.
+    /// The whole node is.
     Drained,
     /// Every pool is ready.
     AllReady,
-}
-
-impl Serving {
-    /// When somebody must be shown something.
-    pub(crate) fn next_deadline(&self) -> Option<MonoTime> {
-        None
-    }
 }
 
 impl Agent {
@@ -211,9 +204,6 @@ impl Agent {
         self.serving.shown = Some((now, key));
     }
 
-    /// Nothing here waits for time.
-    pub(crate) fn serving_deadlines(&mut self, _now: MonoTime) {}
-
     fn pending(&mut self, reply: Reply, wait: bool, goal: Goal, text: String) {
         if !wait {
             return reply.finish(Done::text("accepted; `selfstart status` shows how far it is"));
@@ -226,11 +216,12 @@ impl Agent {
         match goal {
             Goal::Ready(slots) => {
                 for (id, former) in slots {
-                    let slot = self.pools.get(&id.pool).and_then(|run| run.machine().slot(id.slot))?;
+                    let Some(slot) = self.pools.get(&id.pool).and_then(|run| run.machine().slot(id.slot)) else {
+                        return Some(Err(format!("{id} is gone")));
+                    };
                     let later = former.is_none_or(|former| slot.last_start() > former);
-                    if later && (slot.shown() == SlotState::Quarantined || slot.waits_after_crash()) {
-                        let why = slot.last_verdict().map_or_else(String::new, |verdict| verdict.to_string());
-                        return Some(Err(format!("{id} does not become ready: {why}")));
+                    if let Some(why) = self.hopeless(id, slot, later) {
+                        return Some(Err(why));
                     }
                     if !later || slot.shown() != SlotState::Ready {
                         return None;
@@ -239,35 +230,77 @@ impl Agent {
                 Some(Ok(()))
             }
             Goal::Stopped(slots) => {
-                let stopped = |id: &SlotId| {
-                    self.pools.get(&id.pool).and_then(|run| run.machine().slot(id.slot)).is_none_or(|slot| slot.is_stopped())
-                };
-                slots.iter().all(stopped).then_some(Ok(()))
+                for id in slots {
+                    let Some(run) = self.pools.get(&id.pool) else { continue };
+                    if run.machine().slot(id.slot).is_some_and(|slot| !slot.is_stopped()) {
+                        let started = run.machine().wanted(id.slot) == Some(pool::Wanted::Running) && self.ending == Ending::No;
+                        return started.then(|| Err(format!("{id} was started again")));
+                    }
+                }
+                Some(Ok(()))
             }
             Goal::Generation(pools) => {
                 for (name, wanted) in pools {
-                    let machine = self.pools.get(name)?.machine();
-                    let there = machine.target().is_some_and(|target| target.generation >= *wanted);
-                    if !there || machine.rolling_out().is_some() {
+                    let Some(run) = self.pools.get(name) else { return Some(Err(format!("{name} is gone"))) };
+                    if run.machine().target().is_none_or(|target| target.generation < *wanted) {
                         return None;
                     }
-                    if !machine.is_ready() {
-                        let bad = machine.slots().find(|(_, slot)| slot.waits_after_crash() || slot.shown() == SlotState::Quarantined);
-                        let (number, slot) = bad?;
-                        let why = slot.last_verdict().map_or_else(String::new, |verdict| verdict.to_string());
-                        return Some(Err(format!("{name}/{number} does not become ready: {why}")));
+                    if let Some(unready) = self.unready(name, run) {
+                        return unready.err().map(Err);
                     }
                 }
                 Some(Ok(()))
             }
             Goal::Count(name) => {
-                let machine = self.pools.get(name)?.machine();
-                let there = u32::try_from(machine.slots().count()).ok()?;
-                (there == machine.count() && (machine.target().is_none() || machine.is_ready())).then_some(Ok(()))
+                let Some(run) = self.pools.get(name) else { return Some(Err(format!("{name} is gone"))) };
+                if u32::try_from(run.machine().slots().count()).ok()? != run.machine().count() {
+                    return None;
+                }
+                match self.unready(name, run) {
+                    Some(unready) if run.machine().target().is_some() && self.ending == Ending::No => unready.err().map(Err),
+                    _ => Some(Ok(())),
+                }
             }
-            Goal::Drained => (self.ending == Ending::Drained).then_some(Ok(())),
+            Goal::Drained => match self.ending {
+                Ending::Drained => Some(Ok(())),
+                Ending::No => Some(Err("the drain was ended by `start`".into())),
+                Ending::Draining | Ending::Leaving => None,
+            },
             Goal::AllReady => self.pools.values().filter(|run| !run.leaving).all(|run| run.machine().is_ready()).then_some(Ok(())),
         }
+    }
+
+    /// Why a slot does not become ready without somebody's help; `None`: it may.
+    fn hopeless(&self, id: &SlotId, slot: &selfstart_core::worker::Slot, later: bool) -> Option<String> {
+        let run = self.pools.get(&id.pool)?;
+        if later && (slot.shown() == SlotState::Quarantined || slot.waits_after_crash()) {
+            let why = slot.last_verdict().map_or_else(String::new, |verdict| verdict.to_string());
+            return Some(format!("{id} does not become ready: {why}"));
+        }
+        if self.ending != Ending::No {
+            return Some(format!("{id} is not started, because the node is drained"));
+        }
+        if slot.shown() == SlotState::Paused {
+            return Some(format!("{id} is paused, and not minded until `selfstart resume`"));
+        }
+        (run.machine().wanted(id.slot) == Some(pool::Wanted::Stopped)).then(|| format!("{id} was stopped by an operator"))
+    }
+
+    /// Of a pool that is not whole: `Err` when it will not be without somebody's help, `Ok` when it may; `None`: it is whole.
+    fn unready(&self, name: &PoolName, run: &PoolRun) -> Option<Result<(), String>> {
+        let machine = run.machine();
+        if machine.rolling_out().is_none() && machine.is_ready() {
+            return None;
+        }
+        for (number, slot) in machine.slots() {
+            let id = SlotId { pool: name.clone(), slot: number };
+            if slot.shown() != SlotState::Ready && machine.wanted(number) == Some(pool::Wanted::Running) {
+                if let Some(why) = self.hopeless(&id, slot, true) {
+                    return Some(Err(why));
+                }
+            }
+        }
+        Some(Ok(()))
     }
 
     // ---- pools
@@ -278,7 +311,7 @@ impl Agent {
             group: run.settings.group.clone(),
             slots: run.machine().slots().map(|(number, _)| number + 1).max().unwrap_or(0),
         };
-        self.pools.iter().map(shape).collect()
+        self.pools.iter().filter(|(_, run)| !run.leaving).map(shape).collect()
     }
 
     fn slots_of(&self, name: &PoolName, which: Which) -> impl Iterator<Item = (u32, &selfstart_core::worker::Slot)> {
@@ -308,16 +341,18 @@ impl Agent {
     }
 
     fn start(&mut self, chosen: &BTreeMap<PoolName, Selection>) -> Effect {
-        if self.deploying.machine().live().is_none() {
-            return Effect::Refused(refused(RefusalCode::Nothing, "there is no release to start yet", Some("`selfstart status` shows how far the deploy is")));
-        }
         if matches!(self.ending, Ending::Draining | Ending::Drained) {
             self.ending = Ending::No;
+            self.drained = false;
             self.dirty = true;
-            for name in self.pools.keys().cloned().collect::<Vec<_>>() {
-                self.pool_event(&name, Event::Undrain);
+            for name in self.pools.iter().filter(|(_, run)| !run.leaving).map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+                self.undrain_pool(&name);
             }
             self.deploy_event(DeployEvent::DrainEnded);
+        }
+        if self.deploying.machine().live().is_none() {
+            let hint = "`selfstart status` shows how far the deploy is";
+            return Effect::Refused(refused(RefusalCode::Nothing, "there is no release to start yet", Some(hint)));
         }
         let mut slots = BTreeMap::new();
         for (name, which) in whiches(chosen) {
@@ -390,7 +425,9 @@ impl Agent {
             Ending::Drained => return reply.finish(Done::already("the node is drained already")),
             Ending::No => {
                 self.ending = Ending::Draining;
+                self.drained = true;
                 self.dirty = true;
+                self.rolling = None;
                 self.telling.draining(by);
                 self.deploy_event(DeployEvent::DrainBegun);
                 self.drain_waves();
@@ -408,8 +445,11 @@ impl Agent {
         let needs = |(name, run): (&PoolName, &PoolRun)| drain::Needs { pool: name.clone(), after: run.settings.policy.after.clone() };
         let pools: Vec<drain::Needs> = self.pools.iter().map(needs).collect();
         let running = self.pools.iter().filter(|(_, run)| !run.machine().is_empty()).map(|(name, _)| name.clone()).collect();
-        for name in drain::stoppable(&pools, &running) {
-            self.pool_event(&name, Event::Drain);
+        // Those without a worker too: one may be due after a backoff.
+        let empty = self.pools.iter().filter(|(_, run)| run.machine().is_empty()).map(|(name, _)| name.clone());
+        let now: Vec<PoolName> = drain::stoppable(&pools, &running).into_iter().chain(empty).collect();
+        for name in now {
+            self.drain_pool(&name);
         }
     }
 
@@ -426,7 +466,7 @@ impl Agent {
                 if self.ending == Ending::Leaving {
                     self.telling.warn("a second signal: what still runs is killed now");
                     for name in self.pools.keys().cloned().collect::<Vec<_>>() {
-                        self.pool_event(&name, Event::Drain);
+                        self.drain_pool(&name);
                         self.pool_event(&name, Event::KillNow(Which::All));
                     }
                 } else {
@@ -450,6 +490,10 @@ impl Agent {
         for name in gone {
             self.pools.remove(&name);
             self.dirty = true;
+            if let Some(rolling) = &mut self.rolling {
+                rolling.waiting.remove(&name);
+            }
+            self.rolled_out_if_all();
         }
         if self.any_worker() {
             return;
@@ -528,8 +572,13 @@ impl Agent {
             let name = &pool.policy.name;
             match self.pools.get_mut(name) {
                 Some(run) => {
-                    run.leaving = false;
                     run.settings = Arc::new(pool.clone());
+                    if std::mem::take(&mut run.leaving) {
+                        run.waiting = live.clone();
+                        if self.ending == Ending::No {
+                            self.undrain_pool(name);
+                        }
+                    }
                     self.pool_event(name, Event::Reloaded);
                     if changes.restart.contains(name) {
                         self.pool_event(name, Event::Restart { which: Which::All, why: RestartWhy::Reload });
@@ -539,13 +588,17 @@ impl Agent {
                     let mut run = PoolRun::new(pool.clone(), Pool::new(&pool.policy));
                     run.waiting = live.clone();
                     self.pools.insert(name.clone(), run);
+                    if self.ending != Ending::No {
+                        self.drain_pool(name);
+                    }
                 }
             }
         }
         for name in &changes.pools_removed {
             if let Some(run) = self.pools.get_mut(name) {
                 run.leaving = true;
-                self.pool_event(name, Event::Drain);
+                run.waiting = None;
+                self.drain_pool(name);
             }
         }
         if changes.build_changed || changes.source_changed {

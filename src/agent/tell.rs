@@ -1,9 +1,10 @@
 //! What the agent has to tell, as happenings: one value each becomes a line of its log and an event of the journal.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 
 use selfstart_core::deploy::News;
-use selfstart_core::id::{PoolName, ReleaseId, SlotId};
+use selfstart_core::id::{PoolName, ReleaseId, SlotId, StartNo};
 use selfstart_core::time::Human;
 use selfstart_core::worker;
 
@@ -13,7 +14,7 @@ use crate::config::settings::Settings;
 use crate::keeper::protocol::Welcome;
 use crate::release::layout::Layout;
 use crate::sys::clock;
-use crate::telling::journal::Journal;
+use crate::telling::journal::{self, Filter, Journal};
 use crate::telling::{Happening, Kind, Level};
 
 /// The way to the log and the journal.
@@ -22,11 +23,19 @@ pub(crate) struct Telling {
     journal: Journal,
     /// Whether somebody may be watching: then the output of builds is shown too, which otherwise is only in its log.
     terminal: bool,
+    /// Ends that a former agent told; it may have been killed before its state said so, and then we hear of them once more.
+    told_ends: BTreeSet<(String, u32, u64)>,
 }
+
+/// How many of the last events are searched for ends that were told before the state was written, which takes milliseconds.
+const ENDS_AMONG: usize = 1024;
 
 impl Telling {
     pub(crate) fn open(layout: &Layout, settings: &Settings, welcome: &Welcome) -> Self {
-        let mut telling = Self { journal: Journal::open(layout.events()), terminal: std::io::stderr().is_terminal() };
+        let journal = Journal::open(layout.events());
+        let ends = journal::tail(&layout.events(), ENDS_AMONG, &Filter::default()).into_iter().filter(|record| record.kind == Kind::WorkerEnded.as_str());
+        let told_ends = ends.filter_map(|end| Some((end.pool?, end.slot?, end.more.get("start")?.as_u64()?))).collect();
+        let mut telling = Self { journal, told_ends, terminal: std::io::stderr().is_terminal() };
         if welcome.agent_starts > 1 {
             let how = welcome.last_agent.map_or_else(String::new, |how| format!("; the last one ended: {}", crate::keeper::describe(how)));
             telling.tell(Happening::new(Kind::AgentRestarted, format!("the agent is back{how}")));
@@ -72,13 +81,29 @@ impl Telling {
     pub(crate) fn worker(&mut self, slot: &SlotId, what: &worker::Happening) {
         use worker::Happening as Of;
         let text = what.to_string();
+        if let Some(start) = start_of(what) {
+            let name = (slot.pool.to_string(), slot.slot, start.0);
+            if matches!(what, Of::Started { .. }) {
+                // Start numbers begin anew when the state was lost.
+                self.told_ends.remove(&name);
+            } else if self.told_ends.contains(&name) {
+                return tracing::debug!("{slot}: {text} (told before)");
+            }
+        }
         let (kind, verdict) = match what {
             Of::Started { .. } => (Kind::WorkerStarted, None),
             Of::Adopted { .. } => (Kind::WorkerAdopted, None),
             Of::Ready { .. } => (Kind::WorkerReady, None),
             // The verdict that follows says it all.
             Of::Exited { .. } => return tracing::debug!("{slot}: {text}"),
-            Of::Judged(verdict) => (Kind::WorkerEnded, Some(verdict.kind().name())),
+            Of::Judged(verdict) => {
+                let kind = match verdict.what {
+                    worker::What::Ended { .. } => Kind::WorkerEnded,
+                    worker::What::StartFailed { .. } => Kind::WorkerStartFailed,
+                    worker::What::StaleJob(_) => Kind::StaleJob,
+                };
+                (kind, Some(verdict.kind().name()))
+            }
             Of::StopBegun { .. } | Of::RungSent { .. } => (Kind::WorkerStopping, None),
             Of::MemorySignal { .. } => (Kind::WorkerMemory, Some("memory")),
             Of::BackedOff { .. } => return tracing::debug!("{slot}: {text}"),
@@ -90,6 +115,9 @@ impl Telling {
         let mut happening = Happening::new(kind, text).slot(slot);
         if let Some(verdict) = verdict {
             happening = happening.verdict(verdict);
+        }
+        if let Some(start) = start_of(what) {
+            happening = happening.with("start", start.0);
         }
         if let Of::Started { process, .. } | Of::Adopted { process, .. } = what {
             happening = happening.with("pid", process.pid);
@@ -170,5 +198,22 @@ impl Telling {
 
     pub(crate) fn left(&mut self) {
         self.say(Kind::AgentStopped, "everything is stopped; selfstart ends");
+    }
+}
+
+/// Which start of its slot a happening is about.
+fn start_of(what: &worker::Happening) -> Option<StartNo> {
+    use worker::Happening as Of;
+    match what {
+        Of::Started { start, .. }
+        | Of::Adopted { start, .. }
+        | Of::Ready { start, .. }
+        | Of::Exited { start, .. }
+        | Of::StopBegun { start, .. }
+        | Of::RungSent { start, .. }
+        | Of::MemorySignal { start, .. }
+        | Of::StaleJobFound { start, .. } => Some(*start),
+        Of::Judged(verdict) => Some(verdict.start),
+        Of::BackedOff { .. } | Of::Quarantined { .. } | Of::Paused | Of::Resumed => None,
     }
 }

@@ -39,6 +39,9 @@ const AGENT_STEADY: Duration = Duration::from_secs(2);
 const AGENT_BACKOFF: [Duration; 5] =
     [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
 
+/// So many agents in a row that did not stay up: none will see to an orderly end.
+const HOPELESS: usize = 4;
+
 /// Messages taken in one turn, so that signals and exits are seen in between.
 const MESSAGES_A_TURN: usize = 128;
 
@@ -104,6 +107,8 @@ struct Keeper {
     agent_failures: usize,
     last_agent: Option<Ended>,
     next_agent: MonoTime,
+    /// Whether selfstart was told to end: every agent that comes hears it, not only the one that heard it first.
+    leaving: bool,
     quit: Option<u8>,
     buffer: Vec<u8>,
 }
@@ -138,6 +143,7 @@ pub(crate) fn run(agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
         agent_failures: 0,
         last_agent: None,
         next_agent: clock::now(),
+        leaving: false,
         quit: None,
         buffer: Vec::new(),
     };
@@ -167,9 +173,17 @@ impl Keeper {
     /// Waits for something, deals with all of it, tells the agent.
     fn turn(&mut self) -> Result<(), KeeperError> {
         if self.agent.is_none() && clock::now() >= self.next_agent {
-            self.start_agent()?;
+            if let Err(error) = self.start_agent() {
+                // Out of descriptors, say: the workers are minded no worse for trying again.
+                complain(&error.to_string());
+                self.plan_agent(clock::now());
+            }
         }
-        let wait = self.agent.is_none().then(|| clock::now().until(self.next_agent) + Duration::from_millis(1));
+        self.leave_without_agent();
+        let agent = self.agent.is_none().then(|| clock::now().until(self.next_agent) + Duration::from_millis(1));
+        // What could not be looked at or opened is tried again.
+        let clearing = self.table.is_clearing().then_some(Duration::from_secs(1));
+        let wait = agent.into_iter().chain(clearing).min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let timeout = wait.and_then(|wait| rustix::event::Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
@@ -200,7 +214,11 @@ impl Keeper {
     fn take_signals(&mut self, ended: &mut Vec<Key>) -> Result<(), KeeperError> {
         while let Some(number) = self.signals.next().map_err(doing("read signals"))? {
             if number != libc::SIGCHLD {
-                self.notes.push_back(Note::Signalled(number));
+                self.leaving = self.leaving || matches!(number, libc::SIGTERM | libc::SIGINT);
+                // Two of a kind say all that many would.
+                if self.notes.iter().filter(|note| matches!(note, Note::Signalled(noted) if *noted == number)).count() < 2 {
+                    self.notes.push_back(Note::Signalled(number));
+                }
             }
         }
         while let Some((pid, how)) = process::reap().map_err(doing("reap"))? {
@@ -231,7 +249,8 @@ impl Keeper {
         }
         let left = self.table.leftovers(&ended);
         for key in ended {
-            self.table.set_tree_gone(&key, !left.contains_key(&key));
+            // What could not be looked at is not gone.
+            self.table.set_tree_gone(&key, left.as_ref().is_ok_and(|left| !left.contains_key(&key)));
             self.notes.push_back(Note::Exited(key));
         }
     }
@@ -242,7 +261,10 @@ impl Keeper {
         if clearing.is_empty() {
             return;
         }
-        let left = self.table.leftovers(&clearing);
+        let left = match self.table.leftovers(&clearing) {
+            Ok(left) => left,
+            Err(error) => return complain(&format!("what is left of ended workers cannot be seen: {error}")),
+        };
         for key in clearing {
             match left.get(&key) {
                 None => {
@@ -274,6 +296,24 @@ impl Keeper {
             }
         }
         killed
+    }
+
+    /// Told to end, with an agent that cannot come up to see to it: asks the workers itself, and ends when they have.
+    fn leave_without_agent(&mut self) {
+        if !self.leaving || self.agent_failures < HOPELESS || self.quit.is_some() {
+            return;
+        }
+        let left = self.table.running_children();
+        if left.is_empty() {
+            complain("no agent comes up, and nothing runs any more: ending");
+            self.quit = Some(1);
+        }
+        for key in left {
+            // Those that have it already are not hurt by a second one.
+            if let Some(error) = self.table.signal(&key, libc::SIGTERM) {
+                complain(&format!("{key} could not be signalled: {error}"));
+            }
+        }
     }
 
     /// Starts an agent at the other end of a new line.
@@ -325,7 +365,8 @@ impl Keeper {
 
     /// The agent has ended: hear what it said last, then have another started.
     fn agent_ended(&mut self, how: Ended) {
-        self.hear();
+        // All that it said before it ended counts, its last word most.
+        while self.hear() && self.quit.is_none() {}
         if let Some(agent) = self.agent.take() {
             unwatch(&self.epoll, &agent.line);
             self.plan_agent(agent.since);
@@ -345,28 +386,33 @@ impl Keeper {
         self.next_agent = now + AGENT_BACKOFF[self.agent_failures.min(AGENT_BACKOFF.len() - 1)];
     }
 
-    /// Takes what the agent has sent, up to a turn's worth.
-    fn hear(&mut self) {
+    /// Takes what the agent has sent, up to a turn's worth; returns whether there may be more.
+    fn hear(&mut self) -> bool {
         let mut buffer = std::mem::take(&mut self.buffer);
+        let mut more = true;
         for _ in 0..MESSAGES_A_TURN {
-            let Some(agent) = &self.agent else { break };
+            let Some(agent) = &self.agent else {
+                more = false;
+                break;
+            };
             let fds = match packet::receive(agent.line.as_fd(), &mut buffer) {
                 Ok(fds) => fds,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    // It ended without having read everything: its exit starts the next.
-                    unwatch(&self.epoll, &agent.line);
-                    break;
-                }
+                // It ended without having read everything; what it said before comes after this.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
                 Err(error) => {
-                    complain(&format!("the line to the agent failed: {error}"));
-                    self.end_agent();
+                    more = false;
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        complain(&format!("the line to the agent failed: {error}"));
+                        self.end_agent();
+                    }
                     break;
                 }
             };
             if buffer.is_empty() {
-                // The other end is closed: it has ended, or is about to; its exit starts the next.
+                // The other end is closed. One that has closed its line minds nothing any more, whether it ends by itself or not.
                 unwatch(&self.epoll, &agent.line);
+                self.end_agent();
+                more = false;
                 break;
             }
             match decode::<Ask>(&buffer) {
@@ -374,6 +420,7 @@ impl Keeper {
                 Err(error) => {
                     complain(&format!("the agent said something else: {error}"));
                     self.end_agent();
+                    more = false;
                     break;
                 }
             }
@@ -382,6 +429,7 @@ impl Keeper {
         buffer.clear();
         buffer.shrink_to(BUFFER_BYTES);
         self.buffer = buffer;
+        more
     }
 
     /// Ends an agent that cannot be understood; its exit starts the next.
@@ -402,8 +450,14 @@ impl Keeper {
             }
             Ask::SignalJob { pid, start_ticks, title, number } => signal_job(ProcessId { pid, start_ticks }, &title, number),
             Ask::KillTree { key } => {
-                let everyone = self.table.tree(&key);
-                self.kill_all(&everyone);
+                // The main process is ours to signal even when nobody else can be seen.
+                self.table.signal(&key, libc::SIGKILL);
+                match self.table.tree(&key) {
+                    Ok(everyone) => {
+                        self.kill_all(&everyone);
+                    }
+                    Err(error) => complain(&format!("the tree of {key} cannot be seen: {error}")),
+                }
             }
             Ask::ClearTree { key } => {
                 if !self.table.clear(&key) {
@@ -412,7 +466,7 @@ impl Keeper {
                 }
             }
             Ask::Forget { key } => self.table.forget(&key),
-            Ask::Adopt { root } => self.adopt(root),
+            Ask::Adopt { root, known } => self.adopt(root, &known),
             Ask::Keep { name } => {
                 if let Some(fd) = fds.pop() {
                     self.kept.insert(name, fd);
@@ -441,6 +495,9 @@ impl Keeper {
         }
         self.notes.extend(self.kept.keys().cloned().map(Note::Kept));
         self.notes.push_back(Note::Listed);
+        if self.leaving && !signals.iter().any(|note| matches!(note, Note::Signalled(libc::SIGTERM | libc::SIGINT))) {
+            self.notes.push_back(Note::Signalled(libc::SIGTERM));
+        }
         self.notes.extend(signals);
     }
 
@@ -478,6 +535,13 @@ impl Keeper {
         let size = usize::try_from(start.pipe_bytes).unwrap_or(0);
         let (out, worker_out) = process::output_pipe(size).map_err(pipes)?;
         let (err, worker_err) = process::output_pipe(size).map_err(pipes)?;
+        if let Some((uid, gid, _)) = &start.user {
+            // So that the worker may open /dev/stdout and /dev/stderr, which many programs log to.
+            for pipe in [&worker_out, &worker_err] {
+                let owner = (rustix::process::Uid::from_raw(*uid), rustix::process::Gid::from_raw(*gid));
+                rustix::fs::fchown(pipe, Some(owner.0), Some(owner.1)).map_err(|error| pipes(error.into()))?;
+            }
+        }
         let credentials = start.user.clone().map(|(uid, gid, groups)| Credentials { uid, gid, groups });
         let pid = self.spawner.spawn(&mut Spawn {
             programs: &programs,
@@ -496,12 +560,12 @@ impl Keeper {
         })?;
         // Not reaped yet, so it is there even if it has ended already.
         let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
-        Ok(Child::new(ProcessId { pid, start_ticks }, None, vec![(1, out), (2, err)], start.root.clone()))
+        Ok(Child::new(ProcessId { pid, start_ticks }, None, vec![(1, out), (2, err)], start.root.clone(), start.note.clone()))
     }
 
     /// Takes over the children of an earlier keeper.
-    fn adopt(&mut self, root: String) {
-        for (key, id, child) in table::survivors(&root, &self.table) {
+    fn adopt(&mut self, root: String, known: &[(Key, i32, u64)]) {
+        for (key, id, child) in table::survivors(&root, known, &self.table) {
             let mut life = None;
             if let Some(pidfd) = &child {
                 let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
@@ -511,14 +575,18 @@ impl Keeper {
             } else {
                 life = Some(Life::Ended { how: Ended::Unknown, at: clock::now(), tree_gone: false });
             }
+            let gone = life.is_some();
             let mut streams = Vec::new();
-            for number in [1, 2] {
+            // A main process that is gone has left its number to anybody.
+            for number in [1, 2].into_iter().filter(|_| !gone) {
                 if let Ok(Some(fd)) = process::reopen_output(id.pid, i32::from(number)) {
                     streams.push((number, fd));
                 }
             }
-            let gone = life.is_some();
-            let mut adopted = Child::new(id, Some(child), streams, root.clone());
+            if !gone && process::stat(id.pid).is_ok_and(|seen| seen.start_ticks != id.start_ticks) {
+                streams.clear();
+            }
+            let mut adopted = Child::new(id, Some(child), streams, root.clone(), String::new());
             if let Some(life) = life {
                 adopted.life = life;
             }
@@ -577,6 +645,7 @@ impl Keeper {
                     start_ticks: child.id.start_ticks,
                     adopted: child.adopted,
                     streams,
+                    note: child.note.clone(),
                 };
                 Some((tell, child.streams.iter().map(|(_, fd)| fd.as_fd()).collect()))
             }

@@ -67,6 +67,8 @@ pub(crate) enum Ask {
     Adopt {
         /// The root, as it stands in their environment.
         root: String,
+        /// Those that the agent remembers (name, number, start): some programs write over their environment (`setproctitle`).
+        known: Vec<(Key, i32, u64)>,
     },
     /// Keep the descriptor that comes along, under this name, in place of an earlier one: it outlives the agent.
     Keep {
@@ -112,6 +114,8 @@ pub(crate) struct Start {
     pub(crate) pipe_bytes: u32,
     /// Workers outlive the keeper; helpers do not, and get what the descriptor that comes along holds as standard input.
     pub(crate) helper: bool,
+    /// Told back with the child: what a later agent must know of it, also when it has ended. It means nothing to the keeper.
+    pub(crate) note: String,
 }
 
 /// What the keeper tells.
@@ -131,6 +135,8 @@ pub(crate) enum Tell {
         adopted: bool,
         /// The descriptors that come with this: 1 for standard output, 2 for standard error.
         streams: Vec<u8>,
+        /// The note that came with its [`Start`]; empty when an earlier keeper started it.
+        note: String,
     },
     /// A descriptor that was kept.
     Kept {
@@ -237,13 +243,14 @@ mod tests {
                 umask: Some(0o22),
                 pipe_bytes: 65_536,
                 helper: false,
+                note: "3 r".into(),
             })),
             Ask::Signal { key: key(), number: 15 },
             Ask::SignalJob { pid: 1, start_ticks: 2, title: b"resque-3".to_vec(), number: 9 },
             Ask::KillTree { key: key() },
             Ask::ClearTree { key: key() },
             Ask::Forget { key: key() },
-            Ask::Adopt { root: "/srv".into() },
+            Ask::Adopt { root: "/srv".into(), known: vec![(key(), 4711, 99)] },
             Ask::Keep { name: "control".into() },
             Ask::Notify { state: "READY=1".into() },
             Ask::Quit { code: 78 },

@@ -27,14 +27,15 @@ pub(super) struct Child {
     pub(super) streams: Vec<(u8, OwnedFd)>,
     pub(super) life: Life,
     root: String,
+    pub(super) note: String,
     /// While its tree is being cleared: how many were killed.
     clearing: Option<u32>,
 }
 
 impl Child {
     /// `adopted` holds the pidfd of a process that is not our child, or nothing when that has ended already.
-    pub(super) fn new(id: ProcessId, adopted: Option<Option<OwnedFd>>, streams: Vec<(u8, OwnedFd)>, root: String) -> Self {
-        Self { id, adopted: adopted.is_some(), pidfd: adopted.flatten(), streams, life: Life::Running, root, clearing: None }
+    pub(super) fn new(id: ProcessId, adopted: Option<Option<OwnedFd>>, streams: Vec<(u8, OwnedFd)>, root: String, note: String) -> Self {
+        Self { id, adopted: adopted.is_some(), pidfd: adopted.flatten(), streams, life: Life::Running, root, note, clearing: None }
     }
 
     fn running(&self) -> bool {
@@ -79,6 +80,9 @@ impl Table {
         let child = self.children.get_mut(&key)?;
         child.life = Life::Ended { how, at, tree_gone: false };
         child.pidfd = None;
+        if child.clearing.is_some() {
+            self.clearing.insert(key.clone());
+        }
         Some(key)
     }
 
@@ -114,7 +118,11 @@ impl Table {
                 self.clearing.insert(key.to_owned());
                 true
             }
-            Some(_) => true,
+            // Asked too early: it begins when the main process has ended.
+            Some(child) => {
+                child.clearing.get_or_insert(0);
+                true
+            }
             None => false,
         }
     }
@@ -140,7 +148,10 @@ impl Table {
     pub(super) fn forget(&mut self, key: &str) {
         self.clearing.remove(key);
         if let Some(child) = self.children.remove(key) {
-            self.running.remove(&child.id.pid);
+            // The number may be another child's by now.
+            if self.running.get(&child.id.pid).is_some_and(|owner| owner == key) {
+                self.running.remove(&child.id.pid);
+            }
         }
     }
 
@@ -148,17 +159,20 @@ impl Table {
     ///
     /// What a dead child of ours leaves comes to us, its subreaper, before the child can be reaped. So when we have no children that we do
     /// not know, nothing is left, and that is one read however many have ended.
-    pub(super) fn leftovers(&self, ended: &[Key]) -> BTreeMap<Key, Vec<ProcessId>> {
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read: then nothing is known.
+    pub(super) fn leftovers(&self, ended: &[Key]) -> io::Result<BTreeMap<Key, Vec<ProcessId>>> {
         let ours = ended.iter().all(|key| self.children.get(key).is_none_or(|child| !child.adopted));
         if ours {
             if let Ok(children) = process::children() {
                 let strangers = children.into_iter().filter(|pid| !self.running.contains_key(pid) && self.agent != Some(*pid));
                 if !strangers.into_iter().any(|pid| self.is_of(pid, ended)) {
-                    return BTreeMap::new();
+                    return Ok(BTreeMap::new());
                 }
             }
         }
-        let Ok(everyone) = process::everyone() else { return BTreeMap::new() };
+        let everyone = process::everyone()?;
         let mut left = BTreeMap::new();
         for key in ended {
             let tree = self.members(key, &everyone);
@@ -166,7 +180,17 @@ impl Table {
                 left.insert(key.clone(), tree);
             }
         }
-        left
+        Ok(left)
+    }
+
+    /// Whether a tree is being cleared.
+    pub(super) fn is_clearing(&self) -> bool {
+        !self.clearing.is_empty()
+    }
+
+    /// Everyone whose main process lives.
+    pub(super) fn running_children(&self) -> Vec<Key> {
+        self.running.values().cloned().collect()
     }
 
     /// Whether a child of ours that we did not start is left over from one of the ended.
@@ -182,14 +206,25 @@ impl Table {
     }
 
     /// Returns a child's whole tree, its main process included while it lives.
-    pub(super) fn tree(&self, key: &str) -> Vec<ProcessId> {
-        process::everyone().map(|everyone| self.members(key, &everyone)).unwrap_or_default()
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub(super) fn tree(&self, key: &str) -> io::Result<Vec<ProcessId>> {
+        Ok(self.members(key, &process::everyone()?))
     }
 
     /// Who belongs to a child: its main process, its session, whoever carries its name in the environment and has lost its parent, and
     /// all that descends from these.
     fn members(&self, key: &str, everyone: &[(i32, Stat)]) -> Vec<ProcessId> {
         let Some(child) = self.children.get(key) else { return Vec::new() };
+        if matches!(child.life, Life::Ended { tree_gone: true, .. }) {
+            // Since then its numbers can be anybody's.
+            return Vec::new();
+        }
+        // While a session has members its number is not given out again; so a process with that number that is not the main one shows
+        // that the session is another's.
+        let leader = everyone.iter().find(|(pid, _)| *pid == child.id.pid);
+        let own_session = leader.is_none_or(|(_, stat)| stat.start_ticks == child.id.start_ticks);
         let me = i32::try_from(std::process::id()).unwrap_or(0);
         let alive = |stat: &Stat| !stat.zombie;
         let mut member: BTreeMap<i32, u64> = BTreeMap::new();
@@ -199,7 +234,7 @@ impl Table {
             }
             let main = child.running() && *pid == child.id.pid && stat.start_ticks == child.id.start_ticks;
             let orphan = stat.ppid == me || (child.adopted && stat.ppid != 2 && *pid != 2);
-            if main || stat.session == child.id.pid || (orphan && carries(*pid, key, &child.root)) {
+            if main || (own_session && stat.session == child.id.pid) || (orphan && carries(*pid, key, &child.root)) {
                 member.insert(*pid, stat.start_ticks);
             }
         }
@@ -246,8 +281,15 @@ fn name_in(value: &str) -> Option<Name<'_>> {
 
 /// Finds the children of earlier keepers of this root that `table` does not have: with a pidfd those whose main process lives, without
 /// one those of which only something is left.
-pub(super) fn survivors(root: &str, table: &Table) -> Vec<(Key, ProcessId, Option<OwnedFd>)> {
+pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) -> Vec<(Key, ProcessId, Option<OwnedFd>)> {
     let mut mains: BTreeMap<Key, (ProcessId, Option<OwnedFd>)> = BTreeMap::new();
+    for (key, pid, start_ticks) in known.iter().filter(|(key, ..)| !table.has(key)) {
+        let id = ProcessId { pid: *pid, start_ticks: *start_ticks };
+        // Refused when the number is another process's by now.
+        if let Ok(pidfd) = process::open(id) {
+            mains.insert(key.clone(), (id, Some(pidfd)));
+        }
+    }
     for (pid, stat) in process::everyone().unwrap_or_default() {
         let Some(value) = process::variable(pid, KEY_VARIABLE) else { continue };
         let Some(name) = name_in(&value).filter(|name| name.root == root && !table.has(name.key)) else { continue };

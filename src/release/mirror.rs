@@ -249,7 +249,8 @@ fn check_local(path: &Path) -> Result<(), Failure> {
             Err(Failure::new(ErrorKind::Refused, format!("`{}` cannot be read", path.display()))
                 .hint("the app's user needs the right to read it"))
         }
-        Err(_) => Err(Failure::new(ErrorKind::NotFound, format!("there is no repository at `{}`", path.display()))),
+        // Not `NotFound`, which is tried again slowly: at boot the disk that it is on may not be mounted yet.
+        Err(_) => Err(Failure::new(ErrorKind::Unreachable, format!("there is no repository at `{}`", path.display()))),
     }
 }
 

@@ -78,6 +78,20 @@ pub(crate) fn signal_child(pid: i32, number: i32) -> io::Result<()> {
     if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
 }
 
+/// Starts a command in a session of its own, so that a terminal's signals do not reach it, and with TERM for it when the thread that
+/// starts it is gone, however that ended.
+pub(crate) fn apart(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only two system calls are made; nothing is allocated and no lock is taken.
+    #[expect(unsafe_code, reason = "no safe way to a session before exec")]
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?)
+        });
+    }
+}
+
 /// Opens a process by number and start, so that it can be signalled and awaited whatever happens to the number.
 ///
 /// # Errors

@@ -61,6 +61,8 @@ kinds! {
     WorkerAdopted = "worker_adopted", Info;
     /// A worker was started.
     WorkerStarted = "worker_started", Info;
+    /// A worker could not be started.
+    WorkerStartFailed = "worker_start_failed", Error;
     /// A worker is ready.
     WorkerReady = "worker_ready", Info;
     /// A worker is being stopped.

@@ -155,7 +155,7 @@ impl Pool {
     fn take(&mut self, number: u32, target: &Arc<Target>, turn: &mut Turn<'_>) {
         let (Some(entry), Some(rollout)) = (self.entry(number), &self.rollout) else { return };
         let why = rollout.why.clone();
-        let (way, well) = (self.way(&entry.slot, target), is_well(&entry.slot));
+        let (way, well) = (self.way(&entry.slot, target), is_well(&entry.slot) && (!entry.unproven || entry.slot.ready_since().is_some()));
         let waits_well = entry.slot.waits_until().is_some() && !entry.slot.waits_after_crash() && well;
         let vote = match way {
             Way::Already => Vote::No,
@@ -163,6 +163,9 @@ impl Pool {
             Way::Retarget | Way::Replace if well => Vote::Yes,
             Way::Start | Way::Retarget | Way::Replace => Vote::No,
         };
+        if let Some(entry) = self.entry_mut(number) {
+            entry.unproven = vote == Vote::No && way != Way::Already;
+        }
         self.set_part(number, Part::Moving(vote), turn);
         if let Some(rollout) = &mut self.rollout {
             rollout.moving += 1;
@@ -190,6 +193,9 @@ impl Pool {
             return;
         }
         self.leave_rollout(number, turn);
+        if let Some(entry) = self.entry_mut(number).filter(|_| settled) {
+            entry.unproven = false;
+        }
         let Some(rollout) = &mut self.rollout else { return };
         if settled {
             rollout.ready += 1;

@@ -33,6 +33,9 @@ pub struct SavedSlot {
     pub slot: Saved,
     /// Whether it should have a worker.
     pub wanted: Wanted,
+    /// Whether it was taken by a rollout without a vote, and has not settled since.
+    #[serde(default)]
+    pub unproven: bool,
 }
 
 impl Pool {
@@ -42,7 +45,7 @@ impl Pool {
         SavedPool {
             generation: self.generation,
             target: self.target.as_deref().cloned(),
-            slots: self.slots.iter().map(|entry| SavedSlot { slot: entry.slot.saved(), wanted: entry.wanted }).collect(),
+            slots: self.slots.iter().map(|entry| SavedSlot { slot: entry.slot.saved(), wanted: entry.wanted, unproven: entry.unproven }).collect(),
             oldest: self.oldest,
             failed: self.failed,
             scaled: self.scaled,
@@ -69,9 +72,9 @@ impl Pool {
             .slots
             .into_iter()
             .take(MAX_COUNT as usize)
-            .map(|SavedSlot { slot, wanted }| {
+            .map(|SavedSlot { slot, wanted, unproven }| {
                 let slot = Slot::recall(slot);
-                Entry { deadline: worker::next_deadline(&slot), slot, wanted, ..Entry::default() }
+                Entry { deadline: worker::next_deadline(&slot), slot, wanted, unproven, ..Entry::default() }
             })
             .collect();
         // `Reloaded` makes it fit the policy: by what it finds, slots are started or stopped.
@@ -88,7 +91,7 @@ impl SavedPool {
     /// stopped or paused by hand is so no more.
     #[must_use]
     pub fn after_reboot(self) -> Self {
-        let fresh = |SavedSlot { slot, .. }| SavedSlot { slot: slot.after_reboot(), wanted: Wanted::Running };
+        let fresh = |SavedSlot { slot, .. }| SavedSlot { slot: slot.after_reboot(), wanted: Wanted::Running, unproven: false };
         Self { slots: self.slots.into_iter().map(fresh).collect(), wanted: Wanted::Running, minding: Minding::Minded, ..self }
     }
 }

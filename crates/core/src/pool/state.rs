@@ -81,6 +81,9 @@ pub(super) struct Entry {
     pub(super) slot: Slot,
     pub(super) wanted: Wanted,
     pub(super) part: Part,
+    /// It was taken without a vote, and has not settled since. A later rollout may find it just started and without a crash yet, which is
+    /// no sign that it is well: an update cut short is taken up again with another generation.
+    pub(super) unproven: bool,
     /// What stands in [`Pool::deadlines`].
     pub(super) deadline: Option<MonoTime>,
 }

@@ -3,7 +3,7 @@
 use std::mem;
 use std::sync::Arc;
 
-use super::event::{Dropped, Effect, Event, Scale, Which};
+use super::event::{Dropped, Effect, Event, RestartWhy, Scale, Which};
 use super::rollout::Part;
 use super::state::{Drain, Entry, Pool, Scaled, Wanted};
 use crate::id::Generation;
@@ -91,11 +91,14 @@ impl Pool {
                 self.recount();
             }
             Event::Restart { which: Which::All, why } => {
-                self.wanted = Wanted::Running;
-                for number in self.numbers(Which::All) {
-                    self.set_wanted(number, Wanted::Running);
+                // A changed configuration is no reason to start what an operator has stopped.
+                if why == RestartWhy::Operator {
+                    self.wanted = Wanted::Running;
+                    for number in self.numbers(Which::All) {
+                        self.set_wanted(number, Wanted::Running);
+                    }
+                    self.recount();
                 }
-                self.recount();
                 if let Some(Target { release, revision, .. }) = self.target.as_deref().cloned() {
                     self.new_target(|generation| Target { generation, release, revision }, turn);
                     self.oldest = self.generation;

@@ -186,23 +186,33 @@ impl Slot {
             }
 
             // The agent came back.
-            (State::Recalled { target, plan: Recall::Clear { end, after }, .. }, Event::Adopted { start, .. }) => {
+            (State::Recalled { start: recalled, target, plan: Recall::Clear { end, after } }, Event::Adopted { start, .. })
+                if start == recalled =>
+            {
                 turn.act(Effect::ClearTree { start });
                 State::Clearing { start, target, end, after }
             }
             (
-                State::Recalled { plan: Recall::Stop { order, ladder }, .. },
+                State::Recalled { start: recalled, plan: Recall::Stop { order, ladder }, .. },
                 Event::Adopted { start, process, target, since, ready_since },
-            ) => {
+            ) if start == recalled => {
                 let worker = self.adopted(start, process, target, since, turn);
                 match ladder {
                     Some(ladder) => State::Stopping { worker, ready: ready_since, order, ladder },
                     None => Self::begin_stop(worker, ready_since, order, Manner::Ladder, turn),
                 }
             }
-            (State::Recalled { plan: Recall::Mind { ready }, .. }, Event::Adopted { start, process, target, since, ready_since }) => {
+            (
+                State::Recalled { start: recalled, plan: Recall::Mind { ready }, .. },
+                Event::Adopted { start, process, target, since, ready_since },
+            ) if start == recalled => {
                 let worker = self.adopted(start, process, target, since, turn);
                 self.mind_again(worker, ready_since.or(ready), turn)
+            }
+            // A later start than the one that was saved: what was saved says nothing about it.
+            (State::Recalled { start: recalled, .. }, Event::Adopted { start, process, target, since, ready_since }) if start > recalled => {
+                let worker = self.adopted(start, process, target, since, turn);
+                self.mind_again(worker, ready_since, turn)
             }
             // What was saved is older than what lives.
             (

@@ -1,0 +1,201 @@
+//! Hands and eyes: every verb, on a node that runs.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::node::{Node, QUICK, alive, text_of};
+
+#[test]
+fn stop_start_restart_and_scale_answer_when_it_is_so() {
+    let node = Node::with_pools(&format!(
+        "  a: {{command: '@FIXTURE@', count: 2, group: both, {QUICK}}}\n  b: {{command: '@FIXTURE@', group: both, {QUICK}}}"
+    ));
+    let (a, b) = (node.pids("a"), node.pids("b"));
+    node.cli(&["stop", "a/1"]).exits(0);
+    assert!(!alive(a[1]) && alive(a[0]));
+    node.same(node.slots("a")[1]["state"].clone(), "stopped".into());
+    node.cli(&["start", "a"]).exits(0);
+    node.same(node.slots("a")[1]["state"].clone(), "ready".into());
+    node.same(node.pids("a")[0], a[0]);
+    node.cli(&["start", "a"]).exits(0);
+
+    let before = node.pids("a");
+    node.cli(&["restart", "a"]).exits(0);
+    let after = node.pids("a");
+    assert!(after.len() == 2 && after.iter().all(|pid| !before.contains(pid)), "{before:?} {after:?}");
+    node.same(node.pids("b"), b.clone());
+
+    node.cli(&["scale", "a=4"]).exits(0);
+    node.same(node.pids("a").len(), 4);
+    node.same(node.look("/pools/0/ready"), 4.into());
+    node.cli(&["scale", "a=1"]).exits(0);
+    node.same(node.pids("a"), vec![after[0]]);
+    let scaled = node.since(0, &["worker_ended"]).into_iter().filter(|end| end["verdict"] == "scale").count();
+    node.same(scaled, 3);
+    // Kept over a deploy, until told otherwise.
+    node.commit(&[]);
+    node.cli(&["deploy"]).exits(0);
+    node.same(node.look("/pools/0/wanted"), 1.into());
+    node.cli(&["scale", "a=config"]).exits(0);
+    node.same(node.pids("a").len(), 2);
+
+    node.cli(&["stop", "both"]).exits(0);
+    node.same(node.processes(), vec![]);
+    node.cli(&["start", "both"]).exits(0);
+    node.same(node.pids("a").len() + node.pids("b").len(), 3);
+    node.cli(&["stop"]).exits(0);
+    node.cli(&["stop"]).exits(0);
+    node.cli(&["start"]).exits(0);
+    node.cli(&["wait", "--ready", "--timeout", "20s"]).exits(0);
+}
+
+#[test]
+fn wrong_names_are_refused_with_the_nearest_one_and_no_agent_is_told_as_such() {
+    let node = Node::with_pools(&format!("  checkins: {{command: '@FIXTURE@', {QUICK}}}"));
+    for words in [["restart", "chekins"].as_slice(), &["stop", "chekins/0"], &["signal", "chekins", "HUP"], &["scale", "chekins=2"]] {
+        node.cli(words).exits(2).says(&["chekins", "checkins"]);
+    }
+    node.cli(&["stop", "checkins/7"]).exits(2);
+    node.cli(&["signal", "checkins", "NOSUCH"]).exits(2);
+    node.cli(&["scale", "checkins=many"]).exits(2);
+    node.cli(&["dploy"]).exits(2);
+    node.cli(&["deploy", "--ref", "no-such-branch"]).exits(1).says(&["no-such-branch"]);
+    node.same(node.slots("checkins")[0]["state"].clone(), "ready".into());
+    node.signal_keeper(Signal::TERM);
+    node.ended();
+    for words in [["status"].as_slice(), &["deploy"], &["stop"], &["wait", "--ready", "--timeout", "200ms"]] {
+        node.cli(words).exits(3);
+    }
+}
+
+#[test]
+fn a_paused_pool_is_left_alone_and_a_signal_reaches_the_main_process() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@ --print-on-term bye', {QUICK}}}\n  v: {{command: '@FIXTURE@', {QUICK}}}"));
+    let pid = node.pid("w");
+    node.cli(&["pause", "w"]).exits(0);
+    node.state("w", "paused");
+    assert!(alive(pid));
+    let mark = node.mark();
+    node.cli(&["signal", "w/0", "TERM"]).exits(0).says(&["TERM"]);
+    node.until("its end", || (!alive(pid)).then_some(()));
+    let end = node.told(mark, "worker_ended", "");
+    assert!(text_of(&end).contains("paused, so not restarted"), "{end}");
+    node.state("w", "paused");
+    assert!(node.since(mark, &["worker_started"]).is_empty());
+    node.cli(&["resume", "w"]).exits(0);
+    assert_ne!(node.pid("w"), pid);
+    node.state("v", "ready");
+}
+
+#[test]
+fn a_drained_node_answers_and_starts_nothing_until_told_to() {
+    let node = Node::with_pools(&format!("  a: {{command: '@FIXTURE@', {QUICK}}}\n  b: {{command: '@FIXTURE@', after: [a], {QUICK}}}"));
+    let mark = node.mark();
+    node.cli(&["drain"]).exits(0);
+    node.same(node.look("/agent/state"), "drained".into());
+    node.same(node.processes(), vec![]);
+    let ends = node.since(mark, &["worker_ended"]);
+    let order: Vec<&str> = ends.iter().filter_map(|end| end["pool"].as_str()).collect();
+    node.same(order, vec!["b", "a"]);
+    node.commit(&[]);
+    node.cli(&["deploy"]).exits(4).says(&["drain"]);
+    node.cli(&["drain"]).exits(0);
+    node.same(node.processes(), vec![]);
+    node.cli(&["start"]).exits(0);
+    node.same(node.look("/agent/state"), "running".into());
+    node.cli(&["wait", "--ready", "--timeout", "20s"]).exits(0);
+    node.same(node.processes().len(), 2);
+}
+
+#[test]
+fn a_reload_restarts_only_what_changed() {
+    let pools = |count: u32, word: &str| {
+        format!("  a: {{command: '@FIXTURE@', count: {count}, {QUICK}}}\n  b: {{command: '@FIXTURE@', env: {{WORD: {word}}}, {QUICK}}}")
+    };
+    let node = Node::with_pools(&pools(1, "one"));
+    let (a, b) = (node.pid("a"), node.pid("b"));
+    node.cli(&["reload"]).exits(0);
+    node.same((node.pid("a"), node.pid("b")), (a, b));
+
+    node.configure(&pools(3, "one"), "");
+    node.cli(&["reload", "--plan"]).exits(0).says(&["pools.a"]);
+    node.same(node.pids("a").len(), 1);
+    node.cli(&["reload"]).exits(0);
+    node.until("three workers", || (node.pids("a").len() == 3).then_some(()));
+    node.same((node.pids("a")[0], node.pid("b")), (a, b));
+
+    // By a signal.
+    node.configure(&pools(3, "two"), "");
+    let mark = node.mark();
+    node.signal_keeper(Signal::HUP);
+    node.told(mark, "config_reloaded", "");
+    let end = node.told(mark, "worker_ended", "the configuration changed");
+    assert_eq!(end["pool"], "b");
+    node.until("the new environment", || {
+        let environ = fs_err::read_to_string(format!("/proc/{}/environ", node.pid("b"))).unwrap_or_default();
+        environ.contains("WORD=two").then_some(())
+    });
+    node.same(node.pids("a")[0], a);
+
+    // A broken one changes nothing.
+    let b = node.pid("b");
+    node.configure("  a: {comand: x}", "");
+    node.cli(&["reload"]).exits(78).says(&["comand", "command"]);
+    node.same((node.pids("a")[0], node.pid("b")), (a, b));
+    assert!(node.look("/notes/0").as_str().is_some_and(|note| note.contains("the running configuration is kept")));
+    node.told(mark, "config_refused", "comand");
+    node.configure(&pools(3, "two"), "");
+    node.cli(&["reload"]).exits(0);
+    node.same(node.look("/notes/0"), serde_json::Value::Null);
+
+    // A pool less, a pool more.
+    node.configure(&format!("  a: {{command: '@FIXTURE@', count: 3, {QUICK}}}\n  c: {{command: '@FIXTURE@', {QUICK}}}"), "");
+    node.cli(&["reload"]).exits(0);
+    node.until("b gone, c there", || (node.slots("b").is_empty() && node.slots("c").first()?["state"] == "ready").then_some(()));
+    assert!(!alive(b));
+    node.same(node.pids("a")[0], a);
+}
+
+#[test]
+fn logs_events_why_and_exec_show_what_is_and_was() {
+    let node = Node::with_pools("  w: {command: '@FIXTURE@ --flood 30', count: 2, env: {COLOUR: blue}, ready: {after: 50ms}}");
+    node.until("all lines", || node.text("root/log/w.1.log").contains("n=000030").then_some(()));
+    let said = node.cli(&["logs", "w/1", "-n", "3"]).exits(0);
+    let lines: Vec<&str> = said.out.lines().collect();
+    assert!(lines.len() == 3 && lines[2].contains("n=000030") && !said.out.contains("n=000027"), "{said:?}");
+    node.cli(&["logs", "-n", "100"]).exits(0).says(&["w/0", "w/1", "n=000001"]);
+    node.cli(&["events"]).exits(0).says(&["is live on all pools"]);
+    for line in node.cli(&["events", "--json"]).exits(0).out.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert!(event["schema"] == 1 && event["kind"].is_string() && event["text"].is_string() && event["at"].is_string(), "{line}");
+    }
+    node.cli(&["why", "deploy"]).exits(0).says(&["live"]);
+    let (_, release) = node.live();
+    let path = node.root("releases").join(release).display().to_string();
+    node.cli(&["exec", "--", "sh", "-c", "echo $COLOUR in $PWD as $SELFSTART_POOL; exit 7"]).exits(7).says(&[&format!("blue in {path} as w\n")]);
+    assert!(!node.cli(&["exec", "env"]).exits(0).out.contains("SELFSTART_WORKER"));
+
+    // Following: a line that comes later is shown.
+    let mut follower = node.command(&["events", "-f"]).stdout(Stdio::piped()).spawn().expect("started");
+    let mut lines = BufReader::new(follower.stdout.take().expect("piped")).lines();
+    let first = lines.next();
+    node.cli(&["stop", "w/0"]).exits(0);
+    let seen = lines.map_while(Result::ok).find(|line| line.contains("an operator asked for it"));
+    let _ = follower.kill();
+    let _ = follower.wait();
+    assert!(first.is_some() && seen.is_some());
+    node.cli(&["why", "w/0"]).exits(0).says(&["an operator asked for it"]);
+}
+
+#[test]
+fn no_wait_answers_at_once() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@ --ignore TERM', stop: [TERM 4s, KILL], {QUICK}}}"));
+    let pid = node.pid("w");
+    let said = node.cli(&["stop", "w", "--no-wait"]).exits(0);
+    assert!(said.took < Duration::from_secs(3), "{said:?}");
+    assert!(alive(pid));
+    node.state("w", "stopping");
+}

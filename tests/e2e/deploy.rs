@@ -1,0 +1,130 @@
+//! A push, and what becomes of it.
+
+use std::time::Duration;
+
+use crate::node::{Node, QUICK, shape, text_of};
+
+#[test]
+fn a_deploy_replaces_one_worker_after_the_other_each_ready_before_the_next() {
+    let node = Node::with_pools("  w: {command: '@FIXTURE@ --print-on-term bye-{slot}', count: 3, ready: {after: 150ms}}");
+    let old = node.pids("w");
+    let (_, old_release) = node.live();
+    let revision = node.commit(&[("README", "second\n")]);
+    let mark = node.mark();
+    node.cli(&["deploy"]).exits(0).says(&["is live", &revision[..7]]);
+
+    let seen = shape(&node.since(mark, &["worker_stopping", "worker_ended", "worker_started", "worker_ready"]));
+    // Begun, and TERM sent.
+    let each = |slot: u32| ["stopping", "stopping", "ended", "started", "ready"].map(|kind| format!("{slot} {kind}"));
+    node.same(seen, [each(0), each(1), each(2)].concat());
+    node.same(node.since(mark, &["switched"]).len(), 1);
+    for (slot, event) in node.since(mark, &["worker_ended"]).iter().enumerate() {
+        assert_eq!(event["verdict"], "deploy", "{event}");
+        assert!(text_of(event).contains("ended by TERM because generation 2 takes its place; restarted"), "{event}");
+        let log = fs_err::read_to_string(node.root("log").join(format!("w.{slot}.log"))).expect("a log");
+        assert!(log.contains(&format!("out bye-{slot}\n")), "{log}");
+    }
+    let (live, release) = node.live();
+    node.same(live, revision.clone());
+    assert_ne!(release, old_release);
+    for slot in node.slots("w") {
+        assert_eq!(slot["revision"], revision.as_str());
+        assert_eq!(slot["generation"], 2);
+        let pid = slot["pid"].as_i64().expect("a pid");
+        assert!(!old.contains(&i32::try_from(pid).expect("a pid")));
+        assert_eq!(fs_err::read_link(format!("/proc/{pid}/cwd")).expect("its folder"), node.root("releases").join(&release));
+    }
+
+    // Nothing new: nothing happens.
+    let (mark, pids) = (node.mark(), node.pids("w"));
+    node.cli(&["deploy"]).exits(0).says(&["is live already"]);
+    node.same(node.pids("w"), pids);
+    assert!(node.since(mark, &["deploy_started", "worker_started", "switched"]).is_empty());
+    node.cli(&["why", "w/1"]).exits(0).says(&["generation 2 takes its place"]);
+}
+
+#[test]
+fn all_at_once_replaces_them_all_before_any_is_ready() {
+    let node = Node::with_pools("  w: {command: '@FIXTURE@', count: 3, update: all_at_once, ready: {after: 300ms}}");
+    let mark = node.mark();
+    node.commit(&[]);
+    node.cli(&["deploy"]).exits(0);
+    let seen = node.since(mark, &["worker_started", "worker_ready"]);
+    let kinds: Vec<&str> = seen.iter().filter_map(|event| event["kind"].as_str()).collect();
+    node.same(kinds, [["worker_started"; 3], ["worker_ready"; 3]].concat());
+}
+
+#[test]
+fn a_failing_build_step_leaves_everything_alone_and_is_not_tried_again_until_forced_or_fixed() {
+    let node = Node::new();
+    node.commit(&[("build.sh", "#!/bin/sh\necho fine\n")]);
+    node.configure(&format!("  w: {{command: '@FIXTURE@', count: 2, {QUICK}}}"), "build: {steps: ['true', ./build.sh, 'touch after']}");
+    node.boot();
+    let (live, current, pids) = (node.live(), node.current(), node.pids("w"));
+
+    let bad = node.commit(&[("build.sh", "#!/bin/sh\necho to the log\necho the last words >&2\nexit 3\n")]);
+    let mark = node.mark();
+    let said = node.cli(&["deploy"]).exits(1).says(&["build.sh", "the last words", "3"]);
+    assert!(!said.err.contains("panic"), "{said:?}");
+    let unchanged = || {
+        node.same(node.live(), live.clone());
+        node.same(node.current(), current.clone());
+        node.same(node.pids("w"), pids.clone());
+    };
+    unchanged();
+    let error = node.look("/deploy/last_error").to_string();
+    assert!(error.contains("build.sh") && error.contains('3') && error.contains("the last words"), "{error}");
+    node.same(node.look("/deploy/quarantined/0/revision"), bad.as_str().into());
+    node.told(mark, "deploy_failed", "is quarantined");
+    node.cli(&["why", "deploy"]).exits(0).says(&["build.sh"]);
+
+    let mark = node.mark();
+    node.cli(&["deploy"]).exits(4).says(&["--force", &bad[..7]]);
+    assert!(node.since(mark, &["deploy_started"]).is_empty());
+    node.cli(&["deploy", "--force"]).exits(1).says(&["the last words"]);
+    node.same(node.since(mark, &["deploy_started"]).len(), 1);
+    unchanged();
+
+    let good = node.commit(&[("build.sh", "#!/bin/sh\necho fine again\n")]);
+    node.cli(&["deploy"]).exits(0);
+    node.same(node.live().0, good.clone());
+    node.same(node.look("/deploy/last_error"), serde_json::Value::Null);
+    assert!(node.slots("w").iter().all(|slot| slot["revision"] == good.as_str()));
+    // The failed one is kept to be looked at.
+    node.cli(&["releases"]).exits(0).says(&["failed", "live", &bad[..7]]);
+}
+
+#[test]
+fn a_release_whose_workers_end_at_once_is_rolled_back_by_itself() {
+    let node = Node::new();
+    let good = node.commit(&[("work.sh", "#!/bin/sh\nexec \"$FIXTURE\"\n")]);
+    node.configure("  w: {command: ./work.sh, count: 2, env: {FIXTURE: '@FIXTURE@'}, ready: {after: 200ms}}", "");
+    node.boot();
+    let (before, untouched) = (node.live(), node.pids("w")[1]);
+    let bad = node.commit(&[("work.sh", "#!/bin/sh\nexit 9\n")]);
+    let mark = node.mark();
+    node.cli(&["deploy"]).exits(1).says(&["9"]);
+    node.idle();
+    node.state("w", "ready");
+    node.same(node.live(), before.clone());
+    node.same(node.current(), std::path::Path::new("releases").join(&before.1));
+    node.told(mark, "rolled_back", &before.1);
+    assert!(node.slots("w").iter().all(|slot| slot["revision"] == good.as_str()));
+    // The second slot was never taken.
+    node.same(node.pids("w")[1], untouched);
+    node.same(node.look("/deploy/quarantined/0/revision"), bad.as_str().into());
+    node.cli(&["deploy"]).exits(4);
+}
+
+#[test]
+fn a_build_that_takes_too_long_ends_with_all_its_children() {
+    let node = Node::new();
+    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "build: {steps: [{run: 'test ! -e slow || @FIXTURE@ --fork 3', timeout: 1s}]}");
+    node.boot();
+    let worker = node.pid("w");
+    node.commit(&[("slow", "")]);
+    let said = node.cli(&["deploy"]).exits(1).says(&["longer than its `timeout`"]);
+    assert!(said.took < Duration::from_secs(20), "{said:?}");
+    node.until("only the worker", || (node.processes() == [worker]).then_some(()));
+    node.same(node.pid("w"), worker);
+}

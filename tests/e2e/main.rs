@@ -1,0 +1,16 @@
+//! The real binary, end to end: real git, real processes, real Redis, and a worker that misbehaves on request.
+//!
+//! Few tests, for the wiring; the edges are tested in `crates/core`. Each has a root of its own and ends all that it started. Needed:
+//! `git`, the user `nobody`, and for `redis` also `redis-server`, `node` and `npm` with its registry.
+#![expect(clippy::panic, reason = "this is how a test says what it last saw")]
+
+mod boot;
+mod commands;
+mod config;
+mod deploy;
+mod end;
+mod node;
+mod output;
+mod pools;
+mod releases;
+mod users;

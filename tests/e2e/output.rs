@@ -1,0 +1,79 @@
+//! What workers write, in files.
+
+use rustix::process::Signal;
+
+use crate::node::{Node, QUICK};
+
+#[test]
+fn lines_have_time_and_stream_and_slots_may_share_a_file() {
+    let node = Node::with_pools(&format!(
+        "  a: {{shell: 'echo of-a; echo wrong >&2; exec @FIXTURE@', count: 2, log: {{file: log/joined.log}}, {QUICK}}}\n  \
+         b: {{shell: 'echo of-b; exec @FIXTURE@', log: {{file: log/joined.log}}, {QUICK}}}"
+    ));
+    let log = node.until("all five lines", || Some(node.text("root/log/joined.log")).filter(|log| log.lines().count() >= 5));
+    for text in ["out a/0 of-a", "err a/0 wrong", "out a/1 of-a", "err a/1 wrong", "out b/0 of-b"] {
+        let lines: Vec<&str> = log.lines().filter(|line| line.ends_with(text)).collect();
+        assert_eq!(lines.len(), 1, "{text} in {log}");
+        let date = lines[0].split(' ').next().unwrap_or_default();
+        assert!(date.len() == 24 && date.ends_with('Z') && date.as_bytes()[10] == b'T', "{date}");
+    }
+    node.cli(&["logs", "b"]).exits(0).says(&["of-b"]);
+    assert!(!node.cli(&["logs", "b"]).out.contains("of-a"));
+}
+
+#[test]
+fn a_flood_is_rotated_by_size_without_a_line_cut_or_lost() {
+    let node = Node::new();
+    node.configure("  w: {command: '@FIXTURE@ --flood 60000', log: {max_size: 100KB, keep: 1000}, ready: {after: 50ms}}", "");
+    node.boot();
+    let files = || {
+        let mut files: Vec<_> = fs_err::read_dir(node.root("log"))
+            .expect("read")
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("w.0.log")))
+            .collect();
+        files.sort();
+        files
+    };
+    node.until("the last line", || node.text("root/log/w.0.log").contains(" n=060000 ").then_some(()));
+    assert!(files().len() > 20);
+    let mut numbers = Vec::new();
+    for path in files() {
+        let text = fs_err::read_to_string(&path).expect("text");
+        assert!(text.len() <= 100_000 && text.ends_with('\n'), "{} has {}", path.display(), text.len());
+        for line in text.lines() {
+            let number = line.split(" out n=").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|n| n.parse::<u32>().ok());
+            assert!(line.len() > 40 && line.contains(" pid="), "a cut line: {line}");
+            numbers.push(number.expect("a number"));
+        }
+    }
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(1..=60_000));
+}
+
+#[test]
+fn a_removed_log_is_made_anew_and_usr1_opens_logs_that_others_rotated() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@ --flood 0 50', {QUICK}}}"));
+    let log = node.root("log/w.0.log");
+    let some = |what: &str| node.until(what, || fs_err::metadata(&log).ok().filter(|it| it.len() > 0).map(drop));
+    some("the first lines");
+    fs_err::remove_file(&log).expect("removed");
+    some("a new file");
+
+    let away = node.root("log/away.log");
+    fs_err::rename(&log, &away).expect("renamed");
+    node.signal_keeper(Signal::USR1);
+    some("a file after USR1");
+    let length = || fs_err::metadata(&away).expect("there").len();
+    let before = length();
+    let lines = node.text("root/log/w.0.log").lines().count();
+    node.until("lines that go to the new file only", || (node.text("root/log/w.0.log").lines().count() > lines + 10).then_some(()));
+    node.same(length(), before);
+    // The node's own journal, too, and no line is lost between the two files.
+    let number = |text: &str, last: bool| {
+        let mut numbers = text.lines().filter_map(|line| line.split("n=").nth(1)?.split(' ').next()?.parse::<u64>().ok());
+        if last { numbers.next_back() } else { numbers.next() }
+    };
+    let (old, new) = (node.text("root/log/away.log"), node.text("root/log/w.0.log"));
+    node.same(number(&old, true).map(|n| n + 1), number(&new, false));
+}

@@ -1,0 +1,93 @@
+//! Going back, staying, and what goes.
+
+use rustix::process::Signal;
+
+use crate::node::{Node, QUICK, children_of};
+
+#[test]
+fn rollback_goes_to_the_previous_good_release_and_holds_until_unhold() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@', count: 2, {QUICK}}}"));
+    let first = node.live();
+    let second = node.commit(&[("README", "second\n")]);
+    node.cli(&["deploy"]).exits(0);
+    let live = node.live();
+    node.same(live.0.clone(), second.clone());
+    node.cli(&["rollback"]).exits(0).says(&[&first.1]);
+    node.same(node.live(), first.clone());
+    assert!(node.slots("w").iter().all(|slot| slot["release"] == first.1.as_str() && slot["state"] == "ready"));
+    node.same(node.look("/deploy/held"), true.into());
+    assert!(node.look("/deploy/hold/by").is_string());
+    node.cli(&["status"]).exits(0).says(&["held"]);
+
+    // A trigger while held is remembered.
+    let third = node.commit(&[("README", "third\n")]);
+    node.cli(&["deploy"]).exits(4).says(&["held", "unhold"]);
+    node.same(node.live(), first.clone());
+    node.cli(&["unhold"]).exits(0);
+    node.until("the newest", || (node.live().0 == third).then_some(()));
+    node.idle();
+    node.cli(&["unhold"]).exits(0);
+
+    node.cli(&["rollback", "--to", &second[..8]]).exits(0);
+    node.same(node.live(), live);
+    node.cli(&["rollback", "--to", &first.1]).exits(0);
+    node.same(node.live(), first);
+    node.cli(&["rollback", "--to", "20200101T000000Z-0000000"]).exits(1);
+    node.cli(&["hold", "--why", "a demonstration"]).exits(0);
+    node.cli(&["hold"]).exits(0);
+}
+
+#[test]
+fn old_releases_go_but_never_one_that_a_process_lives_in() {
+    let node = Node::new();
+    node.configure_raw(&format!(
+        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, keep: 2}}\npools:\n  w: {{command: '@FIXTURE@', {QUICK}}}\n"
+    ));
+    node.boot();
+    let (_, first) = node.live();
+    // Somebody's shell in the first release: not a worker.
+    let mut lodger = std::process::Command::new("sleep").arg("600").current_dir(node.root("releases").join(&first)).spawn().expect("sleep");
+    let mut names = vec![first.clone()];
+    for round in 0..4 {
+        node.commit(&[("README", &format!("{round}\n"))]);
+        node.cli(&["deploy"]).exits(0);
+        names.push(node.live().1);
+    }
+    let there = || {
+        let mut there: Vec<String> =
+            fs_err::read_dir(node.root("releases")).expect("read").filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+        there.sort();
+        there
+    };
+    node.until("two, and the lodger's", || (there() == [first.clone(), names[3].clone(), names[4].clone()]).then_some(()));
+    let listed = node.cli(&["releases", "--json"]).exits(0);
+    let listed: serde_json::Value = serde_json::from_str(&listed.out).expect("JSON");
+    let of = |name: &str| listed["releases"].as_array().and_then(|all| all.iter().find(|it| it["release"] == name)).cloned().unwrap_or_default();
+    node.same(of(&first)["used_by"].clone(), serde_json::json!([format!("pid {}", lodger.id())]));
+    node.same(of(&names[4])["used_by"].clone(), serde_json::json!(["w/0"]));
+    node.same(of(&names[4])["state"].clone(), "live".into());
+    node.cli(&["releases"]).exits(0).says(&[&names[4], "w/0"]);
+
+    lodger.kill().expect("killed");
+    lodger.wait().expect("waited");
+    node.commit(&[]);
+    node.cli(&["deploy"]).exits(0);
+    let last = node.live().1;
+    node.until("two", || (there() == [names[4].clone(), last.clone()]).then_some(()));
+}
+
+#[test]
+fn a_killed_agent_is_back_and_knows_the_same_workers() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@', count: 3, {QUICK}}}"));
+    let (pids, live) = (node.pids("w"), node.live());
+    let agent = i32::try_from(node.look("/agent/pid").as_i64().expect("a pid")).expect("a pid");
+    assert!(children_of(node.keeper()).contains(&agent));
+    let mark = node.mark();
+    crate::node::signal_to(agent, Signal::KILL);
+    node.told(mark, "agent_restarted", "");
+    node.until("the next one", || node.look("/agent/pid").as_i64().filter(|pid| *pid != i64::from(agent)));
+    node.same(node.pids("w"), pids);
+    node.same(node.live(), live);
+    node.cli(&["wait", "--ready", "--timeout", "20s"]).exits(0);
+    assert!(node.since(mark, &["worker_started", "worker_ended"]).is_empty());
+}
