@@ -27,7 +27,7 @@ use super::failure::{Failure, Stop, printing};
 use super::look::{Look, Style, clean, wrap};
 use crate::control::wire::{Failed, Outcome};
 use crate::sys::signals::{self, SignalFd};
-use crate::sys::{process, users};
+use crate::sys::{clock, process, users};
 use crate::telling::journal::{self, Filter};
 use judge::{Birth, Crash, Hang, Judged, Leak, Rollout, Row};
 use node::{Folder, Node};
@@ -140,7 +140,7 @@ struct Story {
 impl Story {
     /// Makes the folder, the repository and the configuration, and starts the node.
     fn begin(args: DemoArgs) -> Result<Self, End> {
-        let began = Instant::now();
+        let began = clock::instant();
         let look = Look::of_stdout();
         // From here on a signal is something to read, so that everything is put away when one comes.
         let signals = SignalFd::take().map_err(failing("take signals"))?;
@@ -199,7 +199,7 @@ impl Story {
         let mut crash_cued = false;
         self.cue("hang")?;
         self.cue("leak")?;
-        let began = Instant::now();
+        let began = clock::instant();
         self.wait(Duration::from_secs(15), |story| {
             let now = story.watch.now.clone();
             match job {
@@ -232,7 +232,7 @@ impl Story {
                 Some(worker) if Some(worker.process.pid) == leak.pids.0 => {
                     leak.peak = leak.peak.max(worker.bytes);
                     if passed.is_none() && worker.bytes > limit {
-                        passed = Some(Instant::now());
+                        passed = Some(clock::instant());
                         let text = format!(
                             "leaks: process {} has {} MB; its limit is {LIMIT_MB} MB",
                             worker.process.pid,
@@ -293,7 +293,7 @@ impl Story {
         let Some(agent) = old else { return Err(self.dead("it has no agent")) };
         let opened = process::open(agent).map_err(failing("find the agent"))?;
         process::signal_open(std::os::fd::AsFd::as_fd(&opened), signals::number(Signal::Kill)).map_err(failing("kill the agent"))?;
-        let began = Instant::now();
+        let began = clock::instant();
         self.tell("agent", Style::Warn, &format!("process {} gets KILL", agent.pid))?;
         let back = self.wait(PATIENCE, |story| {
             let status = story.node.status().filter(|status| status.agent.pid != agent.pid);
@@ -360,7 +360,7 @@ impl Story {
         let before = self.watch.everyone().map_err(failing("read /proc"))?.len();
         self.stopping = true;
         self.node.stop();
-        let began = Instant::now();
+        let began = clock::instant();
         self.tell("node", Style::Plain, &format!("TERM to `selfstart run`; {before} processes of workers are there"))?;
         let code = self.wait(PATIENCE, |story| Ok(story.node.ended()))?;
         let took = began.elapsed();
@@ -428,7 +428,7 @@ impl Story {
         // The first look belongs to the time before.
         self.watch.look();
         self.watch.count_from_here();
-        let began = Instant::now();
+        let began = clock::instant();
         let (mut took, mut empty): (Option<Duration>, BTreeMap<SlotName, (Instant, bool)>) = (None, BTreeMap::new());
         let outcome = self.answer(command, |story| {
             if took.is_none() && story.writing(version) == STEADY {
@@ -438,7 +438,7 @@ impl Story {
                 if story.watch.now.workers.contains_key(slot) {
                     empty.remove(slot);
                 } else {
-                    let (since, said) = empty.entry(slot.clone()).or_insert_with(|| (Instant::now(), false));
+                    let (since, said) = empty.entry(slot.clone()).or_insert_with(|| (clock::instant(), false));
                     if !*said && since.elapsed() > Duration::from_secs(1) {
                         *said = true;
                         story.tell(slot, Style::Faint, "waits: a slot is started at most once in 10 s after ends that were no crashes")?;
@@ -553,7 +553,7 @@ impl Story {
 
     /// Waits, with open eyes, for what `until` returns; `None`: not in time.
     fn wait<T>(&mut self, limit: Duration, mut until: impl FnMut(&mut Self) -> Result<Option<T>, End>) -> Result<Option<T>, End> {
-        let began = Instant::now();
+        let began = clock::instant();
         loop {
             self.turn()?;
             if let Some(found) = until(self)? {
@@ -590,7 +590,7 @@ impl Story {
     /// Time to watch, and a word on what is done meanwhile.
     fn pause(&mut self) -> Result<(), End> {
         let before = self.lines().there;
-        let began = Instant::now();
+        let began = clock::instant();
         self.wait(self.pause, |_| Ok(None::<()>))?;
         if self.pause >= Duration::from_secs(1) {
             let (jobs, bytes): (u64, u64) = (self.lines().there - before, self.watch.now.workers.values().map(|worker| worker.bytes).sum());

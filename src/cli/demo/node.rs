@@ -15,7 +15,7 @@ use selfstart_core::status::Status;
 
 use crate::control::client::{Client, ClientError};
 use crate::control::wire::{Facts, Outcome, Request};
-use crate::sys::{process, signals};
+use crate::sys::{clock, process, signals};
 
 /// A variable that the node is started with and that no worker may have.
 pub(super) const FOREIGN: &str = "DEMO_STARTED_BY";
@@ -99,7 +99,7 @@ impl Node {
 
     /// What the agent says; `None`: it does not answer now.
     pub(super) fn status(&self) -> Option<Status> {
-        let within = Some(Instant::now() + Duration::from_secs(1));
+        let within = Some(clock::instant() + Duration::from_secs(1));
         let client = Client::connect(&self.root.join("run/control.sock")).ok()?;
         match client.ask(&Request::new(Asked::Status {}), within, |_| ()).ok()? {
             Outcome::Done(done) => match done.facts? {
@@ -133,7 +133,7 @@ impl Node {
     }
 
     fn ends_within(&mut self, limit: Duration) -> bool {
-        let began = Instant::now();
+        let began = clock::instant();
         while self.ended().is_none() {
             if began.elapsed() > limit {
                 return false;
