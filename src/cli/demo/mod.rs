@@ -260,7 +260,7 @@ impl Story {
             match now.workers.get("crash/0") {
                 Some(worker) if Some(worker.process.pid) == crash.pids.0 => {}
                 found => {
-                    let at = *crashed.get_or_insert_with(Instant::now);
+                    let at = *crashed.get_or_insert_with(clock::instant);
                     if let (None, Some(worker)) = (crash.pids.1, found) {
                         crash.pids.1 = Some(worker.process.pid);
                         crash.took = Some(at.elapsed());
