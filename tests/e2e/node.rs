@@ -399,5 +399,8 @@ pub(crate) fn text_of(event: &Value) -> &str {
 
 /// `POOL/SLOT KIND` of each event.
 pub(crate) fn shape(events: &[Value]) -> Vec<String> {
-    events.iter().map(|event| format!("{} {}", event["slot"], event["kind"].as_str().unwrap_or_default().trim_start_matches("worker_"))).collect()
+    events
+        .iter()
+        .map(|event| format!("{} {}", event["slot"], event["kind"].as_str().unwrap_or_default().trim_start_matches("worker_")))
+        .collect()
 }

@@ -62,7 +62,8 @@ fn old_releases_go_but_never_one_that_a_process_lives_in() {
     node.until("two, and the lodger's", || (there() == [first.clone(), names[3].clone(), names[4].clone()]).then_some(()));
     let listed = node.cli(&["releases", "--json"]).exits(0);
     let listed: serde_json::Value = serde_json::from_str(&listed.out).expect("JSON");
-    let of = |name: &str| listed["releases"].as_array().and_then(|all| all.iter().find(|it| it["release"] == name)).cloned().unwrap_or_default();
+    let of =
+        |name: &str| listed["releases"].as_array().and_then(|all| all.iter().find(|it| it["release"] == name)).cloned().unwrap_or_default();
     node.same(of(&first)["used_by"].clone(), serde_json::json!([format!("pid {}", lodger.id())]));
     node.same(of(&names[4])["used_by"].clone(), serde_json::json!(["w/0"]));
     node.same(of(&names[4])["state"].clone(), "live".into());
