@@ -15,9 +15,18 @@ pub(crate) struct CheckArgs {
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
-    /// Show each value first, and whether the file or a default says so
-    #[arg(long)]
-    explain: bool,
+    /// Show each value first, and whether the file or a default says so; or all of them as a file that means the same
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "origins")]
+    explain: Option<Explain>,
+}
+
+/// How values are shown.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Explain {
+    /// A line each, with where it comes from
+    Origins,
+    /// The configuration with its defaults written out
+    Yaml,
 }
 
 /// What was looked at.
@@ -64,13 +73,19 @@ pub(crate) fn check(checkup: &Checkup, args: &CheckArgs) -> Result<Exit, Stop> {
         values: Option<serde_json::Value>,
     }
     let findings = checkup.findings.as_slice();
-    let explained = checkup.explained.as_ref().filter(|_| args.explain);
+    let explained = checkup.explained.as_ref().filter(|_| args.explain.is_some());
     let ok = findings.iter().all(|finding| finding.weight != Weight::Problem);
     match Format::json(args.json) {
         Format::Json => print_json(&Checked { schema: 1, ok, findings, values: explained.map(Explained::values_to_json) })?,
         Format::Text => {
-            let values = explained.map(|explained| format!("{explained}\n")).unwrap_or_default();
-            print(&(values + &render(findings, &Look::of_stdout())))?;
+            let values = explained.map(|explained| match args.explain {
+                // None that is known cannot be written; then the other form, which can.
+                Some(Explain::Yaml) => explained.to_yaml().unwrap_or_else(|_| explained.to_string()),
+                _ => format!("{explained}\n"),
+            });
+            // A file to be kept has no last word in it.
+            let last = if args.explain == Some(Explain::Yaml) && ok { String::new() } else { render(findings, &Look::of_stdout()) };
+            print(&(values.unwrap_or_default() + &last))?;
         }
     }
     Ok(if ok { Exit::Done } else { Exit::Configuration })

@@ -130,12 +130,11 @@ impl Explained {
         values.collect()
     }
 
-    /// Shows in tests that nothing is left out of the explanation: returns the whole configuration with its defaults, as a file that means the same; but for tokens and passwords that
+    /// Returns the whole configuration with its defaults, as a file that means the same; but for tokens and passwords that
     /// are written in plain: `***`.
     ///
     /// # Errors
     /// None that is known: every value here can be written.
-    #[cfg(test)]
     pub fn to_yaml(&self) -> Result<String, serde_yaml::Error> {
         let mut root = serde_yaml::Mapping::new();
         for value in self.values.iter().filter(|value| value.value != Shown::Nothing) {
@@ -146,7 +145,6 @@ impl Explained {
 }
 
 /// Puts a value at its path; maps on the way are made.
-#[cfg(test)]
 fn put(map: &mut serde_yaml::Mapping, path: &[String], value: serde_yaml::Value) {
     match path {
         [] => {}
@@ -163,7 +161,6 @@ fn put(map: &mut serde_yaml::Mapping, path: &[String], value: serde_yaml::Value)
 }
 
 impl Shown {
-    #[cfg(test)]
     fn yaml(&self) -> serde_yaml::Value {
         match self {
             Self::Nothing => serde_yaml::Value::Null,

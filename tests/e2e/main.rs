@@ -2,7 +2,6 @@
 //!
 //! Few tests, for the wiring; the edges are tested in `crates/core`. Each has a root of its own and ends all that it started. Needed:
 //! `git`, the user `nobody`, and for `redis` also `redis-server`, `node` and `npm` with its registry.
-#![expect(clippy::panic, reason = "this is how a test says what it last saw")]
 
 mod boot;
 mod commands;

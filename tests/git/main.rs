@@ -1,7 +1,6 @@
 //! The git helper against real servers: paths, git daemon, https with git's own http-backend behind it, a real sshd.
 //!
 //! Everything listens on 127.0.0.1 and ends with its test. `git`, `git-daemon` and `sshd` are needed here, never by selfstart.
-#![expect(clippy::panic, reason = "this is how a test says what it last saw")]
 
 mod fetch;
 mod heal;

@@ -51,7 +51,6 @@ mod rollback;
 mod saved;
 mod step;
 #[cfg(test)]
-#[expect(clippy::panic, reason = "a test that meets what it does not expect ends there")]
 mod tests;
 
 use std::fmt;
