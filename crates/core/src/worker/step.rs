@@ -15,8 +15,27 @@ use crate::memory::MemoryHistory;
 use crate::policy::{MemoryAction, ReadyHow, WorkerPolicy};
 use crate::time::MonoTime;
 
-/// The least time between two starts of a slot that follow ends which were no crashes (PRODUCT.md, promise 11).
+/// The least time between two starts of a slot that follow ends on which selfstart itself decided (a memory limit): a limit that is too
+/// low must not become a hot loop. What an operator or a deploy asks for happens at once: an empty slot would serve nobody.
 pub const POLICY_RESTART_EVERY: Duration = Duration::from_secs(10);
+
+/// Whether a start keeps its distance to the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// It follows an end on which selfstart decided.
+    Paced,
+    /// Somebody asked for it, or it follows a crash, which has its own waits.
+    Free,
+}
+
+impl Pace {
+    fn of(why: &EndWhy) -> Self {
+        match why {
+            EndWhy::Asked { why: StopWhy::Memory(_), .. } => Self::Paced,
+            EndWhy::Asked { .. } | EndWhy::ItsOwn => Self::Free,
+        }
+    }
+}
 
 /// A tree that is still there so long after it was killed is killed again: it may have forked faster than it was walked.
 pub const KILL_AGAIN: Duration = Duration::from_secs(2);
@@ -132,8 +151,9 @@ impl Slot {
                 self.exited(Ending::of(worker, ready, Some((order, Some(ladder.rung())))), how, jitter, turn)
             }
             (State::Clearing { start, target, end, after }, Event::TreeGone { killed, .. }) => {
+                let pace = Pace::of(&end.why);
                 self.judge_end(start, &target, *end, killed, &after, turn);
-                self.leave(after, turn)
+                self.leave(after, pace, turn)
             }
 
             // Time.
@@ -250,8 +270,9 @@ impl Slot {
                         self.ended(ending, ExitHow::Unknown, jitter, turn)
                     }
                 };
+                let pace = Pace::of(&end.why);
                 self.judge_end(start, &target, end, 0, &after, turn);
-                self.leave(after, turn)
+                self.leave(after, pace, turn)
             }
 
             // All else does not apply.
@@ -539,14 +560,14 @@ impl Slot {
     }
 
     fn start_failed(&mut self, start: StartNo, target: &Arc<Target>, error: Box<str>, after: After, turn: &mut Turn<'_>) -> State {
-        let sequel = self.sequel(&after, turn.now);
+        let sequel = self.sequel(&after, Pace::Free, turn.now);
         let verdict = self.judge(start, target, What::StartFailed { error, sequel }, turn.now);
         turn.tell(Happening::Judged(verdict));
-        self.leave(after, turn)
+        self.leave(after, Pace::Free, turn)
     }
 
     fn judge_end(&mut self, start: StartNo, target: &Arc<Target>, end: End, killed: u32, after: &After, turn: &mut Turn<'_>) {
-        let sequel = self.sequel(after, turn.now);
+        let sequel = self.sequel(after, Pace::of(&end.why), turn.now);
         let verdict = self.judge(start, target, end_facts(end, killed, sequel), turn.now);
         turn.tell(Happening::Judged(verdict));
     }
@@ -558,11 +579,11 @@ impl Slot {
     }
 
     /// Returns what [`Self::leave`] will do.
-    fn sequel(&self, after: &After, now: MonoTime) -> Sequel {
+    fn sequel(&self, after: &After, pace: Pace, now: MonoTime) -> Sequel {
         match after {
             After::Stay => Sequel::Stopped,
             _ if !self.minded() => Sequel::Paused,
-            After::Start(_) => match self.pace(now) {
+            After::Start(_) => match self.pace(pace, now) {
                 None => Sequel::Restarted,
                 Some(until) => Sequel::Backoff { wait: now.until(until), crashes: 0 },
             },
@@ -573,17 +594,19 @@ impl Slot {
     }
 
     /// Returns until when a start that follows no crash must wait; `None`: not at all.
-    fn pace(&self, now: MonoTime) -> Option<MonoTime> {
-        self.last_policy_start.map(|last| last + POLICY_RESTART_EVERY).filter(|until| now < *until)
+    fn pace(&self, pace: Pace, now: MonoTime) -> Option<MonoTime> {
+        self.last_policy_start.filter(|_| pace == Pace::Paced).map(|last| last + POLICY_RESTART_EVERY).filter(|until| now < *until)
     }
 
     /// The slot is free.
-    fn leave(&mut self, after: After, turn: &mut Turn<'_>) -> State {
+    fn leave(&mut self, after: After, pace: Pace, turn: &mut Turn<'_>) -> State {
         match after {
             After::Stay => State::Stopped,
-            After::Start(target) => match self.pace(turn.now) {
+            After::Start(target) => match self.pace(pace, turn.now) {
                 None => {
-                    self.last_policy_start = Some(turn.now);
+                    if pace == Pace::Paced {
+                        self.last_policy_start = Some(turn.now);
+                    }
                     self.begin(target, Cause::Again, turn)
                 }
                 Some(until) => {
