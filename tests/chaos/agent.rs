@@ -233,6 +233,7 @@ fn starts(events: &[Value]) -> (BTreeMap<(String, u64), (i64, u32)>, Vec<String>
 fn lines(node: &Node) -> u64 {
     let mut sum = 0;
     let mut wrong = Vec::new();
+    let stopped = stopped(&node.events());
     for (pool, slots) in [("steady", 3), ("brief", 2), ("random", 2), ("demon", 2)] {
         for slot in 0..slots {
             for one in written(&node.root, pool, slot) {
@@ -247,8 +248,7 @@ fn lines(node: &Node) -> u64 {
                     _ => continue,
                 };
                 // One that a deploy or the end stopped has fewer.
-                let stopped = node.events().iter().any(|it| it["pid"] == pid && it["kind"] == "worker_started");
-                if one.lines > all || (one.lines < all && stopped && !ended_early(node, pool, slot, pid)) {
+                if one.lines > all || (one.lines < all && !stopped.contains(&(pool.to_owned(), u64::from(slot), pid))) {
                     wrong.push(format!("{pool}/{slot}: process {pid} wrote {all} lines, {} are there", one.lines));
                 }
             }
@@ -258,13 +258,13 @@ fn lines(node: &Node) -> u64 {
     sum
 }
 
-/// Whether somebody stopped this process before it was done.
-fn ended_early(node: &Node, pool: &str, slot: u32, pid: u64) -> bool {
-    let events = node.events();
-    let of_slot = || events.iter().filter(|it| it["pool"] == pool && it["slot"] == slot);
-    let starts: Vec<u64> = of_slot().filter(|it| it["pid"] == pid).filter_map(|it| it["start"].as_u64()).collect();
-    of_slot()
-        .any(|it| it["kind"] == "worker_ended" && it["verdict"] != "exit" && it["start"].as_u64().is_some_and(|it| starts.contains(&it)))
+/// The processes that somebody stopped: by pool, slot and number.
+fn stopped(events: &[Value]) -> BTreeSet<(String, u64, u64)> {
+    let name = |it: &Value| Some((it["pool"].as_str()?.to_owned(), it["slot"].as_u64()?, it["start"].as_u64()?));
+    let started = events.iter().filter(|it| !it["pid"].is_null()).filter_map(|it| Some((name(it)?, it["pid"].as_u64()?)));
+    let pids: BTreeMap<(String, u64, u64), u64> = started.collect();
+    let ends = events.iter().filter(|it| it["kind"] == "worker_ended" && it["verdict"] != "exit").filter_map(name);
+    ends.filter_map(|name| pids.get(&name).map(|pid| (name.0, name.1, *pid))).collect()
 }
 
 pub(crate) fn cannot_come_up() {

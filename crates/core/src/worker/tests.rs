@@ -314,13 +314,25 @@ fn an_exit_with_code_0_that_nobody_asked_for_counts_like_a_crash() {
 }
 
 #[test]
-fn ends_that_were_asked_for_are_no_crashes_and_at_most_one_in_ten_seconds_restarts() {
+fn ends_that_somebody_asked_for_are_no_crashes_and_leave_no_slot_empty() {
     let again = || event::stop(Then::Start(target(1)));
     let life = ready(policy()).then(&[again(), event::exited(1), event::gone(1)]);
     assert_eq!(life.deeds(), [spawn(2, 1)]);
     let life = life.then(&[event::spawned(2), (again().0, 4), event::exited(2), event::gone(2)]);
-    assert_eq!((life.deeds(), life.slot.shown(), next_deadline(&life.slot)), (vec![], SlotState::Backoff, Some(at(11))));
+    assert_eq!(life.deeds(), [spawn(3, 1)]);
     assert_eq!(life.slot.crashes_in_a_row(), 0);
+}
+
+#[test]
+fn ends_by_a_memory_limit_are_no_crashes_and_at_most_one_in_ten_seconds_restarts() {
+    let mut policy = articles_rule();
+    policy.memory.as_mut().expect("a rule").ladder =
+        vec![MemoryRung { limit: Bytes(500_000_000), hits: 1, of: 1, action: MemoryAction::Kill }];
+    let gone = |start| (Event::TreeGone { start: StartNo(start), killed: 0 }, 0);
+    let life = ready(policy).then(&[event::sample(1, 501), event::exited(1), gone(1)]);
+    assert_eq!(life.deeds().last(), Some(&spawn(2, 1)));
+    let life = life.then(&[event::spawned(2), (event::sample(2, 501).0, 4), event::exited(2), gone(2)]);
+    assert_eq!((life.slot.shown(), life.slot.crashes_in_a_row()), (SlotState::Backoff, 0));
     assert_eq!(life.due().deeds(), [spawn(3, 1)]);
 }
 
