@@ -266,19 +266,22 @@ async fn put_together(
     let settings = Arc::new(loaded.settings);
     let layout = Layout::new(&settings.root);
     init_log(&settings);
+    // So far only that the configuration was refused and the last good one is run.
+    let refused = notes.clone();
     let user = super::launch::who(settings.user.as_ref()).map_err(doing("look up `user`"))?;
     let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
     notes.extend(layout.create(owner).map_err(doing("make the folders below `root`"))?);
     let root = settings.root.display().to_string();
+    let lock = if found.kept.contains_key(KEPT_LOCK) { None } else { Some(lock(&layout, welcome.keeper_pid)?) };
     let saved: PoolsSaved = remembered(&layout.state(), &mut notes)?;
-    if !found.kept.contains_key(KEPT_LOCK) {
-        // Held by us until all is adopted and cleaned up, then by the keeper: an agent that dies in between leaves all this to the next.
-        let lock = lock(&layout, welcome.keeper_pid)?;
+    if let Some(lock) = lock {
+        // Held by us until all is adopted, then by the keeper: an agent that dies in between leaves all this to the next.
         line.ask(&Ask::Adopt { root, known: saved.processes() }, None)?;
         found.take(line, &mut backlog, |tell| matches!(tell, Tell::Adopted)).await?;
         line.ask(&Ask::Keep { name: KEPT_LOCK.into() }, Some(lock.into()))?;
     }
-    let telling = Telling::open(&layout, &settings, welcome);
+    let mut telling = Telling::open(&layout, &settings, welcome);
+    refused.iter().for_each(|note| telling.config_refused(note));
     let outputs = outputs(line, &mut found.kept, &mut notes)?;
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
     let listener = listener(line, &layout, &settings, &mut found.kept)?;

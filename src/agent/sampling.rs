@@ -70,9 +70,11 @@ impl Agent {
                 continue;
             }
             if busy {
-                // The pass before this one still runs: the next comes a little later, none is queued.
-                let later = Some(now + job::LEAST_LOOK);
-                (run.next_sample, run.next_jobs) = (run.next_sample.max(later.filter(|_| memory)), run.next_jobs.max(later.filter(|_| jobs)));
+                // The pass before this one still runs: the next comes a little later, none is queued. No sample may be later than one
+                // `every`, so where that is short a second is too long.
+                let sample = policy.memory.as_ref().filter(|_| memory).map(|policy| now + policy.every.min(job::LEAST_LOOK));
+                let look = Some(now + job::LEAST_LOOK).filter(|_| jobs);
+                (run.next_sample, run.next_jobs) = (run.next_sample.max(sample), run.next_jobs.max(look));
                 continue;
             }
             let limit = policy.memory.as_ref().filter(|_| memory).and_then(|policy| policy.ladder.first()).map(|rung| rung.limit);

@@ -110,13 +110,14 @@ pub(crate) fn killed(kills: u64) {
         let status = node.answered_by_another_than(agent, Duration::from_secs(5));
         let took = at.elapsed();
         back.push(took);
-        born = at;
+        born = Instant::now();
         assert!(took < Duration::from_secs(1), "round {round}: the agent was back after {took:?}");
         assert_eq!(status["agent"]["keeper_pid"], node.keeper_pid());
         if !deploying && !busy {
             for slot in 0..3 {
                 let id = format!("steady/{slot}");
-                let was = before.main(&id).unwrap_or_else(|| panic!("round {round}: {id} had no worker"));
+                // It has none while it waits, as too many deploys in a row make it.
+                let Some(was) = before.main(&id) else { continue };
                 assert!(lives(was.pid, was.ticks), "round {round}: process {} of {id} is gone", was.pid);
             }
         }

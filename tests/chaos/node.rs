@@ -293,7 +293,11 @@ impl Drop for Node {
         // Until nothing is left: what is killed may have begun something.
         for _ in 0..100 {
             let scan = scan(&self.root);
-            let all: Vec<i32> = scan.mains.values().flatten().map(|it| it.pid).chain(scan.others.iter().map(|it| it.2)).collect();
+            // Where a title hides the environment, the working directory says whose it is.
+            let releases = self.root.join("releases");
+            let here = |pid: &i32| fs_err::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&releases));
+            let mut all: Vec<i32> = pids().into_iter().filter(here).collect();
+            all.extend(scan.mains.values().flatten().map(|it| it.pid).chain(scan.others.iter().map(|it| it.2)));
             if all.is_empty() {
                 break;
             }

@@ -23,7 +23,8 @@ fn a_repository_becomes_a_built_release_with_ready_pools() {
 
     let (live, release) = node.live();
     node.same(live, revision.clone());
-    let (_, link) = node.current().to_str().and_then(|it| it.split_once('/')).map(|(a, b)| (a.to_owned(), b.to_owned())).expect("a relative link");
+    let (_, link) =
+        node.current().to_str().and_then(|it| it.split_once('/')).map(|(a, b)| (a.to_owned(), b.to_owned())).expect("a relative link");
     assert_eq!(link, release);
     let path = node.root("releases").join(&release);
     let text = |below: &str| fs_err::read_to_string(path.join(below)).expect(below);
@@ -72,8 +73,25 @@ fn a_worker_has_exactly_the_environment_that_is_promised_and_secrets_stay_secret
     let has: BTreeSet<String> = variables.iter().map(|it| (*it).to_owned()).collect();
     let names: BTreeSet<&str> = variables.iter().filter_map(|it| Some(it.split_once('=')?.0)).collect();
     let promised = [
-        "PATH", "LANG", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "PORT", "OF_FILE", "TOKEN", "WHERE", "SELFSTART_APP", "SELFSTART_ROOT",
-        "SELFSTART_POOL", "SELFSTART_SLOT", "SELFSTART_GENERATION", "SELFSTART_RELEASE", "SELFSTART_REVISION", "SELFSTART_WORKER",
+        "PATH",
+        "LANG",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "PWD",
+        "PORT",
+        "OF_FILE",
+        "TOKEN",
+        "WHERE",
+        "SELFSTART_APP",
+        "SELFSTART_ROOT",
+        "SELFSTART_POOL",
+        "SELFSTART_SLOT",
+        "SELFSTART_GENERATION",
+        "SELFSTART_RELEASE",
+        "SELFSTART_REVISION",
+        "SELFSTART_WORKER",
     ];
     assert_eq!(names, BTreeSet::from(promised));
     for wanted in [
@@ -90,7 +108,7 @@ fn a_worker_has_exactly_the_environment_that_is_promised_and_secrets_stay_secret
         "SELFSTART_GENERATION=1".to_owned(),
         format!("SELFSTART_RELEASE={release}"),
         format!("SELFSTART_REVISION={revision}"),
-            ] {
+    ] {
         assert!(has.contains(&wanted), "{wanted} is not in {has:#?}");
     }
 
@@ -154,7 +172,7 @@ fn a_remote_out_of_reach_at_boot_does_not_keep_the_last_good_release_from_starti
     let next = node.commit(&[("README", "second\n")]);
     fs_err::rename(node.path("src"), node.path("away")).expect("moved");
     let mark = node.mark();
-    node.boot();
+    node.start_pools();
     node.same(node.live(), before);
     let failed = node.told(mark, "fetch_failed", "could not be fetched");
     assert!(text_of(&failed).contains("src"), "{failed}");
@@ -173,7 +191,10 @@ fn a_remote_out_of_reach_at_boot_does_not_keep_the_last_good_release_from_starti
 #[test]
 fn with_nothing_to_start_and_no_remote_it_keeps_trying_and_says_so() {
     let node = Node::new();
-    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "source: {repository: @DIR@/src, branch: main, boot_timeout: 500ms}");
+    node.configure(
+        &format!("  w: {{command: '@FIXTURE@', {QUICK}}}"),
+        "source: {repository: @DIR@/src, branch: main, boot_timeout: 500ms}",
+    );
     fs_err::rename(node.path("src"), node.path("away")).expect("moved");
     node.start();
     let said = node.told(0, "fetch_failed", "nothing to start meanwhile");

@@ -73,7 +73,8 @@ fn wrong_names_are_refused_with_the_nearest_one_and_no_agent_is_told_as_such() {
 
 #[test]
 fn a_paused_pool_is_left_alone_and_a_signal_reaches_the_main_process() {
-    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@ --print-on-term bye', {QUICK}}}\n  v: {{command: '@FIXTURE@', {QUICK}}}"));
+    let node =
+        Node::with_pools(&format!("  w: {{command: '@FIXTURE@ --print-on-term bye', {QUICK}}}\n  v: {{command: '@FIXTURE@', {QUICK}}}"));
     let pid = node.pid("w");
     node.cli(&["pause", "w"]).exits(0);
     node.state("w", "paused");
@@ -81,12 +82,17 @@ fn a_paused_pool_is_left_alone_and_a_signal_reaches_the_main_process() {
     let mark = node.mark();
     node.cli(&["signal", "w/0", "TERM"]).exits(0).says(&["TERM"]);
     node.until("its end", || (!alive(pid)).then_some(()));
-    let end = node.told(mark, "worker_ended", "");
-    assert!(text_of(&end).contains("paused, so not restarted"), "{end}");
+    let end = node.until("its verdict", || node.slots("w").first().filter(|slot| slot["last_verdict"].is_object()).cloned());
+    assert_eq!(
+        end["last_verdict"]["text"].as_str().and_then(|text| text.split_once("; ")).map(|it| it.1),
+        Some("paused, so not restarted")
+    );
     node.state("w", "paused");
     assert!(node.since(mark, &["worker_started"]).is_empty());
     node.cli(&["resume", "w"]).exits(0);
     assert_ne!(node.pid("w"), pid);
+    let end = node.told(mark, "worker_ended", "");
+    assert_eq!(end["verdict"], "exit", "{}", text_of(&end));
     node.state("v", "ready");
 }
 
@@ -175,7 +181,9 @@ fn logs_events_why_and_exec_show_what_is_and_was() {
     node.cli(&["why", "deploy"]).exits(0).says(&["live"]);
     let (_, release) = node.live();
     let path = node.root("releases").join(release).display().to_string();
-    node.cli(&["exec", "--", "sh", "-c", "echo $COLOUR in $PWD as $SELFSTART_POOL; exit 7"]).exits(7).says(&[&format!("blue in {path} as w\n")]);
+    node.cli(&["exec", "--", "sh", "-c", "echo $COLOUR in $PWD as $SELFSTART_POOL; exit 7"])
+        .exits(7)
+        .says(&[&format!("blue in {path} as w\n")]);
     assert!(!node.cli(&["exec", "env"]).exits(0).out.contains("SELFSTART_WORKER"));
 
     // Following: a line that comes later is shown.

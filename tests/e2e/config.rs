@@ -6,7 +6,9 @@ use rustix::process::Signal;
 #[test]
 fn a_broken_configuration_at_the_first_start_ends_with_78_and_all_that_is_wrong() {
     let node = Node::new();
-    node.configure_raw("app: E2E\nroot: @DIR@/root\nsource: {repository: @DIR@/src, branch: main, dept: 1}\npools:\n  w: {command: x, count: many}\n");
+    node.configure_raw(
+        "app: E2E\nroot: @DIR@/root\nsource: {repository: @DIR@/src, branch: main, dept: 1}\npools:\n  w: {command: x, count: many}\n",
+    );
     node.start();
     node.same(node.ended(), Some(78));
     let log = node.text("agent.log");

@@ -119,7 +119,10 @@ fn a_release_whose_workers_end_at_once_is_rolled_back_by_itself() {
 #[test]
 fn a_build_that_takes_too_long_ends_with_all_its_children() {
     let node = Node::new();
-    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "build: {steps: [{run: 'test ! -e slow || @FIXTURE@ --fork 3', timeout: 1s}]}");
+    node.configure(
+        &format!("  w: {{command: '@FIXTURE@', {QUICK}}}"),
+        "build: {steps: [{run: 'test ! -e slow || @FIXTURE@ --fork 3', timeout: 1s}]}",
+    );
     node.boot();
     let worker = node.pid("w");
     node.commit(&[("slow", "")]);

@@ -11,5 +11,7 @@ mod end;
 mod node;
 mod output;
 mod pools;
+mod redis;
 mod releases;
+mod remote;
 mod users;

@@ -151,13 +151,19 @@ impl Node {
         self.keeper.replace(Some(command.spawn().expect("setsid")));
     }
 
-    /// Starts, and waits until all pools are ready.
+    /// Starts, and waits until all pools are ready and the deploy is done.
     #[track_caller]
     pub(crate) fn boot(&self) {
+        self.start_pools();
+        self.idle();
+    }
+
+    /// Starts, and waits until all pools are ready.
+    #[track_caller]
+    pub(crate) fn start_pools(&self) {
         self.start();
         self.until("the control socket", || self.root("run/control.sock").exists().then_some(()));
         self.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
-        self.idle();
     }
 
     pub(crate) fn keeper(&self) -> i32 {
@@ -399,5 +405,8 @@ pub(crate) fn text_of(event: &Value) -> &str {
 
 /// `POOL/SLOT KIND` of each event.
 pub(crate) fn shape(events: &[Value]) -> Vec<String> {
-    events.iter().map(|event| format!("{} {}", event["slot"], event["kind"].as_str().unwrap_or_default().trim_start_matches("worker_"))).collect()
+    events
+        .iter()
+        .map(|event| format!("{} {}", event["slot"], event["kind"].as_str().unwrap_or_default().trim_start_matches("worker_")))
+        .collect()
 }

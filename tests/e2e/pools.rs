@@ -33,7 +33,7 @@ fn a_crash_is_followed_by_a_restart_at_once_then_backoff_then_quarantine_and_one
     assert!(ends.iter().all(|end| end["verdict"] == "signal" && text_of(end).contains("killed by KILL")), "{ends:#?}");
     assert!(text_of(&ends[0]).ends_with("; restarted"), "{}", ends[0]);
     assert!(text_of(&ends[1]).contains("(crash 2 in a row)"), "{}", ends[1]);
-    assert!(text_of(&ends[3]).contains("quarantined, one probe in 1s"), "{}", ends[3]);
+    assert!(text_of(&ends[3]).contains("quarantined, one probe in "), "{}", ends[3]);
     let waits: Vec<i64> = (0..4).map(|n| at(&starts[n]) - at(&ends[n])).collect();
     // Jitter: the contract's waits may be a little shorter or longer.
     assert!(waits[0] < 400 && waits[1] > 250 && waits[2] > waits[1] && waits[3] > 700, "{waits:?}");
@@ -116,16 +116,24 @@ fn a_worker_that_grows_too_large_is_drained_and_the_verdict_has_the_figures() {
 
 #[test]
 fn the_child_that_works_a_stale_job_is_killed_and_its_master_stays() {
-    let node = Node::with_pools("  w: {command: '@FIXTURE@ --resque slow SleepJob 600000', queue: {kind: resque}, stale_job_timeout: 1s, ready: {after: 50ms}}");
+    let node = Node::with_pools(
+        "  w: {command: '@FIXTURE@ --resque slow SleepJob 600000', queue: {kind: resque}, stale_job_timeout: 1s, ready: {after: 50ms}}",
+    );
     let master = node.pid("w");
     let child = node.until("a job", || {
-        children_of(master).into_iter().find(|pid| title(*pid).starts_with("resque-3.0.0: Processing slow since ")).filter(|pid| alive(*pid))
+        children_of(master)
+            .into_iter()
+            .find(|pid| title(*pid).starts_with("resque-3.0.0: Processing slow since "))
+            .filter(|pid| alive(*pid))
     });
     let stale = node.told(0, "stale_job", "SleepJob");
     assert_eq!(stale["verdict"], "stale");
     node.until("its end", || (!alive(child)).then_some(()));
     node.until("the next job", || {
-        children_of(master).into_iter().find(|pid| *pid != child && title(*pid).starts_with("resque-3.0.0: Processing slow since ")).map(drop)
+        children_of(master)
+            .into_iter()
+            .find(|pid| *pid != child && title(*pid).starts_with("resque-3.0.0: Processing slow since "))
+            .map(drop)
     });
     node.same(node.pid("w"), master);
     node.until("the master's word", || node.text("root/log/w.0.log").contains(&format!("died child={child}")).then_some(()));
@@ -152,7 +160,11 @@ fn not_a_line_of_workers_that_flood_and_exit_is_lost() {
         (0..2_u64)
             .flat_map(|slot| {
                 let mine: Vec<&Value> = starts.iter().filter(|start| start["slot"] == slot).collect();
-                mine.into_iter().enumerate().filter(|(n, _)| exited(slot, *n)).map(|(_, start)| (slot, start["pid"].as_i64().expect("a pid"))).collect::<Vec<_>>()
+                mine.into_iter()
+                    .enumerate()
+                    .filter(|(n, _)| exited(slot, *n))
+                    .map(|(_, start)| (slot, start["pid"].as_i64().expect("a pid")))
+                    .collect::<Vec<_>>()
             })
             .collect()
     };
@@ -172,7 +184,8 @@ fn a_command_that_is_not_there_is_told_with_its_name() {
     node.configure("  w: {command: ./missing --now}\n  v: {command: no-such-program-anywhere}", "");
     node.start();
     for (pool, name) in [("w", "missing"), ("v", "no-such-program-anywhere")] {
-        let slot = node.until("a verdict", || node.slots(pool).into_iter().next().filter(|slot| slot["last_verdict"]["kind"] == "start_failed"));
+        let slot =
+            node.until("a verdict", || node.slots(pool).into_iter().next().filter(|slot| slot["last_verdict"]["kind"] == "start_failed"));
         let text = slot["last_verdict"]["text"].as_str().unwrap_or_default().to_owned();
         assert!(text.contains(name), "{text}");
         node.cli(&["why", &format!("{pool}/0")]).exits(0).says(&[name]);

@@ -57,8 +57,8 @@ const STALE: Duration = Duration::from_secs(2);
 const BUSY: Duration = Duration::from_secs(16);
 /// How often there is time to watch.
 const PAUSES: u32 = 6;
-/// Longer would be boring.
-const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// How often something is said meanwhile.
+const SAY_EVERY: Duration = Duration::from_secs(8);
 
 /// Nothing but what a shell does by itself.
 const BUILD: &str = "read version < VERSION\necho \"$version\" > BUILT\n";
@@ -152,7 +152,7 @@ impl Story {
         fs_err::write(&config, configuration(&folder.path, builds)).map_err(failing("write a configuration"))?;
         let node = Node::start(&config, root.clone(), &folder.path.join("node.log")).map_err(failing("start a node"))?;
         let watch = Watch::new(root, node.pid(), builds).map_err(failing("read /proc"))?;
-        let pause = (Duration::from_secs(u64::from(args.seconds)).saturating_sub(BUSY) / PAUSES).min(LONGEST_PAUSE);
+        let pause = Duration::from_secs(u64::from(args.seconds)).saturating_sub(BUSY) / PAUSES;
         let story = Self { began, look, signals, pause, builds, source, head, watch, node, folder, stopping: false, rows: Vec::new() };
         let who = users::user(&rustix::process::geteuid().as_raw().to_string(), None).map_or_else(|_| "this user".into(), |user| user.name);
         story.print(&format!(
@@ -589,20 +589,24 @@ impl Story {
 
     /// Time to watch, and a word on what is done meanwhile.
     fn pause(&mut self) -> Result<(), End> {
-        let before = self.lines().there;
-        let began = clock::instant();
-        self.wait(self.pause, |_| Ok(None::<()>))?;
-        if self.pause >= Duration::from_secs(1) {
-            let (jobs, bytes): (u64, u64) = (self.lines().there - before, self.watch.now.workers.values().map(|worker| worker.bytes).sum());
-            let seconds = began.elapsed().as_secs_f64();
-            let text = format!(
-                "{jobs} jobs done in {seconds:.1} s by {STEADY} steady workers; {} workers hold {} MB",
-                self.watch.now.workers.len(),
-                bytes / 1_000_000
-            );
-            self.tell("", Style::Faint, &text)?;
+        let mut left = self.pause;
+        loop {
+            let (before, began) = (self.lines().there, clock::instant());
+            let piece = left.min(SAY_EVERY);
+            self.wait(piece, |_| Ok(None::<()>))?;
+            if piece >= Duration::from_secs(1) {
+                let (jobs, seconds) = (self.lines().there.saturating_sub(before), began.elapsed().as_secs_f64());
+                let (count, bytes): (usize, u64) =
+                    (self.watch.now.workers.len(), self.watch.now.workers.values().map(|worker| worker.bytes).sum());
+                let text =
+                    format!("{jobs} jobs done in {seconds:.1} s by {STEADY} steady workers; {count} workers hold {} MB", bytes / 1_000_000);
+                self.tell("", Style::Faint, &text)?;
+            }
+            left = left.saturating_sub(piece);
+            if left.is_zero() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// The node is not as it must be to go on.

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::time::{Duration};
+use std::time::Duration;
 
 use rustix::fs::Mode;
 use selfstart_core::command::Command as Asked;

@@ -9,8 +9,8 @@ use selfstart_core::id::ProcessId;
 
 use super::judge::Lines;
 use crate::keeper::protocol::KEY_VARIABLE;
-use crate::sys::{clock, process};
 use crate::sys::proc_scan::{ProcScanner, Snapshot};
+use crate::sys::{clock, process};
 
 /// A slot, as `POOL/SLOT`.
 pub(super) type SlotName = String;

@@ -216,6 +216,25 @@ fn a_first_rollout_has_no_votes_and_says_how_many_failed() {
 }
 
 #[test]
+fn a_slot_without_a_vote_has_none_either_when_the_agent_ended_during_the_rollout() {
+    let mut town = Town::new(policy(1));
+    town.broken.extend([release(1), release(3)]);
+    town.tell(roll_out(1)).tell(roll_out(2));
+    let slot = town.pool.slot(0).expect("a slot");
+    let (start, target) = (slot.start().expect("a start"), slot.target().cloned().expect("a target"));
+    assert_eq!(slot.shown(), Starting);
+    town.pool = Pool::recall(town.pool.saved(), &town.policy);
+    let process = ProcessId { pid: 7, start_ticks: start.0 };
+    let since = town.now;
+    town.tell(Event::Slot { slot: 0, event: worker::Event::Adopted { start, process, target, since, ready_since: None } });
+    town.tell(Event::Reloaded);
+    town.news();
+    // Its worker has not crashed yet, which is no sign that it is well.
+    town.tell(roll_out(3)).pass(5_000);
+    assert_eq!(town.news(), ["begun 3", "done 3: 0 ready, 1 failing"]);
+}
+
+#[test]
 fn the_same_release_again_is_already_so_and_a_failed_one_is_tried_again() {
     let mut town = Town::ready(2);
     town.news();

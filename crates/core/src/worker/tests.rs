@@ -421,6 +421,17 @@ fn after_the_agent_came_back_nothing_is_started_beside_a_worker_that_may_live() 
 }
 
 #[test]
+fn a_later_start_than_the_saved_one_shows_that_what_was_saved_is_over() {
+    let process = ProcessId { pid: 102, start_ticks: 2 };
+    let later = Event::Adopted { start: StartNo(2), process, target: target(2), since: at(0), ready_since: None };
+    for killed in [agent_killed(ready(policy())), agent_killed(ready(policy()).then(&[event::stop(Then::Stay)]))] {
+        let life = killed.then(&[(later.clone(), 0)]);
+        assert_eq!((life.slot.start(), life.slot.shown()), (Some(StartNo(2)), SlotState::Starting));
+        assert!(!life.deeds().contains(&signal(2, Signal::Term)), "the stop was the former worker's");
+    }
+}
+
+#[test]
 fn a_worker_that_nobody_knows_any_more_has_a_verdict_and_a_successor() {
     let life = agent_killed(ready(policy())).then(&[(Event::Vanished { start: ONE, jitter: Jitter(0) }, 0)]);
     assert_eq!(life.deeds(), [spawn(2, 1)]);
