@@ -69,9 +69,10 @@ fn of_machine(settings: &Settings) -> Vec<Finding> {
 /// Secrets are read now, so that a missing file is not found out at three in the morning.
 fn of_secrets(settings: &Settings) -> Vec<Finding> {
     let build = settings.build.env.iter().map(|(name, text)| (format!("build.env.{name}"), text));
-    let pools = settings.pools.iter().flat_map(|pool| {
-        pool.env.iter().map(move |(name, text)| (format!("pools.{}.env.{name}", pool.policy.name), text))
-    });
+    let pools = settings
+        .pools
+        .iter()
+        .flat_map(|pool| pool.env.iter().map(move |(name, text)| (format!("pools.{}.env.{name}", pool.policy.name), text)));
     let source = [("source.repository".to_owned(), &settings.source.repository)];
     build
         .chain(pools)
@@ -98,7 +99,13 @@ fn of_memory(settings: &Settings) -> Option<Finding> {
 /// Whether each queue answers. Without a queue of the same kind the workers start all the same, so it is a warning.
 fn of_queues(settings: &Settings) -> Vec<Finding> {
     let mut urls: Vec<(String, &crate::config::settings::QueueSettings)> = vec![("queue".to_owned(), &settings.queue)];
-    urls.extend(settings.pools.iter().filter(|pool| pool.queue != settings.queue).map(|pool| (format!("pools.{}.queue", pool.policy.name), &pool.queue)));
+    urls.extend(
+        settings
+            .pools
+            .iter()
+            .filter(|pool| pool.queue != settings.queue)
+            .map(|pool| (format!("pools.{}.queue", pool.policy.name), &pool.queue)),
+    );
     let mut found = Vec::new();
     for (key, queue) in urls.into_iter().filter(|(_, queue)| queue.kind != QueueKind::None) {
         let Some(url) = &queue.url else { continue };
@@ -109,7 +116,9 @@ fn of_queues(settings: &Settings) -> Vec<Finding> {
             .and_then(|url| ping(url.expose()).map_err(|error| error.to_string()));
         found.push(match answer {
             Ok(()) => finding(Weight::Good, format!("{key}: `{shown}` answers"), None),
-            Err(error) => finding(Weight::Warning, format!("{key}.url: `{shown}` does not answer: {error}"), Some("workers start all the same")),
+            Err(error) => {
+                finding(Weight::Warning, format!("{key}.url: `{shown}` does not answer: {error}"), Some("workers start all the same"))
+            }
         });
     }
     found

@@ -447,12 +447,7 @@ impl Parts {
 
 impl Agent {
     /// Takes up what runs: workers into their slots, helpers of a former agent to be ended.
-    fn recall(
-        &mut self,
-        saved: PoolsSaved,
-        children: Vec<Child>,
-        exits: BTreeMap<Key, (Ended, bool)>,
-    ) {
+    fn recall(&mut self, saved: PoolsSaved, children: Vec<Child>, exits: BTreeMap<Key, (Ended, bool)>) {
         self.recall_pools(saved);
         let (workers, helpers): (Vec<Child>, Vec<Child>) = children.into_iter().partition(|child| minding::is_worker(&child.key));
         self.workers_recalled(workers, &exits);

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use selfstart_core::deploy::{
-    self, Blame, Deploy, DeployPolicy, Effect, Event, FetchTrouble, Fingerprint, Found, FoundRelease, Jitter, Mode, Now, Outcome, PoolsFound,
-    RequestId, RetryPolicy, Saved, Start, Wanted,
+    self, Blame, Deploy, DeployPolicy, Effect, Event, FetchTrouble, Fingerprint, Found, FoundRelease, Jitter, Mode, Now, Outcome,
+    PoolsFound, RequestId, RetryPolicy, Saved, Start, Wanted,
 };
 use selfstart_core::id::{ReleaseId, Revision};
 use selfstart_core::retention::KeepPolicy;
@@ -271,7 +271,9 @@ impl Agent {
                 self.work(move || {
                     let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
                         let path = mark_path(&layout, &release);
-                        fs_err::create_dir_all(layout.run().join("built")).map_err(|error| error.to_string()).and_then(|()| store::save(&path, store::SCHEMA_NOW, &BuiltMark { revision, build }).map_err(|error| chain(&error)))
+                        fs_err::create_dir_all(layout.run().join("built")).map_err(|error| error.to_string()).and_then(|()| {
+                            store::save(&path, store::SCHEMA_NOW, &BuiltMark { revision, build }).map_err(|error| chain(&error))
+                        })
                     });
                     Worked::Deploy(match marked {
                         Ok(()) => Event::MarkedBuilt { release },
@@ -301,7 +303,8 @@ impl Agent {
                         Err(error) => chain(error),
                     };
                     // By what is there, also when it stopped half way: a release that is away is no release.
-                    let (kept, gone): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| fs_err::symlink_metadata(layout.release(id)).is_ok());
+                    let (kept, gone): (Vec<_>, Vec<_>) =
+                        ids.into_iter().partition(|id| fs_err::symlink_metadata(layout.release(id)).is_ok());
                     for id in &gone {
                         // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
                         let _stays = fs_err::remove_file(mark_path(&layout, id));
@@ -348,7 +351,8 @@ impl Agent {
     /// Starts the git helper with a request on its standard input.
     fn begin_git(&mut self, name: &str, what: What, request: &Request, deadline: MonoTime) -> Result<(), String> {
         let start = launch::own_helper(&self.settings, "internal-git", String::new(), &proxies()).map_err(|error| chain(&error))?;
-        let input = crate::sys::memory_file(&serde_json::to_vec(request).map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+        let input =
+            crate::sys::memory_file(&serde_json::to_vec(request).map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
         let key = self.errands.begin(name, what, Some(deadline));
         self.ask_with(Ask::Spawn(Box::new(crate::keeper::protocol::Start { key, ..start })), Some(input));
         Ok(())
@@ -405,7 +409,11 @@ impl Agent {
                     _ if over.timed_out => {
                         Event::FetchFailed { fetch, trouble: FetchTrouble::Network, text: "it took longer than `source.timeout`".into() }
                     }
-                    _ => Event::FetchFailed { fetch, trouble: FetchTrouble::Network, text: format!("the git helper ended ({}) {lines}", how(over.how)) },
+                    _ => Event::FetchFailed {
+                        fetch,
+                        trouble: FetchTrouble::Network,
+                        text: format!("the git helper ended ({}) {lines}", how(over.how)),
+                    },
                 };
                 self.deploy_event(event);
             }
@@ -419,7 +427,11 @@ impl Agent {
                         let blame = if failure.kind.is_fault_of_revision() { Blame::Revision } else { Blame::Machine };
                         Event::PrepareFailed { release, blame, text: failure.text }
                     }
-                    _ => Event::PrepareFailed { release, blame: Blame::Machine, text: format!("the git helper ended ({}) {lines}", how(over.how)) },
+                    _ => Event::PrepareFailed {
+                        release,
+                        blame: Blame::Machine,
+                        text: format!("the git helper ended ({}) {lines}", how(over.how)),
+                    },
                 };
                 self.deploy_event(event);
             }
@@ -436,7 +448,13 @@ impl Agent {
                             _ => Blame::Revision,
                         };
                         let why = if over.timed_out { "it took longer than its `timeout`".to_owned() } else { how(ended) };
-                        Event::StepFailed { release, step, blame, what: format!("step {step} of {steps} (`{run}`): {why}"), last_lines: over.last_lines }
+                        Event::StepFailed {
+                            release,
+                            step,
+                            blame,
+                            what: format!("step {step} of {steps} (`{run}`): {why}"),
+                            last_lines: over.last_lines,
+                        }
                     }
                 };
                 self.deploy_event(event);

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use selfstart_core::deploy::FetchId;
-use selfstart_core::id::{ReleaseId, StartNo, SlotId};
+use selfstart_core::id::{ReleaseId, SlotId, StartNo};
 use selfstart_core::time::MonoTime;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -306,7 +306,9 @@ impl Errand {
         let partial = &mut self.partial[usize::from(stream != 1)];
         partial.extend_from_slice(bytes);
         let mut lines = Vec::new();
-        while let Some(end) = partial.iter().position(|&byte| byte == b'\n').or((partial.len() >= LINE_MAX_BYTES).then(|| partial.len() - 1)) {
+        while let Some(end) =
+            partial.iter().position(|&byte| byte == b'\n').or((partial.len() >= LINE_MAX_BYTES).then(|| partial.len() - 1))
+        {
             let line: Vec<u8> = partial.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
             if !line.is_empty() {

@@ -97,7 +97,14 @@ fn release_values(settings: &Settings, from: &From) -> Values {
 ///
 /// # Errors
 /// When its user, a secret or a file of variables cannot be had.
-pub(crate) fn worker(settings: &Settings, pool: &PoolSettings, which: &Which, from: &From, key: String, env: Env<'_>) -> Result<Start, LaunchError> {
+pub(crate) fn worker(
+    settings: &Settings,
+    pool: &PoolSettings,
+    which: &Which,
+    from: &From,
+    key: String,
+    env: Env<'_>,
+) -> Result<Start, LaunchError> {
     let values = worker_values(settings, pool, which, from);
     let user = who(pool.user.as_ref().or(settings.user.as_ref()))?;
     let mut vars = base(settings, user.as_ref(), &from.path);
@@ -111,11 +118,9 @@ pub(crate) fn worker(settings: &Settings, pool: &PoolSettings, which: &Which, fr
     if let Some(port) = values.port {
         vars.insert("PORT".into(), port.to_string());
     }
-    for (name, value) in [
-        ("POOL", which.slot.pool.as_str().to_owned()),
-        ("SLOT", which.slot.slot.to_string()),
-        ("GENERATION", which.generation.to_string()),
-    ] {
+    for (name, value) in
+        [("POOL", which.slot.pool.as_str().to_owned()), ("SLOT", which.slot.slot.to_string()), ("GENERATION", which.generation.to_string())]
+    {
         vars.insert(format!("SELFSTART_{name}"), value);
     }
     say_release(&mut vars, settings, from);

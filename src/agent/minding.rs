@@ -211,7 +211,9 @@ impl Agent {
                     effect => self.worker_effect(&id, effect),
                 }
             }
-            Effect::RolloutBegun { target } => self.telling.rollout(name, &format!("rolling out {} as generation {}", target.release, target.generation)),
+            Effect::RolloutBegun { target } => {
+                self.telling.rollout(name, &format!("rolling out {} as generation {}", target.release, target.generation))
+            }
             Effect::RolledOut { target, ready, failing } => {
                 let failing = if failing > 0 { format!(", {failing} not ready, as before") } else { String::new() };
                 self.telling.rollout(name, &format!("{} is rolled out: {ready} ready{failing}", target.release));
@@ -270,7 +272,8 @@ impl Agent {
         let run = self.pools.get(&id.pool).ok_or("the pool is gone")?;
         let key = WorkerKey { slot: id.clone(), start }.to_string();
         let which = Which { slot: id.clone(), start, generation: target.generation };
-        launch::worker(&self.settings, &run.settings, &which, &self.from(target), key, &crate::config::process_env).map_err(|error| chain(&error))
+        launch::worker(&self.settings, &run.settings, &which, &self.from(target), key, &crate::config::process_env)
+            .map_err(|error| chain(&error))
     }
 
     pub(crate) fn from(&self, target: &Target) -> launch::From {
@@ -441,7 +444,8 @@ impl Agent {
     /// Deadlines of pools, of their samples, and of the looks at their jobs.
     pub(crate) fn mind_deadlines(&mut self, now: MonoTime) {
         let due = |at: Option<MonoTime>| at.is_some_and(|at| at <= now);
-        let names: Vec<PoolName> = self.pools.iter().filter(|(_, run)| due(pool::next_deadline(run.machine()))).map(|(name, _)| name.clone()).collect();
+        let names: Vec<PoolName> =
+            self.pools.iter().filter(|(_, run)| due(pool::next_deadline(run.machine()))).map(|(name, _)| name.clone()).collect();
         for name in names {
             self.pool_event(&name, Event::DeadlineReached);
         }
@@ -644,7 +648,8 @@ impl Agent {
         };
         let since = started(process);
         let ago = clock::now().since(since);
-        let started_at = WallTime::from_unix_millis(clock::wall().unix_millis().saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(0)));
+        let started_at =
+            WallTime::from_unix_millis(clock::wall().unix_millis().saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(0)));
         let event = worker::Event::Adopted { start: worker.start, process, target, since, ready_since: None };
         self.slot_event(&worker.slot, event);
         if let Some(seen) = self.pools.get_mut(&worker.slot.pool).and_then(|run| run.seen.get_mut(&worker.slot.slot)) {

@@ -28,8 +28,8 @@ use crate::config::settings::Settings;
 use crate::control::server::Call;
 use crate::keeper::protocol::{Ask, Key, Tell, Welcome};
 use crate::release::layout::Layout;
-use crate::sys::watch::watched;
 use crate::sys::clock;
+use crate::sys::watch::watched;
 
 /// Output taken in one turn, so that a flood leaves time for everything else.
 const OUTPUT_A_TURN_BYTES: usize = 1 << 20;
@@ -45,11 +45,7 @@ pub(crate) enum Worked {
     /// An effect of the deploy was carried out.
     Deploy(DeployEvent),
     /// Releases are gone, or are kept because they are in use; `trouble`: what did not work, or nothing.
-    Pruned {
-        gone: Vec<selfstart_core::id::ReleaseId>,
-        kept: Vec<selfstart_core::id::ReleaseId>,
-        trouble: String,
-    },
+    Pruned { gone: Vec<selfstart_core::id::ReleaseId>, kept: Vec<selfstart_core::id::ReleaseId>, trouble: String },
     /// The state of the pools was written, or not.
     StateSaved(Result<(), String>),
     /// Memory and jobs were looked at.

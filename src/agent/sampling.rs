@@ -144,7 +144,8 @@ fn look(workers: &[Worker], looked: Vec<PoolName>) -> Sampled {
     let mut sampled = Sampled { memory: Vec::new(), jobs: Vec::new(), looked, next_look: None };
     let scanned = ProcScanner::new().and_then(|mut scanner| scanner.scan().map(|snapshot| (scanner, snapshot)));
     let Ok((mut scanner, snapshot)) = scanned else {
-        sampled.memory = workers.iter().filter(|worker| worker.limit.is_some()).map(|worker| (worker.slot.clone(), worker.start, None)).collect();
+        sampled.memory =
+            workers.iter().filter(|worker| worker.limit.is_some()).map(|worker| (worker.slot.clone(), worker.start, None)).collect();
         return sampled;
     };
     let trees = trees(workers, &snapshot);
@@ -159,8 +160,7 @@ fn look(workers: &[Worker], looked: Vec<PoolName>) -> Sampled {
 
 /// The workers' trees: with those who left their session and their parents, whom the keeper then has as its children.
 fn trees(workers: &[Worker], snapshot: &Snapshot) -> Vec<Tree> {
-    let mut trees: Vec<Tree> =
-        workers.iter().map(|worker| Tree { main: worker.process, also: Vec::new(), limit: worker.limit }).collect();
+    let mut trees: Vec<Tree> = workers.iter().map(|worker| Tree { main: worker.process, also: Vec::new(), limit: worker.limit }).collect();
     let mains: BTreeMap<i32, usize> = workers.iter().enumerate().map(|(index, worker)| (worker.process.pid, index)).collect();
     let keeper = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
     for (pid, stat) in snapshot.procs().iter().filter(|(_, stat)| Some(stat.ppid) == keeper) {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use selfstart_core::command::{self, Command, PoolShape, ScaleTo, Selection, Target, TargetError};
 use selfstart_core::date::Timestamp;
-use selfstart_core::deploy::{Event as DeployEvent, Force, Origin, Outcome as DeployOutcome, Refusal, Request, RequestId, RollbackTo, Wanted};
+use selfstart_core::deploy::{
+    Event as DeployEvent, Force, Origin, Outcome as DeployOutcome, Refusal, Request, RequestId, RollbackTo, Wanted,
+};
 use selfstart_core::drain;
 use selfstart_core::id::{Generation, PoolName, SlotId, StartNo};
 use selfstart_core::pool::{self, Event, Pool, RestartWhy, Scale, Which};
@@ -378,7 +380,10 @@ impl Agent {
         let mut pools = BTreeMap::new();
         for (name, which) in whiches(chosen) {
             if let Which::Slot(_) = which {
-                slots.extend(self.slots_of(&name, which).map(|(number, slot)| (SlotId { pool: name.clone(), slot: number }, Some(slot.last_start()))));
+                slots.extend(
+                    self.slots_of(&name, which)
+                        .map(|(number, slot)| (SlotId { pool: name.clone(), slot: number }, Some(slot.last_start()))),
+                );
             }
             self.pool_event(&name, Event::Restart { which, why: RestartWhy::Operator });
             if which == Which::All {
@@ -486,7 +491,8 @@ impl Agent {
 
     /// Ends a drain, or selfstart, when everything has stopped.
     pub(crate) fn see_end(&mut self) {
-        let gone: Vec<PoolName> = self.pools.iter().filter(|(_, run)| run.leaving && run.machine().is_empty()).map(|(name, _)| name.clone()).collect();
+        let gone: Vec<PoolName> =
+            self.pools.iter().filter(|(_, run)| run.leaving && run.machine().is_empty()).map(|(name, _)| name.clone()).collect();
         for name in gone {
             self.pools.remove(&name);
             self.dirty = true;
@@ -559,7 +565,11 @@ impl Agent {
         let lines = describe(&changes);
         self.telling.config_reloaded(&lines.iter().map(|line| format!("{}: {}", line.key, line.effect)).collect::<Vec<_>>().join("; "));
         if let Some((reply, wait)) = reply {
-            let restarted = changes.restart.iter().filter_map(|name| Some((name.clone(), self.pools.get(name)?.machine().target()?.generation))).collect();
+            let restarted = changes
+                .restart
+                .iter()
+                .filter_map(|name| Some((name.clone(), self.pools.get(name)?.machine().target()?.generation)))
+                .collect();
             let text = format!("reloaded: {}", lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>().join(", "));
             self.pending(reply, wait, Goal::Generation(restarted), text);
         }
@@ -620,7 +630,13 @@ impl Agent {
             let uses = prune::uses(&layout.releases()).unwrap_or_default();
             let facts = entries.into_iter().rev().map(|entry| ReleaseStatus {
                 size_bytes: prune::size(&layout.release(&entry.id)),
-                used_by: uses.by_release.get(&entry.id).into_iter().flatten().map(|pid| slots.get(pid).cloned().unwrap_or_else(|| format!("pid {pid}"))).collect(),
+                used_by: uses
+                    .by_release
+                    .get(&entry.id)
+                    .into_iter()
+                    .flatten()
+                    .map(|pid| slots.get(pid).cloned().unwrap_or_else(|| format!("pid {pid}")))
+                    .collect(),
                 state: match &entry.state {
                     selfstart_core::deploy::ReleaseState::Staged => ReleaseState::Staged,
                     selfstart_core::deploy::ReleaseState::Built => ReleaseState::Built,
@@ -667,7 +683,11 @@ impl Agent {
                 let (uid, gid, groups) = start.user.unwrap_or_else(own);
                 if peer != 0 && peer != uid {
                     // The environment holds the worker's secrets.
-                    return refused(RefusalCode::Forbidden, "only root and the worker's own user may see its environment", Some("run it with sudo"));
+                    return refused(
+                        RefusalCode::Forbidden,
+                        "only root and the worker's own user may see its environment",
+                        Some("run it with sudo"),
+                    );
                 }
                 Done::facts(Facts::Launch(Launch {
                     pool: name,
@@ -807,4 +827,3 @@ fn is_outsider(peer: &Peer, keeper_pid: i32, root: &str) -> bool {
     }
     false
 }
-

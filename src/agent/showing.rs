@@ -5,8 +5,8 @@ use selfstart_core::deploy::{self, PhaseName};
 use selfstart_core::id::SlotId;
 use selfstart_core::pool::Pool;
 use selfstart_core::status::{
-    AgentState, AgentStatus, DeployPhase, DeployStatus, HoldStatus, JobStatus, NodeStatus, PoolStatus, Progress, QuarantinedRevision, Reached,
-    SCHEMA, SlotState, SlotStatus, Status, Step, VerdictStatus,
+    AgentState, AgentStatus, DeployPhase, DeployStatus, HoldStatus, JobStatus, NodeStatus, PoolStatus, Progress, QuarantinedRevision,
+    Reached, SCHEMA, SlotState, SlotStatus, Status, Step, VerdictStatus,
 };
 use selfstart_core::time::{MonoTime, WallTime};
 use selfstart_core::units::Bytes;
@@ -35,7 +35,14 @@ impl Agent {
                 },
             },
             deploy: self.deploy_status(),
-            pools: self.settings.pools.iter().filter_map(|pool| self.pools.get(&pool.policy.name)).chain(self.leaving()).map(pool_status).collect(),
+            pools: self
+                .settings
+                .pools
+                .iter()
+                .filter_map(|pool| self.pools.get(&pool.policy.name))
+                .chain(self.leaving())
+                .map(pool_status)
+                .collect(),
             notes: self.notes.clone(),
         }
     }

@@ -33,7 +33,9 @@ const ENDS_AMONG: usize = 1024;
 impl Telling {
     pub(crate) fn open(layout: &Layout, settings: &Settings, welcome: &Welcome) -> Self {
         let journal = Journal::open(layout.events());
-        let ends = journal::tail(&layout.events(), ENDS_AMONG, &Filter::default()).into_iter().filter(|record| record.kind == Kind::WorkerEnded.as_str());
+        let ends = journal::tail(&layout.events(), ENDS_AMONG, &Filter::default())
+            .into_iter()
+            .filter(|record| record.kind == Kind::WorkerEnded.as_str());
         let told_ends = ends.filter_map(|end| Some((end.pool?, end.slot?, end.more.get("start")?.as_u64()?))).collect();
         let mut telling = Self { journal, told_ends, terminal: std::io::stderr().is_terminal() };
         if welcome.agent_starts > 1 {
@@ -130,7 +132,9 @@ impl Telling {
     }
 
     pub(crate) fn build_step(&mut self, release: &ReleaseId, step: u32, of: u32, run: &str) {
-        self.tell(Happening::new(Kind::BuildStep, format!("building {release}, step {step} of {of}: {run}")).with("release", release.as_str()));
+        self.tell(
+            Happening::new(Kind::BuildStep, format!("building {release}, step {step} of {of}: {run}")).with("release", release.as_str()),
+        );
     }
 
     pub(crate) fn build_line(&mut self, line: &str) {
@@ -147,7 +151,10 @@ impl Telling {
 
     pub(crate) fn releases_removed(&mut self, gone: &[ReleaseId]) {
         for id in gone {
-            self.tell(Happening::new(Kind::ReleaseRemoved, format!("{id} was removed: `release.keep` wants no more")).with("release", id.as_str()));
+            self.tell(
+                Happening::new(Kind::ReleaseRemoved, format!("{id} was removed: `release.keep` wants no more"))
+                    .with("release", id.as_str()),
+            );
         }
     }
 
@@ -158,11 +165,15 @@ impl Telling {
     pub(crate) fn output(&mut self, news: &OutputNews) {
         let (kind, text) = match news {
             OutputNews::Waits { error } => (Kind::OutputWaits, format!("output waits, and nothing of it is lost: {}", chain(error))),
-            OutputNews::GoesOn { file, after } => (Kind::OutputGoesOn, format!("`{}` is written again after {}", file.display(), Human(*after))),
+            OutputNews::GoesOn { file, after } => {
+                (Kind::OutputGoesOn, format!("`{}` is written again after {}", file.display(), Human(*after)))
+            }
             OutputNews::Recreated { file } => (Kind::OutputFile, format!("`{}` had been removed, and was made anew", file.display())),
             OutputNews::Rotated { file } => return tracing::debug!("`{}` was rotated", file.display()),
             OutputNews::NotRotated { error } => (Kind::OutputFile, format!("a log file cannot be rotated and grows on: {}", chain(error))),
-            OutputNews::Unreadable { key, stream, error } => (Kind::OutputFile, format!("stream {stream:?} of {key} cannot be read: {error}")),
+            OutputNews::Unreadable { key, stream, error } => {
+                (Kind::OutputFile, format!("stream {stream:?} of {key} cannot be read: {error}"))
+            }
         };
         self.say(kind, text);
     }

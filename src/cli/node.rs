@@ -1,7 +1,7 @@
 //! `selfstart drain`, `hold`, `unhold`, `reload` and `wait`.
 
 use std::thread;
-use std::time::{Duration};
+use std::time::Duration;
 
 use clap::Args;
 use selfstart_core::command::Command;

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use selfstart_core::id::{ReleaseId};
+use selfstart_core::id::ReleaseId;
 use selfstart_core::units::Bytes;
 
 use crate::sys::links;

@@ -44,26 +44,30 @@ const MAX_RECORD_BYTES: usize = 1 << 20;
 pub(crate) fn user(name: &str, group: Option<&str>) -> Result<User, UserError> {
     let no_user = || UserError::NoUser(name.to_owned());
     let c_name = CString::new(name).map_err(|_| no_user())?;
-    let mut user = record(name, |record: *mut libc::passwd, buffer, len, found| {
-        // SAFETY: all pointers are to live memory of the given length.
-        unsafe {
-            match name.parse::<u32>() {
-                Ok(uid) => libc::getpwuid_r(uid, record, buffer, len, found),
-                Err(_) => libc::getpwnam_r(c_name.as_ptr(), record, buffer, len, found),
+    let mut user = record(
+        name,
+        |record: *mut libc::passwd, buffer, len, found| {
+            // SAFETY: all pointers are to live memory of the given length.
+            unsafe {
+                match name.parse::<u32>() {
+                    Ok(uid) => libc::getpwuid_r(uid, record, buffer, len, found),
+                    Err(_) => libc::getpwnam_r(c_name.as_ptr(), record, buffer, len, found),
+                }
             }
-        }
-    }, |record| {
-        let text = |pointer: *const libc::c_char| {
-            // SAFETY: the record's strings are NUL-terminated and live as long as its buffer.
-            if pointer.is_null() { String::new() } else { unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned() }
-        };
-        User {
-            name: text(record.pw_name),
-            credentials: Credentials { uid: record.pw_uid, gid: record.pw_gid, groups: Vec::new() },
-            home: text(record.pw_dir),
-            shell: text(record.pw_shell),
-        }
-    })?
+        },
+        |record| {
+            let text = |pointer: *const libc::c_char| {
+                // SAFETY: the record's strings are NUL-terminated and live as long as its buffer.
+                if pointer.is_null() { String::new() } else { unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned() }
+            };
+            User {
+                name: text(record.pw_name),
+                credentials: Credentials { uid: record.pw_uid, gid: record.pw_gid, groups: Vec::new() },
+                home: text(record.pw_dir),
+                shell: text(record.pw_shell),
+            }
+        },
+    )?
     .ok_or_else(no_user)?;
     match group {
         Some(group) => {
@@ -87,8 +91,12 @@ pub(crate) fn group_number(name: &str) -> Result<u32, UserError> {
     let no_group = || UserError::NoGroup(name.to_owned());
     let c_name = CString::new(name).map_err(|_| no_group())?;
     // SAFETY: all pointers are to live memory of the given length.
-    record(name, |record, buffer, len, found| unsafe { libc::getgrnam_r(c_name.as_ptr(), record, buffer, len, found) }, |record: &libc::group| record.gr_gid)?
-        .ok_or_else(no_group)
+    record(
+        name,
+        |record, buffer, len, found| unsafe { libc::getgrnam_r(c_name.as_ptr(), record, buffer, len, found) },
+        |record: &libc::group| record.gr_gid,
+    )?
+    .ok_or_else(no_group)
 }
 
 /// Calls one of the `get..._r` functions with a buffer that grows until the record fits.

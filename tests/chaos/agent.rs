@@ -102,7 +102,8 @@ pub(crate) fn killed(kills: u64) {
         if random.u8(0..5) == 0 {
             // Once more, while the next one comes up.
             bursts += 1;
-            agent = until("the next agent", Duration::from_secs(2), || node.agent_pid().filter(|pid| *pid != agent).ok_or("none".to_owned()));
+            agent =
+                until("the next agent", Duration::from_secs(2), || node.agent_pid().filter(|pid| *pid != agent).ok_or("none".to_owned()));
             pause(Duration::from_millis(random.u64(0..60)));
             kill(agent, rustix::process::Signal::KILL);
         }
@@ -175,7 +176,11 @@ fn told_once(node: &Node) -> usize {
         let starts = starts(&node.events()).0;
         let open: BTreeSet<(String, u64)> = starts.iter().filter(|(_, (_, ends))| *ends == 0).map(|(key, _)| key.clone()).collect();
         alive = now.clone();
-        if open.is_subset(&now) { Ok(()) } else { Err(format!("started, not ended, not alive: {:?}", open.difference(&now).collect::<Vec<_>>())) }
+        if open.is_subset(&now) {
+            Ok(())
+        } else {
+            Err(format!("started, not ended, not alive: {:?}", open.difference(&now).collect::<Vec<_>>()))
+        }
     });
     let events = node.events();
     for pair in events.windows(2) {
@@ -197,7 +202,9 @@ fn starts(events: &[Value]) -> (BTreeMap<(String, u64), (i64, u32)>, Vec<String>
     let mut starts: BTreeMap<(String, u64), (i64, u32)> = BTreeMap::new();
     let mut wrong = Vec::new();
     for event in events {
-        let (Some(pool), Some(slot), Some(start)) = (event["pool"].as_str(), event["slot"].as_u64(), event["start"].as_u64()) else { continue };
+        let (Some(pool), Some(slot), Some(start)) = (event["pool"].as_str(), event["slot"].as_u64(), event["start"].as_u64()) else {
+            continue;
+        };
         let key = (format!("{pool}/{slot}"), start);
         match event["kind"].as_str() {
             Some("worker_started" | "worker_adopted") => {
@@ -256,7 +263,8 @@ fn ended_early(node: &Node, pool: &str, slot: u32, pid: u64) -> bool {
     let events = node.events();
     let of_slot = || events.iter().filter(|it| it["pool"] == pool && it["slot"] == slot);
     let starts: Vec<u64> = of_slot().filter(|it| it["pid"] == pid).filter_map(|it| it["start"].as_u64()).collect();
-    of_slot().any(|it| it["kind"] == "worker_ended" && it["verdict"] != "exit" && it["start"].as_u64().is_some_and(|it| starts.contains(&it)))
+    of_slot()
+        .any(|it| it["kind"] == "worker_ended" && it["verdict"] != "exit" && it["start"].as_u64().is_some_and(|it| starts.contains(&it)))
 }
 
 pub(crate) fn cannot_come_up() {

@@ -45,7 +45,9 @@ pub(crate) fn killed(kills: u64) {
         let agent = node.agent_pid().expect("an agent");
         let ticks = stat(agent).map_or(0, |it| it.2);
         node.kill_keeper();
-        until("the end of the agent", Duration::from_secs(1), || if lives(agent, ticks) { Err(format!("agent {agent} lives")) } else { Ok(()) });
+        until("the end of the agent", Duration::from_secs(1), || {
+            if lives(agent, ticks) { Err(format!("agent {agent} lives")) } else { Ok(()) }
+        });
         until("the end of helpers", Duration::from_secs(1), || {
             let helpers: Vec<_> = scan(&node.root).others.into_iter().filter(|it| it.0.starts_with("helper:") && it.1 == it.2).collect();
             if helpers.is_empty() { Ok(()) } else { Err(format!("{helpers:?}")) }
@@ -89,7 +91,9 @@ pub(crate) fn killed(kills: u64) {
         kill(was.pid, rustix::process::Signal::KILL);
         let end = until("the event of its end", Duration::from_secs(5), || {
             let ended = node.events().into_iter().rev().find(|it| {
-                it["kind"] == "worker_ended" && it["start"] == was.start && format!("{}/{}", it["pool"].as_str().unwrap_or(""), it["slot"]) == slot
+                it["kind"] == "worker_ended"
+                    && it["start"] == was.start
+                    && format!("{}/{}", it["pool"].as_str().unwrap_or(""), it["slot"]) == slot
             });
             ended.ok_or_else(|| "none".to_owned())
         });
@@ -165,8 +169,11 @@ fn no_leftovers(node: &Node, when: &str) {
     until(&format!("the end of leftovers, {when}"), Duration::from_secs(5), || {
         let scan = scan(&node.root);
         let alive: BTreeSet<i32> = scan.mains.values().flatten().map(|it| it.pid).collect();
-        let left: Vec<_> =
-            scan.others.iter().filter(|it| it.0.starts_with("helper:") && it.1 != it.2 || !it.0.starts_with("helper:") && !alive.contains(&it.1)).collect();
+        let left: Vec<_> = scan
+            .others
+            .iter()
+            .filter(|it| it.0.starts_with("helper:") && it.1 != it.2 || !it.0.starts_with("helper:") && !alive.contains(&it.1))
+            .collect();
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     });
 }

@@ -143,7 +143,9 @@ impl Node {
         let _to_a_string = writeln!(text, "app: chaos\nroot: {}", self.root.display());
         let _to_a_string = writeln!(text, "source: {{repository: {}, branch: main, boot_timeout: 10s}}", self.source.display());
         let _to_a_string = writeln!(text, "release: {{keep: 3, min_free: 0B}}");
-        text.push_str(&rest.replace("{dir}", &self.dir.path().display().to_string()).replace("{fixture}", &fixture().display().to_string()));
+        text.push_str(
+            &rest.replace("{dir}", &self.dir.path().display().to_string()).replace("{fixture}", &fixture().display().to_string()),
+        );
         fs_err::write(&self.config, text).expect("config.yaml");
     }
 
@@ -332,4 +334,3 @@ pub(crate) fn figures(times: &[Duration]) -> String {
     let most = sorted.last().copied().unwrap_or_default();
     format!("{} measured, median {} ms, max {} ms", sorted.len(), median.as_millis(), most.as_millis())
 }
-

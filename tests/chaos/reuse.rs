@@ -84,12 +84,14 @@ pub(crate) fn worker() {
         })
     };
     let (plain, demon, left) = workers();
-    let saved = || until("it on disk", PATIENCE, || {
-        let text = fs_err::read_to_string(node.root.join("run/state.json")).map_err(|error| error.to_string())?;
-        let status = node.status()?;
-        let ready = status["pools"].as_array().is_some_and(|pools| pools.iter().all(|pool| pool["ready"] == 1));
-        if ready && text.matches("\"Up\"").count() == 2 { Ok(()) } else { Err(text) }
-    });
+    let saved = || {
+        until("it on disk", PATIENCE, || {
+            let text = fs_err::read_to_string(node.root.join("run/state.json")).map_err(|error| error.to_string())?;
+            let status = node.status()?;
+            let ready = status["pools"].as_array().is_some_and(|pools| pools.iter().all(|pool| pool["ready"] == 1));
+            if ready && text.matches("\"Up\"").count() == 2 { Ok(()) } else { Err(text) }
+        })
+    };
     saved();
     let left_ticks = stat(left).expect("the child of demon").2;
     node.kill_keeper();
@@ -106,7 +108,9 @@ pub(crate) fn worker() {
     let (new_plain, new_demon, new_left) = until("new workers", PATIENCE, || {
         let scan = scan(&node.root);
         match (scan.main("plain/0"), scan.main("demon/0")) {
-            (Some(plain), Some(demon)) if !lives(left, left_ticks) && scan.others.len() == 1 => Ok((plain.clone(), demon.clone(), scan.others[0].2)),
+            (Some(plain), Some(demon)) if !lives(left, left_ticks) && scan.others.len() == 1 => {
+                Ok((plain.clone(), demon.clone(), scan.others[0].2))
+            }
             _ => Err(format!("{scan:?}, the former child lives: {}; {}", lives(left, left_ticks), node.told())),
         }
     });
@@ -135,7 +139,9 @@ pub(crate) fn job() {
     let master = until("a worker", PATIENCE, || scan(&node.root).main("jobs/0").map(|it| it.pid).ok_or_else(|| node.told()));
     // Its title hides its environment from here on.
     let job = until("a job", PATIENCE, || {
-        let job = pids().into_iter().find(|pid| stat(*pid).is_some_and(|(_, parent, _)| parent == master) && title(*pid).contains("Processing slow since"));
+        let job = pids()
+            .into_iter()
+            .find(|pid| stat(*pid).is_some_and(|(_, parent, _)| parent == master) && title(*pid).contains("Processing slow since"));
         job.ok_or_else(|| title(master))
     });
     let said = title(job);

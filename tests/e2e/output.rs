@@ -85,7 +85,9 @@ fn usr1_opens_the_journal_anew() {
     let mark = node.text("agent.log").lines().count();
     fs_err::rename(&journal, node.root("run/away.jsonl")).expect("renamed");
     node.signal_keeper(Signal::USR1);
-    node.until("the signal to be told", || node.text("agent.log").lines().skip(mark).any(|line| line.contains("opened anew")).then_some(()));
+    node.until("the signal to be told", || {
+        node.text("agent.log").lines().skip(mark).any(|line| line.contains("opened anew")).then_some(())
+    });
     node.cli(&["stop", "w"]).exits(0);
     node.told(0, "worker_ended", "an operator asked for it");
     assert!(!node.text("root/run/away.jsonl").contains("an operator asked for it"));

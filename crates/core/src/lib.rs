@@ -6,11 +6,11 @@
 #![cfg_attr(not(test), warn(clippy::panic, clippy::unwrap_used))]
 
 pub mod backoff;
-pub mod flapping;
-pub mod deploy;
-pub mod drain;
 pub mod command;
 pub mod date;
+pub mod deploy;
+pub mod drain;
+pub mod flapping;
 pub mod id;
 pub mod job;
 pub mod memory;

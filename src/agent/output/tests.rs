@@ -152,7 +152,8 @@ async fn a_loop_waits_for_all_pipes_with_one_descriptor() {
     let mut pipes = [pipe(), pipe()];
     let mut outputs = Outputs::create().expect("outputs");
     // A duplicate, so that the loop can lend `outputs` out while it waits.
-    let readable = crate::sys::watch::watched(outputs.as_fd().try_clone_to_owned().expect("dup"), tokio::io::Interest::READABLE).expect("tokio");
+    let readable =
+        crate::sys::watch::watched(outputs.as_fd().try_clone_to_owned().expect("dup"), tokio::io::Interest::READABLE).expect("tokio");
     for (n, pipe) in pipes.iter().enumerate() {
         outputs.add(&format!("jobs/{n}#1"), Stream::Out, pipe.read_end(), sink(&file)).expect("add");
     }

@@ -45,7 +45,11 @@ impl Pool {
         SavedPool {
             generation: self.generation,
             target: self.target.as_deref().cloned(),
-            slots: self.slots.iter().map(|entry| SavedSlot { slot: entry.slot.saved(), wanted: entry.wanted, unproven: entry.unproven }).collect(),
+            slots: self
+                .slots
+                .iter()
+                .map(|entry| SavedSlot { slot: entry.slot.saved(), wanted: entry.wanted, unproven: entry.unproven })
+                .collect(),
             oldest: self.oldest,
             failed: self.failed,
             scaled: self.scaled,

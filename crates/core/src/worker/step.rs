@@ -210,7 +210,9 @@ impl Slot {
                 self.mind_again(worker, ready_since.or(ready), turn)
             }
             // A later start than the one that was saved: what was saved says nothing about it.
-            (State::Recalled { start: recalled, .. }, Event::Adopted { start, process, target, since, ready_since }) if start > recalled => {
+            (State::Recalled { start: recalled, .. }, Event::Adopted { start, process, target, since, ready_since })
+                if start > recalled =>
+            {
                 let worker = self.adopted(start, process, target, since, turn);
                 self.mind_again(worker, ready_since, turn)
             }
