@@ -37,17 +37,11 @@ fn states() -> Vec<(&'static str, Slot, WorkerPolicy)> {
             quarantined = step(quarantined, event.clone(), at(*late + 1), &after).0;
         }
     }
-    let pace = [
-        event::start(1),
-        event::spawned(1),
-        event::stop(restart.clone()),
-        event::exited(1),
-        event::gone(1),
-        event::spawned(2),
-        event::stop(restart.clone()),
-        event::exited(2),
-        event::gone(2),
-    ];
+    // Only ends by a memory limit keep their distance: two of them.
+    let rung = MemoryRung { limit: Bytes(500_000_000), hits: 1, of: 1, action: MemoryAction::Drain };
+    let limited = WorkerPolicy { memory: Some(MemoryPolicy { ladder: vec![rung], every: Duration::from_secs(1) }), ..after.clone() };
+    let past_limit = |start| [event::spawned(start), (event::sample(start, 900).0, 0), event::exited(start), event::gone(start)];
+    let pace = [&[event::start(1)], &past_limit(1)[..], &past_limit(2)[..]].concat();
     let stopping = run(&after, &[&up[..], &[event::wait(1), event::stop(Then::Stay)]].concat());
     let crashes = [event::exited(1), event::gone(1), event::spawned(2), event::exited(2), event::gone(2), event::wait(1)];
     let crashed = |events| run(&after, &[&up[..], &crashes[..events]].concat());
@@ -86,7 +80,7 @@ fn states() -> Vec<(&'static str, Slot, WorkerPolicy)> {
         ("clearing after a crash", crash, after.clone()),
         ("backoff", backoff.clone(), after.clone()),
         ("backoff, paused", paused(&backoff), after.clone()),
-        ("backoff for the pace", run(&after, &pace), after.clone()),
+        ("backoff for the pace", run(&limited, &pace), after.clone()),
         ("backoff until resumed", started_paused, after.clone()),
         ("quarantined", quarantined, after),
     ]
