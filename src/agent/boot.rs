@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use selfstart_core::deploy::{Event, Mode, PoolsFound, Saved as DeploySaved, Start};
 use selfstart_core::id::ProcessId;
+use selfstart_core::time::MonoTime;
 use selfstart_core::units::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -67,6 +68,7 @@ fn doing<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: impl Into<Stri
 
 /// Runs the agent; the keeper hears whether to end too, and starts it again if not.
 pub(crate) fn main(config: &Path) -> ExitCode {
+    crate::sys::small_heap();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().max_blocking_threads(8).build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -421,6 +423,8 @@ impl Parts {
             started_at: clock::wall(),
             dirty: false,
             saving_state: false,
+            next_save: MonoTime::ZERO,
+            known: crate::sys::users::Known::default(),
             forget_after_save: Vec::new(),
             forgetting: Vec::new(),
             state_trouble: false,

@@ -350,7 +350,8 @@ impl Agent {
 
     /// Starts the git helper with a request on its standard input.
     fn begin_git(&mut self, name: &str, what: What, request: &Request, deadline: MonoTime) -> Result<(), String> {
-        let start = launch::own_helper(&self.settings, "internal-git", String::new(), &proxies()).map_err(|error| chain(&error))?;
+        let start =
+            launch::own_helper(&self.settings, &self.known, "internal-git", String::new(), &proxies()).map_err(|error| chain(&error))?;
         let input =
             crate::sys::memory_file(&serde_json::to_vec(request).map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
         let key = self.errands.begin(name, what, Some(deadline));
@@ -368,7 +369,7 @@ impl Agent {
         };
         let from = launch::From { path: self.layout.release(&release), release: release.clone(), revision };
         let env = |name: &str| std::env::var(name).ok();
-        match launch::step(&settings, wanted, &from, String::new(), &env) {
+        match launch::step(&settings, &self.known, wanted, &from, String::new(), &env) {
             Ok(start) => {
                 let deadline = wanted.timeout.map(|timeout| clock::now() + timeout);
                 let key = self.errands.begin("build", What::Step { release: release.clone(), step, run: wanted.run.clone() }, deadline);

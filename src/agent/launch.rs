@@ -13,7 +13,8 @@ use crate::config::placeholders::{Values, expand};
 use crate::config::secret::{Env, SecretError, is_variable_name};
 use crate::config::settings::{BuildStep, Command, PoolSettings, Settings, UserSpec};
 use crate::keeper::protocol::Start;
-use crate::sys::users::{self, User, UserError};
+use crate::sys::clock;
+use crate::sys::users::{self, Known, User, UserError};
 
 /// Where programs are looked for when nothing else is said.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -99,6 +100,7 @@ fn release_values(settings: &Settings, from: &From) -> Values {
 /// When its user, a secret or a file of variables cannot be had.
 pub(crate) fn worker(
     settings: &Settings,
+    known: &Known,
     pool: &PoolSettings,
     which: &Which,
     from: &From,
@@ -106,8 +108,8 @@ pub(crate) fn worker(
     env: Env<'_>,
 ) -> Result<Start, LaunchError> {
     let values = worker_values(settings, pool, which, from);
-    let user = who(pool.user.as_ref().or(settings.user.as_ref()))?;
-    let mut vars = base(settings, user.as_ref(), &from.path);
+    let user = known_user(known, pool.user.as_ref().or(settings.user.as_ref()))?;
+    let mut vars = base(settings, known, user.as_ref(), &from.path);
     for path in &pool.env_files {
         read_env_file(path, &mut vars)?;
     }
@@ -153,10 +155,17 @@ pub(crate) fn worker(
 ///
 /// # Errors
 /// When the user or a secret cannot be had.
-pub(crate) fn step(settings: &Settings, step: &BuildStep, from: &From, key: String, env: Env<'_>) -> Result<Start, LaunchError> {
+pub(crate) fn step(
+    settings: &Settings,
+    known: &Known,
+    step: &BuildStep,
+    from: &From,
+    key: String,
+    env: Env<'_>,
+) -> Result<Start, LaunchError> {
     let values = release_values(settings, from);
-    let user = who(settings.user.as_ref())?;
-    let mut vars = base(settings, user.as_ref(), &from.path);
+    let user = known_user(known, settings.user.as_ref())?;
+    let mut vars = base(settings, known, user.as_ref(), &from.path);
     for (name, text) in &settings.build.env {
         let value = text.expand(&values).resolve(&format!("build.env.{name}"), env)?;
         vars.insert(name.clone(), value.expose().to_owned());
@@ -174,9 +183,15 @@ pub(crate) fn step(settings: &Settings, step: &BuildStep, from: &From, key: Stri
 ///
 /// # Errors
 /// When the user cannot be had.
-pub(crate) fn own_helper(settings: &Settings, verb: &str, key: String, proxies: &BTreeMap<String, String>) -> Result<Start, LaunchError> {
-    let user = who(settings.user.as_ref())?;
-    let mut vars = base(settings, user.as_ref(), Path::new("/"));
+pub(crate) fn own_helper(
+    settings: &Settings,
+    known: &Known,
+    verb: &str,
+    key: String,
+    proxies: &BTreeMap<String, String>,
+) -> Result<Start, LaunchError> {
+    let user = known_user(known, settings.user.as_ref())?;
+    let mut vars = base(settings, known, user.as_ref(), Path::new("/"));
     vars.extend(proxies.clone());
     Ok(Start {
         key,
@@ -218,6 +233,10 @@ fn helper(settings: &Settings, user: Option<&User>, vars: BTreeMap<String, Strin
     }
 }
 
+fn known_user(known: &Known, spec: Option<&UserSpec>) -> Result<Option<User>, UserError> {
+    spec.map(|spec| known.user(&spec.user, spec.group.as_deref(), clock::now())).transpose()
+}
+
 /// Looks up who something runs as; `None`: as the agent.
 pub(crate) fn who(spec: Option<&UserSpec>) -> Result<Option<User>, UserError> {
     spec.map(|spec| users::user(&spec.user, spec.group.as_deref())).transpose()
@@ -234,12 +253,12 @@ fn numbers(user: &User) -> (u32, u32, Vec<u32>) {
 }
 
 /// The environment that everyone gets.
-fn base(settings: &Settings, user: Option<&User>, cwd: &Path) -> BTreeMap<String, String> {
+fn base(settings: &Settings, known: &Known, user: Option<&User>, cwd: &Path) -> BTreeMap<String, String> {
     let own;
     let user = match user {
         Some(user) => Some(user),
         None => {
-            own = users::user(&rustix::process::geteuid().as_raw().to_string(), None).ok();
+            own = known.user(&rustix::process::geteuid().as_raw().to_string(), None, clock::now()).ok();
             own.as_ref()
         }
     };

@@ -40,6 +40,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// More starts than one slot can see between two writes of the state, each of which takes milliseconds.
 const STARTS_UNSAVED: u64 = 100;
 
+/// The least time between two writes of the state.
+const SAVE_EVERY: Duration = Duration::from_millis(200);
+
 /// One pool, and what the shell knows of its slots beside the machine.
 #[derive(Debug)]
 pub(crate) struct PoolRun {
@@ -272,7 +275,7 @@ impl Agent {
         let run = self.pools.get(&id.pool).ok_or("the pool is gone")?;
         let key = WorkerKey { slot: id.clone(), start }.to_string();
         let which = Which { slot: id.clone(), start, generation: target.generation };
-        launch::worker(&self.settings, &run.settings, &which, &self.from(target), key, &crate::config::process_env)
+        launch::worker(&self.settings, &self.known, &run.settings, &which, &self.from(target), key, &crate::config::process_env)
             .map_err(|error| chain(&error))
     }
 
@@ -688,9 +691,13 @@ impl Agent {
 
     /// Writes the state when it has changed; one write at a time, what changes meanwhile is in the next.
     pub(crate) fn save_state(&mut self) {
-        if !self.dirty || self.saving_state {
+        // A change is written at once, a flood of them (a thousand workers that start) a few times a second. Nothing that ended is forgotten
+        // by the keeper before it is written, and a start that is not is found again by what the keeper has.
+        let now = clock::now();
+        if !self.dirty || self.saving_state || (now < self.next_save && self.ending != Ending::Leaving) {
             return;
         }
+        self.next_save = now + SAVE_EVERY;
         (self.dirty, self.saving_state) = (false, true);
         self.forgetting.append(&mut self.forget_after_save);
         let mut verdicts = BTreeMap::new();

@@ -95,6 +95,9 @@ pub(crate) struct Agent {
     pub(crate) started_at: selfstart_core::time::WallTime,
     pub(crate) dirty: bool,
     pub(crate) saving_state: bool,
+    /// The state is not written again before this.
+    pub(crate) next_save: MonoTime,
+    pub(crate) known: crate::sys::users::Known,
     /// Children whose end must be on disk before the keeper forgets it; those behind it are being written.
     pub(crate) forget_after_save: Vec<Key>,
     pub(crate) forgetting: Vec<Key>,
@@ -337,7 +340,8 @@ impl Agent {
 
     fn next_deadline(&self) -> Option<MonoTime> {
         let pools = self.pools.values().filter_map(PoolRun::next_deadline);
-        let rest = [self.deploying.next_deadline(), self.errands.next_deadline(), self.outputs.next_retry(), self.save_again];
+        let save = (self.dirty && !self.saving_state).then_some(self.next_save);
+        let rest = [save, self.deploying.next_deadline(), self.errands.next_deadline(), self.outputs.next_retry(), self.save_again];
         pools.chain(rest.into_iter().flatten()).min()
     }
 

@@ -674,7 +674,7 @@ impl Agent {
         let from = launch::From { release: live.id.clone(), revision: live.revision.clone(), path: self.layout.release(&live.id) };
         let generation = run.machine().target().map_or(Generation(0), |target| target.generation);
         let which = launch::Which { slot: SlotId { pool: name.clone(), slot: 0 }, start: StartNo(0), generation };
-        match launch::worker(&self.settings, &run.settings, &which, &from, String::new(), &crate::config::process_env) {
+        match launch::worker(&self.settings, &self.known, &run.settings, &which, &from, String::new(), &crate::config::process_env) {
             Ok(start) => {
                 let own = || {
                     let groups = rustix::process::getgroups().unwrap_or_default().into_iter().map(rustix::process::Gid::as_raw).collect();

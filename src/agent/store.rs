@@ -163,7 +163,7 @@ struct Envelope<'a, T> {
 /// As [`write_atomic`]; [`StoreError::Json`] if `state` is not an object.
 pub(crate) fn save<T: Serialize>(path: &Path, schema: u32, state: &T) -> Result<(), StoreError> {
     let json = |source| StoreError::Json { path: path.to_owned(), source };
-    let mut bytes = serde_json::to_vec_pretty(&Envelope { schema, state }).map_err(json)?;
+    let mut bytes = serde_json::to_vec(&Envelope { schema, state }).map_err(json)?;
     bytes.push(b'\n');
     write_atomic(path, &bytes)
 }

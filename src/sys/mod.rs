@@ -16,6 +16,19 @@ pub mod sync;
 pub(crate) mod users;
 pub(crate) mod watch;
 
+/// Keeps the heap small: one arena for all threads, and large blocks (a state being written) straight from the kernel and back to it
+/// (`mallopt(3)`). An agent is idle most of its life, and what it needed in its busiest moment must not stay.
+pub(crate) fn small_heap() {
+    // SAFETY: called before any thread is started; both only set numbers that later allocations go by.
+    #[expect(unsafe_code, reason = "the C library's allocator")]
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
+    }
+}
+
 /// Makes an anonymous file with this content, ready to be read from its beginning (`memfd_create(2)`): for what must be in nobody's
 /// argument list and on no disk.
 ///

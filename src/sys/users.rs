@@ -4,6 +4,8 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::ptr;
 
+use selfstart_core::time::MonoTime;
+
 use super::spawn::Credentials;
 
 /// A user.
@@ -31,6 +33,34 @@ pub(crate) enum UserError {
     /// The machine could not tell.
     #[error("the machine could not tell who `{0}` is")]
     Unknown(String, #[source] io::Error),
+}
+
+/// Who was looked up a moment ago: starting a thousand workers must not ask the machine (or a directory server) a thousand times.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    users: std::cell::RefCell<std::collections::BTreeMap<(String, Option<String>), (MonoTime, User)>>,
+}
+
+/// A change of an account is seen after this.
+const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(10);
+
+impl Known {
+    /// Looks a user up, as [`user`] does, or remembers it.
+    ///
+    /// # Errors
+    /// As [`user`]; what failed is not remembered.
+    pub(crate) fn user(&self, name: &str, group: Option<&str>, now: MonoTime) -> Result<User, UserError> {
+        let key = (name.to_owned(), group.map(str::to_owned));
+        let mut users = self.users.borrow_mut();
+        if let Some((at, user)) = users.get(&key)
+            && now.since(*at) < KNOWN_FOR
+        {
+            return Ok(user.clone());
+        }
+        let found = user(name, group)?;
+        users.insert(key, (now, found.clone()));
+        Ok(found)
+    }
 }
 
 /// The most that one record of `/etc/passwd` or `/etc/group` may take; groups can be long.
