@@ -23,9 +23,10 @@ use super::run::{Agent, Ending, Worked};
 use super::store;
 use crate::config::settings::{Changes, ControlSettings, Settings};
 use crate::control::server::{Call, Gate, Peer, Reply, Verdict};
-use crate::control::socket::Owner;
+use crate::control::socket;
 use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, Progress, RefusalCode, Refused};
 use crate::keeper::protocol::Ask;
+use crate::release::layout::Owner;
 use crate::release::prune;
 use crate::sys::{clock, process, users};
 
@@ -559,7 +560,17 @@ impl Agent {
         if changes.is_empty() {
             return finish(reply, Done::already("the configuration is as it was"));
         }
+        let other_user = self.settings.user != loaded.settings.user;
         self.settings = Arc::new(loaded.settings);
+        if other_user {
+            // What helpers and workers write must belong to who they are now.
+            let owner = launch::who(self.settings.user.as_ref())
+                .map(|user| user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid }));
+            let made = owner.map_err(|error| chain(&error)).and_then(|owner| self.layout.create(owner).map_err(|error| chain(&error)));
+            if let Err(error) = made {
+                self.telling.warn(&format!("the folders below `root` could not be given to the new user: {error}"));
+            }
+        }
         self.deploying.policy = deploying::policy(&self.settings);
         self.apply(&changes);
         let lines = describe(&changes);
@@ -785,8 +796,8 @@ fn describe(changes: &Changes) -> Vec<Change> {
 ///
 /// # Errors
 /// When the configuration names somebody who is not there.
-pub(crate) fn owner(control: &ControlSettings) -> Result<Owner, users::UserError> {
-    Ok(Owner {
+pub(crate) fn owner(control: &ControlSettings) -> Result<socket::Owner, users::UserError> {
+    Ok(socket::Owner {
         uid: control.owner.as_deref().map(|name| users::user(name, None).map(|user| user.credentials.uid)).transpose()?,
         gid: control.group.as_deref().map(users::group_number).transpose()?,
     })

@@ -848,7 +848,8 @@ impl Reader<'_> {
             return Some(path);
         }
         let path = self.relative_path(at, "`root`, or an absolute one")?;
-        let ours = ["run", "releases", "repo.git", "current", "queue"];
+        // `shared` belongs to the app's user, who could lead the agent's writing elsewhere with a link.
+        let ours = ["run", "releases", "repo.git", "current", "queue", "shared"];
         if ours.iter().any(|ours| path.starts_with(ours)) {
             self.tell(at, "would be written among selfstart's own files", |problem| problem.found(text).hint("such as `log/NAME.log`"));
             return None;

@@ -294,6 +294,7 @@ impl Settings {
             pools_added: after.difference(&before).cloned().collect(),
             pools_removed: before.difference(&after).cloned().collect(),
             build_changed: old.build != new.build
+                || old.user != new.user
                 || old.release.linked_dirs != new.release.linked_dirs
                 || old.release.linked_files != new.release.linked_files,
             source_changed: old.source != new.source,

@@ -94,6 +94,7 @@ struct Plan {
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
     own_pid: *mut u8,
+    parent: i32,
     cwd: *const c_char,
     credentials: Option<(u32, u32, Vec<u32>)>,
     fds: Vec<RawFd>,
@@ -119,22 +120,23 @@ impl Spawner {
     #[expect(unsafe_code, reason = "clone(2) has no safe form")]
     pub(crate) fn spawn(&mut self, spawn: &mut Spawn<'_>) -> Result<i32, SpawnError> {
         let terminated = |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();
-        let own_pid = match spawn.own_pid_at {
-            // The caller's offset is checked here, so that the child writes ten bytes inside the entry or none.
-            Some((entry, offset)) if spawn.env.get(entry).is_some_and(|text| offset + 10 <= text.as_bytes().len()) => {
-                let mut text = std::mem::take(&mut spawn.env[entry]).into_bytes_with_nul();
-                // Moving the bytes back into a CString keeps their address: both own the same allocation.
-                let at = text.as_mut_ptr().wrapping_add(offset);
-                spawn.env[entry] = CString::from_vec_with_nul(text).unwrap_or_default();
-                at
-            }
-            _ => ptr::null_mut(),
-        };
+        // The offset is checked here, so that the child writes ten bytes inside the entry or none. While the child may write, the entry is
+        // a raw pointer and nobody's.
+        let own_pid = spawn
+            .own_pid_at
+            .filter(|(entry, offset)| spawn.env.get(*entry).is_some_and(|text| offset + 10 <= text.as_bytes().len()))
+            .map(|(entry, offset)| (entry, offset, std::mem::take(&mut spawn.env[entry]).into_raw()));
+        let mut env = terminated(spawn.env);
+        if let Some((entry, _, text)) = own_pid {
+            env[entry] = text;
+        }
         let mut plan = Plan {
             programs: spawn.programs.iter().map(|text| text.as_ptr()).collect(),
             argv: terminated(spawn.argv),
-            env: terminated(spawn.env),
-            own_pid,
+            env,
+            own_pid: own_pid.map_or(ptr::null_mut(), |(_, offset, text)| text.cast::<u8>().wrapping_add(offset)),
+            // SAFETY: takes and returns integers.
+            parent: unsafe { libc::getpid() },
             cwd: spawn.cwd.map_or(ptr::null(), |text| text.as_ptr()),
             credentials: spawn.credentials.map(|who| (who.uid, who.gid, who.groups.clone())),
             fds: spawn.fds.iter().map(AsRawFd::as_raw_fd).collect(),
@@ -160,6 +162,10 @@ impl Spawner {
             libc::sigprocmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
             if pid < 0 { Err(error) } else { Ok(pid) }
         };
+        if let Some((entry, _, text)) = own_pid {
+            // SAFETY: it came from `into_raw`, and the child wrote digits only, so it ends where it ended; the child has executed or ended.
+            spawn.env[entry] = unsafe { CString::from_raw(text) };
+        }
         let pid = pid.map_err(|source| SpawnError { step: Step::Clone, source })?;
         match plan.failed {
             None => Ok(pid),
@@ -246,6 +252,10 @@ unsafe fn prepare(plan: &mut Plan) -> Result<(), Step> {
         if plan.dies_with_us {
             // After the change of user, which clears it (prctl(2)).
             check(libc::c_long::from(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)), Step::Limits)?;
+            if libc::getppid() != plan.parent {
+                // It ended before we asked to be told.
+                libc::_exit(127);
+            }
         }
         if !plan.cwd.is_null() {
             check(libc::c_long::from(libc::chdir(plan.cwd)), Step::Directory)?;
