@@ -1,5 +1,7 @@
 //! Users and groups by name, from wherever the machine keeps them (`getpwnam_r(3)`: files, LDAP ...).
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::ptr;
@@ -38,8 +40,11 @@ pub(crate) enum UserError {
 /// Who was looked up a moment ago: starting a thousand workers must not ask the machine (or a directory server) a thousand times.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    users: std::cell::RefCell<std::collections::BTreeMap<(String, Option<String>), (MonoTime, User)>>,
+    users: RefCell<BTreeMap<Asked, (MonoTime, User)>>,
 }
+
+/// A user's name, and the group if one was named.
+type Asked = (String, Option<String>);
 
 /// A change of an account is seen after this.
 const KNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(10);
