@@ -40,6 +40,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// More starts than one slot can see between two writes of the state, each of which takes milliseconds.
 const STARTS_UNSAVED: u64 = 100;
 
+/// How long a signal waits for the state that says why it is sent: many times what a disk needs, and no ladder is late for it.
+const HELD_FOR: Duration = Duration::from_millis(100);
+
 /// The least time between two writes of the state.
 const SAVE_EVERY: Duration = Duration::from_millis(200);
 
@@ -253,8 +256,11 @@ impl Agent {
                 }
                 Err(error) => self.slot_event(id, worker::Event::SpawnFailed { start, error: error.into(), jitter: jitter() }),
             },
-            worker::Effect::Signal { start, signal } => self.ask(Ask::Signal { key: key(start), number: signals::number(signal) }),
-            worker::Effect::KillTree { start } => self.ask(Ask::KillTree { key: key(start) }),
+            // Written down before it is done: an agent that is killed in between must not take the end for the worker's own.
+            worker::Effect::Signal { start, signal } => {
+                self.ask_when_saved(Ask::Signal { key: key(start), number: signals::number(signal) })
+            }
+            worker::Effect::KillTree { start } => self.ask_when_saved(Ask::KillTree { key: key(start) }),
             worker::Effect::ClearTree { start } => self.ask(Ask::ClearTree { key: key(start) }),
             worker::Effect::WatchReady { start } => self.watch_ready(id, start),
             worker::Effect::KillJob { child, title, .. } => {
@@ -689,6 +695,24 @@ impl Agent {
 
     // ---- state on disk
 
+    /// Asks the keeper once the state as it is now is on disk, or a moment later if the disk does not take it.
+    fn ask_when_saved(&mut self, ask: Ask) {
+        self.dirty = true;
+        self.next_save = MonoTime::ZERO;
+        self.held.push(ask);
+        self.held_until.get_or_insert(clock::now() + HELD_FOR);
+    }
+
+    /// Sends what waited for the disk long enough.
+    pub(crate) fn release_held(&mut self, now: MonoTime) {
+        if self.held_until.is_some_and(|until| until <= now) {
+            self.held_until = None;
+            for ask in std::mem::take(&mut self.being_saved).into_iter().chain(std::mem::take(&mut self.held)) {
+                self.ask(ask);
+            }
+        }
+    }
+
     /// Writes the state when it has changed; one write at a time, what changes meanwhile is in the next.
     pub(crate) fn save_state(&mut self) {
         // A change is written at once, a flood of them (a thousand workers that start) a few times a second. Nothing that ended is forgotten
@@ -700,6 +724,7 @@ impl Agent {
         self.next_save = now + SAVE_EVERY;
         (self.dirty, self.saving_state) = (false, true);
         self.forgetting.append(&mut self.forget_after_save);
+        self.being_saved.append(&mut self.held);
         let mut verdicts = BTreeMap::new();
         let mut pools = BTreeMap::new();
         let mut processes = BTreeMap::new();
@@ -719,6 +744,12 @@ impl Agent {
 
     pub(crate) fn state_saved(&mut self, result: Result<(), String>) {
         self.saving_state = false;
+        for ask in std::mem::take(&mut self.being_saved) {
+            self.ask(ask);
+        }
+        if self.held.is_empty() {
+            self.held_until = None;
+        }
         match result {
             Ok(()) => {
                 self.state_trouble = false;

@@ -102,6 +102,10 @@ pub(crate) struct Agent {
     pub(crate) forget_after_save: Vec<Key>,
     pub(crate) forgetting: Vec<Key>,
     pub(crate) state_trouble: bool,
+    /// Signals that wait for the state that says why they are sent; those of the write that goes on; and until when at most.
+    pub(crate) held: Vec<Ask>,
+    pub(crate) being_saved: Vec<Ask>,
+    pub(crate) held_until: Option<MonoTime>,
     /// When something that could not be written or read is tried again.
     pub(crate) save_again: Option<MonoTime>,
     /// Whether `drain` was asked for, which a restart of selfstart does not end.
@@ -341,7 +345,14 @@ impl Agent {
     fn next_deadline(&self) -> Option<MonoTime> {
         let pools = self.pools.values().filter_map(PoolRun::next_deadline);
         let save = (self.dirty && !self.saving_state).then_some(self.next_save);
-        let rest = [save, self.deploying.next_deadline(), self.errands.next_deadline(), self.outputs.next_retry(), self.save_again];
+        let rest = [
+            save,
+            self.held_until,
+            self.deploying.next_deadline(),
+            self.errands.next_deadline(),
+            self.outputs.next_retry(),
+            self.save_again,
+        ];
         pools.chain(rest.into_iter().flatten()).min()
     }
 
@@ -362,6 +373,7 @@ impl Agent {
             self.output_progress(progress);
         }
         self.mind_deadlines(now);
+        self.release_held(now);
         if self.save_again.is_some_and(|at| at <= now) {
             self.save_again = None;
             self.dirty = self.dirty || self.state_trouble;
