@@ -44,7 +44,7 @@ const STARTS_UNSAVED: u64 = 100;
 const HELD_FOR: Duration = Duration::from_millis(100);
 
 /// The least time between two writes of the state.
-const SAVE_EVERY: Duration = Duration::from_millis(200);
+const SAVE_EVERY: Duration = Duration::from_millis(20);
 
 /// One pool, and what the shell knows of its slots beside the machine.
 #[derive(Debug)]
@@ -715,7 +715,7 @@ impl Agent {
 
     /// Writes the state when it has changed; one write at a time, what changes meanwhile is in the next.
     pub(crate) fn save_state(&mut self) {
-        // A change is written at once, a flood of them (a thousand workers that start) a few times a second. Nothing that ended is forgotten
+        // A change is written at once, a flood of them (a thousand workers that start) not for each one. Nothing that ended is forgotten
         // by the keeper before it is written, and a start that is not is found again by what the keeper has.
         let now = clock::now();
         if !self.dirty || self.saving_state || (now < self.next_save && self.ending != Ending::Leaving) {

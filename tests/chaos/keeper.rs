@@ -42,6 +42,11 @@ pub(crate) fn killed(kills: u64) {
         pause(Duration::from_millis(random.u64(0..300)));
         let before = scan(&node.root);
         let titled = titled(&node);
+        // A worker that hides its environment can only be found again once it is written down, which takes some milliseconds.
+        until("its number in the state", Duration::from_secs(5), || {
+            let state = fs_err::read_to_string(node.root.join("run/state.json")).unwrap_or_default();
+            if state.contains(&format!("\"pid\":{titled},")) { Ok(()) } else { Err(format!("{titled} is not in it")) }
+        });
         let agent = node.agent_pid().expect("an agent");
         let ticks = stat(agent).map_or(0, |it| it.2);
         node.kill_keeper();
