@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -51,17 +51,7 @@ impl Line {
     /// [`LineError::NoKeeper`] when there is none.
     pub(crate) fn open() -> Result<Self, LineError> {
         let number: i32 = std::env::var(LINE_VARIABLE).ok().and_then(|text| text.parse().ok()).ok_or(LineError::NoKeeper)?;
-        // SAFETY: the keeper made this descriptor for us and named it in our environment; fstat below refuses a number that is none.
-        #[expect(unsafe_code, reason = "an inherited descriptor is taken by number, once, at start")]
-        let fd = unsafe { OwnedFd::from_raw_fd(number) };
-        match rustix::net::sockopt::socket_type(&fd) {
-            Ok(rustix::net::SocketType::SEQPACKET) => {}
-            _ => {
-                // Not ours to close.
-                std::mem::forget(fd);
-                return Err(LineError::NoKeeper);
-            }
-        }
+        let fd = crate::sys::inherited_line(number).ok_or(LineError::NoKeeper)?;
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).map_err(|error| LineError::Io(error.into()))?;
         let socket = watched(fd, Interest::READABLE | Interest::WRITABLE).map_err(LineError::Io)?;
         Ok(Self { socket, waiting: VecDeque::new(), buffer: Vec::new() })

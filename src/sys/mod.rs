@@ -29,6 +29,25 @@ pub(crate) fn small_heap() {
     }
 }
 
+/// Takes a descriptor that our parent left us, by its number; `None` when that is not a SEQPACKET socket, and then it is left alone.
+/// Called once, at start: a number taken twice would be closed twice.
+pub(crate) fn inherited_line(number: i32) -> Option<std::os::fd::OwnedFd> {
+    use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+    if number < 3 {
+        return None;
+    }
+    // SAFETY: only asked what it is; a number that is no descriptor gives EBADF.
+    #[expect(unsafe_code, reason = "an inherited descriptor is known by its number only")]
+    let asked = unsafe { BorrowedFd::borrow_raw(number) };
+    if !matches!(rustix::net::sockopt::socket_type(asked), Ok(rustix::net::SocketType::SEQPACKET)) {
+        return None;
+    }
+    // SAFETY: it is open, the keeper made it for us and named it in our environment, and nothing else here owns it.
+    #[expect(unsafe_code, reason = "an inherited descriptor is known by its number only")]
+    let taken = unsafe { OwnedFd::from_raw_fd(number) };
+    Some(taken)
+}
+
 /// Makes an anonymous file with this content, ready to be read from its beginning (`memfd_create(2)`): for what must be in nobody's
 /// argument list and on no disk.
 ///
