@@ -136,8 +136,12 @@ pub(crate) fn job() {
         let bytes = fs_err::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
     };
-    let master = until("a worker", PATIENCE, || scan(&node.root).main("jobs/0").map(|it| it.pid).ok_or_else(|| node.told()));
-    // Its title hides its environment from here on.
+    // By its status: its title, which it sets at once, hides the environment that a scan would look for.
+    let master = until("a worker", PATIENCE, || {
+        let status = node.status()?;
+        let pid = status["pools"][0]["slots"][0]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        pid.ok_or_else(|| status.to_string())
+    });
     let job = until("a job", PATIENCE, || {
         let job = pids()
             .into_iter()
