@@ -424,6 +424,8 @@ impl Parts {
             dirty: false,
             saving_state: false,
             next_save: MonoTime::ZERO,
+            save_due: None,
+            save_began: MonoTime::ZERO,
             known: crate::sys::users::Known::default(),
             forget_after_save: Vec::new(),
             forgetting: Vec::new(),

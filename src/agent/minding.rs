@@ -43,8 +43,12 @@ const STARTS_UNSAVED: u64 = 100;
 /// How long a signal waits for the state that says why it is sent: many times what a disk needs, and no ladder is late for it.
 const HELD_FOR: Duration = Duration::from_millis(100);
 
-/// The least time between two writes of the state.
-const SAVE_EVERY: Duration = Duration::from_millis(20);
+/// How long a change waits for those that come with it: a worker's end and its next start are one write, and the start goes first.
+const SAVE_AFTER: Duration = Duration::from_millis(5);
+
+/// The rest between two writes of the state: at least this, nine times as long as the last one took (a tenth of one core and of the
+/// disk, however many workers end at once), at most that.
+const SAVE_REST: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 /// One pool, and what the shell knows of its slots beside the machine.
 #[derive(Debug)]
@@ -698,7 +702,6 @@ impl Agent {
     /// Asks the keeper once the state as it is now is on disk, or a moment later if the disk does not take it.
     fn ask_when_saved(&mut self, ask: Ask) {
         self.dirty = true;
-        self.next_save = MonoTime::ZERO;
         self.held.push(ask);
         self.held_until.get_or_insert(clock::now() + HELD_FOR);
     }
@@ -715,13 +718,20 @@ impl Agent {
 
     /// Writes the state when it has changed; one write at a time, what changes meanwhile is in the next.
     pub(crate) fn save_state(&mut self) {
-        // A change is written at once, a flood of them (a thousand workers that start) not for each one. Nothing that ended is forgotten
-        // by the keeper before it is written, and a start that is not is found again by what the keeper has.
-        let now = clock::now();
-        if !self.dirty || self.saving_state || (now < self.next_save && self.ending != Ending::Leaving) {
+        // Soon, but a flood of changes (a thousand workers that start) not for each one. Nothing that ended is forgotten by the keeper
+        // before it is written, and a start that is not is found again by what the keeper has.
+        if !self.dirty || self.saving_state {
             return;
         }
-        self.next_save = now + SAVE_EVERY;
+        let now = clock::now();
+        let rested = self.next_save;
+        let due = *self.save_due.get_or_insert_with(|| rested.max(now + SAVE_AFTER));
+        let urgent = !self.held.is_empty() || self.ending == Ending::Leaving;
+        if now < due && !urgent {
+            return;
+        }
+        self.save_due = None;
+        self.save_began = now;
         (self.dirty, self.saving_state) = (false, true);
         self.forgetting.append(&mut self.forget_after_save);
         self.being_saved.append(&mut self.held);
@@ -744,6 +754,8 @@ impl Agent {
 
     pub(crate) fn state_saved(&mut self, result: Result<(), String>) {
         self.saving_state = false;
+        let now = clock::now();
+        self.next_save = now + (self.save_began.until(now) * 9).clamp(SAVE_REST.0, SAVE_REST.1);
         for ask in std::mem::take(&mut self.being_saved) {
             self.ask(ask);
         }
@@ -808,9 +820,13 @@ fn started(process: ProcessId) -> MonoTime {
     MonoTime::from_boot(Duration::from_millis(millis))
 }
 
-/// Names this boot (`proc_sys_kernel(5)`); empty when it cannot be read, which is never equal to a saved one of another boot.
+/// Names this boot (`proc_sys_kernel(5)`); empty when it cannot be read, which is never equal to a saved one of another boot. It is read
+/// once: no process sees two boots.
 fn boot_id() -> String {
-    fs_err::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    static BOOT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+        fs_err::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    });
+    BOOT.clone()
 }
 
 pub(crate) fn jitter() -> Jitter {

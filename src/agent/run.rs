@@ -95,8 +95,10 @@ pub(crate) struct Agent {
     pub(crate) started_at: selfstart_core::time::WallTime,
     pub(crate) dirty: bool,
     pub(crate) saving_state: bool,
-    /// The state is not written again before this.
+    /// The state is not written again before this; when the change that is there now is; and when the last write began.
     pub(crate) next_save: MonoTime,
+    pub(crate) save_due: Option<MonoTime>,
+    pub(crate) save_began: MonoTime,
     pub(crate) known: crate::sys::users::Known,
     /// Children whose end must be on disk before the keeper forgets it; those behind it are being written.
     pub(crate) forget_after_save: Vec<Key>,
@@ -344,7 +346,7 @@ impl Agent {
 
     fn next_deadline(&self) -> Option<MonoTime> {
         let pools = self.pools.values().filter_map(PoolRun::next_deadline);
-        let save = (self.dirty && !self.saving_state).then_some(self.next_save);
+        let save = self.save_due.filter(|_| self.dirty && !self.saving_state);
         let rest = [
             save,
             self.held_until,

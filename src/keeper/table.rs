@@ -8,7 +8,7 @@ use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
 use super::protocol::{KEY_VARIABLE, Key};
-use crate::sys::process::{self, Ended, Stat};
+use crate::sys::process::{self, Children, Ended, Stat};
 
 /// Whether a child's main process lives.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ impl Child {
 pub(super) struct Table {
     children: BTreeMap<Key, Child>,
     running: BTreeMap<i32, Key>,
+    /// How many of those that run are children of ours: the others are adopted.
+    ours: usize,
     clearing: BTreeSet<Key>,
     /// The agent: a child too, but nobody's leftover.
     pub(super) agent: Option<i32>,
@@ -57,6 +59,7 @@ impl Table {
     pub(super) fn insert(&mut self, key: Key, child: Child) {
         if child.running() {
             self.running.insert(child.id.pid, key.clone());
+            self.ours += usize::from(!child.adopted);
         }
         self.children.insert(key, child);
     }
@@ -78,6 +81,7 @@ impl Table {
     pub(super) fn ended(&mut self, pid: i32, how: Ended, at: MonoTime) -> Option<Key> {
         let key = self.running.remove(&pid)?;
         let child = self.children.get_mut(&key)?;
+        self.ours = self.ours.saturating_sub(usize::from(!child.adopted));
         child.life = Life::Ended { how, at, tree_gone: false };
         child.pidfd = None;
         if child.clearing.is_some() {
@@ -151,6 +155,7 @@ impl Table {
             // The number may be another child's by now.
             if self.running.get(&child.id.pid).is_some_and(|owner| owner == key) {
                 self.running.remove(&child.id.pid);
+                self.ours = self.ours.saturating_sub(usize::from(!child.adopted));
             }
         }
     }
@@ -165,9 +170,15 @@ impl Table {
     pub(super) fn leftovers(&self, ended: &[Key]) -> io::Result<BTreeMap<Key, Vec<ProcessId>>> {
         let ours = ended.iter().all(|key| self.children.get(key).is_none_or(|child| !child.adopted));
         if ours {
-            if let Ok(children) = process::children() {
-                let strangers = children.into_iter().filter(|pid| !self.running.contains_key(pid) && self.agent != Some(*pid));
-                if !strangers.into_iter().any(|pid| self.is_of(pid, ended)) {
+            let known = self.ours + usize::from(self.agent.is_some());
+            if let Ok(children) = Children::read(known) {
+                // All that we know are in it, so as many as we know are no others.
+                let strangers = children.count() != known
+                    && children
+                        .numbers()
+                        .filter(|pid| !self.running.contains_key(pid) && self.agent != Some(*pid))
+                        .any(|pid| self.is_of(pid, ended));
+                if !strangers {
                     return Ok(BTreeMap::new());
                 }
             }
