@@ -3,7 +3,7 @@
 //! For: the agent's state and other files of a few kilobytes. Not for: what grows (`telling::journal`, `output`), nor for deciding
 //! when to write: each write is two fsyncs, so the caller waits until there is a reason.
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -82,25 +82,47 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), StoreError> 
 /// # Errors
 /// As [`write_atomic`].
 pub(crate) fn write_atomic_with(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+    replace(path, mode, |file| file.write_all(bytes).map_err(|source| StoreError::Write { path: path.to_owned(), source }))
+}
+
+/// Replaces a file's content with what `fill` writes, in blocks: the whole of it is nowhere in memory.
+fn replace(path: &Path, mode: u32, fill: impl FnOnce(&mut BufWriter<Disk>) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    const BLOCK_BYTES: usize = 32 << 10;
     let dir = path.parent().ok_or_else(|| StoreError::NotAFile(path.to_owned()))?;
     let temporary = temporary_name(path).ok_or_else(|| StoreError::NotAFile(path.to_owned()))?;
-    let write = || -> std::io::Result<()> {
-        let mut file = fs_err::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        fault::disk(bytes.len())?;
+    let failed = |source| StoreError::Write { path: path.to_owned(), source };
+    let write = || -> Result<(), StoreError> {
+        let file = fs_err::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).map_err(failed)?;
         fault::point();
-        file.write_all(bytes)?;
+        let mut blocks = BufWriter::with_capacity(BLOCK_BYTES, Disk(file));
+        fill(&mut blocks)?;
+        let Disk(file) = blocks.into_inner().map_err(|error| failed(error.into_error()))?;
         fault::point();
-        file.sync_all()?;
+        file.sync_all().map_err(failed)?;
         fault::point();
-        fs_err::rename(&temporary, path)
+        fs_err::rename(&temporary, path).map_err(failed)
     };
-    if let Err(source) = write() {
+    if let Err(error) = write() {
         // Else it is removed by the next `clean_leftovers`.
         let _ = fs_err::remove_file(&temporary);
-        return Err(StoreError::Write { path: path.to_owned(), source });
+        return Err(error);
     }
     fault::point();
     sync_dir(dir).map_err(|source| StoreError::Sync { path: path.to_owned(), source })
+}
+
+/// A file on a disk that a test may fill.
+struct Disk(fs_err::File);
+
+impl Write for Disk {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let taken = fault::disk(bytes.len())?;
+        self.0.write(&bytes[..taken])
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Syncs a directory: a rename in it survives a power cut after this (`fsync(2)`).
@@ -162,10 +184,13 @@ struct Envelope<'a, T> {
 /// # Errors
 /// As [`write_atomic`]; [`StoreError::Json`] if `state` is not an object.
 pub(crate) fn save<T: Serialize>(path: &Path, schema: u32, state: &T) -> Result<(), StoreError> {
-    let json = |source| StoreError::Json { path: path.to_owned(), source };
-    let mut bytes = serde_json::to_vec(&Envelope { schema, state }).map_err(json)?;
-    bytes.push(b'\n');
-    write_atomic(path, &bytes)
+    replace(path, MODE, |file| {
+        serde_json::to_writer(&mut *file, &Envelope { schema, state }).map_err(|source| {
+            let path = path.to_owned();
+            if source.is_io() { StoreError::Write { path, source: source.into() } } else { StoreError::Json { path, source } }
+        })?;
+        file.write_all(b"\n").map_err(|source| StoreError::Write { path: path.to_owned(), source })
+    })
 }
 
 /// Reads what [`save`] wrote, and removes leftovers beside it.

@@ -8,7 +8,7 @@ use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
 use super::protocol::{KEY_VARIABLE, Key};
-use crate::sys::process::{self, Children, Ended, Stat};
+use crate::sys::process::{self, Ended, Stat};
 
 /// Whether a child's main process lives.
 #[derive(Debug)]
@@ -48,8 +48,6 @@ impl Child {
 pub(super) struct Table {
     children: BTreeMap<Key, Child>,
     running: BTreeMap<i32, Key>,
-    /// How many of those that run are children of ours: the others are adopted.
-    ours: usize,
     clearing: BTreeSet<Key>,
     /// The agent: a child too, but nobody's leftover.
     pub(super) agent: Option<i32>,
@@ -59,7 +57,6 @@ impl Table {
     pub(super) fn insert(&mut self, key: Key, child: Child) {
         if child.running() {
             self.running.insert(child.id.pid, key.clone());
-            self.ours += usize::from(!child.adopted);
         }
         self.children.insert(key, child);
     }
@@ -81,7 +78,6 @@ impl Table {
     pub(super) fn ended(&mut self, pid: i32, how: Ended, at: MonoTime) -> Option<Key> {
         let key = self.running.remove(&pid)?;
         let child = self.children.get_mut(&key)?;
-        self.ours = self.ours.saturating_sub(usize::from(!child.adopted));
         child.life = Life::Ended { how, at, tree_gone: false };
         child.pidfd = None;
         if child.clearing.is_some() {
@@ -155,30 +151,23 @@ impl Table {
             // The number may be another child's by now.
             if self.running.get(&child.id.pid).is_some_and(|owner| owner == key) {
                 self.running.remove(&child.id.pid);
-                self.ours = self.ours.saturating_sub(usize::from(!child.adopted));
             }
         }
     }
 
     /// Returns what is left of the trees of ended children, by name; nothing is left of those that are not in it.
     ///
-    /// What a dead child of ours leaves comes to us, its subreaper, before the child can be reaped. So when we have no children that we do
-    /// not know, nothing is left, and that is one read however many have ended.
+    /// What a dead child of ours leaves comes to us, its subreaper, before the child can be reaped. So when we have inherited nobody,
+    /// nothing is left, and that is one short read however many have ended and however many run.
     ///
     /// # Errors
     /// When `/proc` cannot be read: then nothing is known.
     pub(super) fn leftovers(&self, ended: &[Key]) -> io::Result<BTreeMap<Key, Vec<ProcessId>>> {
         let ours = ended.iter().all(|key| self.children.get(key).is_none_or(|child| !child.adopted));
         if ours {
-            let known = self.ours + usize::from(self.agent.is_some());
-            if let Ok(children) = Children::read(known) {
-                // All that we know are in it, so as many as we know are no others.
-                let strangers = children.count() != known
-                    && children
-                        .numbers()
-                        .filter(|pid| !self.running.contains_key(pid) && self.agent != Some(*pid))
-                        .any(|pid| self.is_of(pid, ended));
-                if !strangers {
+            if let Ok(inherited) = process::inherited() {
+                let others = inherited.into_iter().filter(|pid| !self.running.contains_key(pid) && self.agent != Some(*pid));
+                if !others.into_iter().any(|pid| self.is_of(pid, ended)) {
                     return Ok(BTreeMap::new());
                 }
             }

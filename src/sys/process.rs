@@ -183,44 +183,15 @@ fn read_file(path: &str, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// The children of this (single-threaded) process, those that it inherited as subreaper too, and those that ended and were not reaped.
-#[derive(Debug)]
-pub(crate) struct Children(Vec<u8>);
-
-impl Children {
-    /// Reads them; in one read when there are not more than `about`.
-    ///
-    /// # Errors
-    /// When the kernel has no `/proc/PID/task/TID/children` (CONFIG_PROC_CHILDREN); then [`everyone`] tells it.
-    pub(crate) fn read(about: usize) -> io::Result<Self> {
-        // The longest number (pid_max is 2^22 at most) and its blank; some room more shows the end of the file.
-        const EACH_BYTES: usize = 8;
-        let me = std::process::id();
-        let fd = rustix::fs::open(format!("/proc/{me}/task/{me}/children"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let mut text = vec![0; about.saturating_add(8).saturating_mul(EACH_BYTES)];
-        let mut filled = 0;
-        loop {
-            match rustix::io::read(&fd, &mut text[filled..])? {
-                0 => break,
-                read => filled += read,
-            }
-            if filled == text.len() {
-                text.resize(filled.saturating_mul(2), 0);
-            }
-        }
-        text.truncate(filled);
-        Ok(Self(text))
-    }
-
-    /// Returns how many they are.
-    pub(crate) fn count(&self) -> usize {
-        memchr::memchr_iter(b' ', &self.0).count()
-    }
-
-    /// Returns their numbers.
-    pub(crate) fn numbers(&self) -> impl Iterator<Item = i32> + '_ {
-        self.0.split(u8::is_ascii_whitespace).filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok())
-    }
+/// Returns the children that this process inherited as subreaper, those that ended and were not reaped too: the kernel gives them to its
+/// first thread (`find_new_reaper` in kernel/exit.c). What another thread has started is not among them: see [`crate::keeper::run`].
+///
+/// # Errors
+/// When the kernel has no `/proc/PID/task/TID/children` (CONFIG_PROC_CHILDREN); then [`everyone`] tells it.
+pub(crate) fn inherited() -> io::Result<Vec<i32>> {
+    let me = std::process::id();
+    let text = fs_err::read(format!("/proc/{me}/task/{me}/children"))?;
+    Ok(text.split(u8::is_ascii_whitespace).filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok()).collect())
 }
 
 /// Returns every process that can be read, in one pass over `/proc`.

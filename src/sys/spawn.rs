@@ -1,7 +1,7 @@
 //! Starts a process without copying the address space: `clone(2)` with CLONE_VM and CLONE_VFORK.
 //!
-//! The child borrows our memory until it executes, so between the two it only makes system calls on what was prepared
-//! before; it allocates nothing, takes no lock and calls nothing that could.
+//! The child borrows our memory until it executes, for which the thread that starts it waits. Between the two it only makes system calls
+//! on what was prepared before; it allocates nothing, takes no lock and calls nothing that could.
 //!
 //! It borrows our descriptors too, and first of all takes a copy of the lowest ones only (`close_range(2)` with CLOSE_RANGE_UNSHARE). A
 //! keeper holds two pipes a worker: to copy two thousand descriptors for a child that closes them when it executes took 1.3 ms a start.

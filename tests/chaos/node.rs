@@ -194,8 +194,7 @@ impl Node {
     /// The agent, as a child of the keeper.
     pub(crate) fn agent_pid(&self) -> Option<i32> {
         let keeper = self.keeper_pid();
-        let children = fs_err::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
-        children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid: &i32| {
+        pids().into_iter().filter(|pid| stat(*pid).is_some_and(|(_, parent, _)| parent == keeper)).find(|pid| {
             let line = fs_err::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             line.split(|byte| *byte == 0).any(|word| word == b"internal-agent") && stat(*pid).is_some_and(|(state, ..)| state != 'Z')
         })
