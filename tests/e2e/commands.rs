@@ -89,10 +89,13 @@ fn a_paused_pool_is_left_alone_and_a_signal_reaches_the_main_process() {
     );
     node.state("w", "paused");
     assert!(node.since(mark, &["worker_started"]).is_empty());
+    // Told when it happens, not when somebody resumes it.
+    let end = node.told(mark, "worker_ended", "paused, so not restarted");
+    assert_eq!(end["verdict"], "exit", "{}", text_of(&end));
+    node.cli(&["why", "w/0"]).exits(0).says(&["paused, so not restarted"]);
     node.cli(&["resume", "w"]).exits(0);
     assert_ne!(node.pid("w"), pid);
-    let end = node.told(mark, "worker_ended", "");
-    assert_eq!(end["verdict"], "exit", "{}", text_of(&end));
+    node.same(node.since(mark, &["worker_ended"]).len(), 1);
     node.state("v", "ready");
 }
 

@@ -231,6 +231,18 @@ pub(super) struct End {
     pub(super) how: ExitHow,
     pub(super) ran: Duration,
     pub(super) at: MonoTime,
+    #[serde(default)]
+    pub(super) told: Told,
+}
+
+/// Whether a verdict on an end was told already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Told {
+    /// It is when the tree is gone, with what follows.
+    #[default]
+    No,
+    /// The slot was paused: nobody knew when something would follow.
+    Yes,
 }
 
 /// What follows when the tree is gone.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::effect::{Effect, Happening, Rung};
 use super::event::{Event, StaleJobSeen};
 use super::history::Penalty;
-use super::state::{After, End, Ladder, Manner, Minding, ReadyWait, Recall, Slot, State, StopOrder, StopWhy, Target, Then, Wait, Worker};
+use super::state::{After, End, Ladder, Manner, Minding, ReadyWait, Recall, Slot, State, StopOrder, StopWhy, Target, Then, Told, Wait, Worker};
 use super::verdict::{EndWhy, ExitHow, Sequel, StaleJobFacts, Verdict, What};
 use crate::backoff::Jitter;
 use crate::id::{ProcessId, StartNo};
@@ -521,8 +521,9 @@ impl Slot {
         let (start, target) = (ending.start, Arc::clone(&ending.target));
         turn.tell(Happening::Exited { start, how });
         if !self.minded() && ending.stop.is_none() {
-            let end = ending.end(how, turn.now);
-            self.judge(start, &target, end_facts(end.clone(), 0, Sequel::Paused), turn.now);
+            let end = End { told: Told::Yes, ..ending.end(how, turn.now) };
+            let verdict = self.judge(start, &target, end_facts(end.clone(), 0, Sequel::Paused), turn.now);
+            turn.tell(Happening::Judged(verdict));
             return State::Exited { start, target, end: Box::new(end) };
         }
         let (end, after) = self.ended(ending, how, jitter, turn);
@@ -568,8 +569,15 @@ impl Slot {
 
     fn judge_end(&mut self, start: StartNo, target: &Arc<Target>, end: End, killed: u32, after: &After, turn: &mut Turn<'_>) {
         let sequel = self.sequel(after, Pace::of(&end.why), turn.now);
-        let verdict = self.judge(start, target, end_facts(end, killed, sequel), turn.now);
-        turn.tell(Happening::Judged(verdict));
+        let (told, at) = match end.told {
+            Told::No => (Told::No, turn.now),
+            // What follows is news of the resume, not of this end: one end is one event.
+            Told::Yes => (Told::Yes, end.at),
+        };
+        let verdict = self.judge(start, target, end_facts(end, killed, sequel), at);
+        if told == Told::No {
+            turn.tell(Happening::Judged(verdict));
+        }
     }
 
     fn judge(&mut self, start: StartNo, target: &Arc<Target>, what: What, now: MonoTime) -> Arc<Verdict> {
@@ -699,7 +707,7 @@ impl Ending {
             None => EndWhy::ItsOwn,
             Some((order, rung)) => EndWhy::Asked { why: order.why.clone(), rung: *rung },
         };
-        End { why, how, ran: now.since(self.since), at: now }
+        End { why, how, ran: now.since(self.since), at: now, told: Told::No }
     }
 }
 

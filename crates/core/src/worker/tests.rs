@@ -399,9 +399,13 @@ fn a_paused_slot_is_left_alone_and_its_exit_is_noted() {
     let life = life.then(&[event::exited(1)]);
     assert_eq!(life.deeds(), [], "neither cleared nor restarted");
     assert!(life.verdict().ends_with("; paused, so not restarted"));
+    let ends = |life: &Life| life.effects.iter().filter(|effect| matches!(effect, Effect::Tell(Happening::Judged(_)))).count();
+    assert_eq!(ends(&life), 1, "told when it happens: {:?}", life.effects);
     let life = life.then(&[(Event::Resume, 0)]);
     assert_eq!(life.deeds(), [Effect::ClearTree { start: ONE }]);
-    assert_eq!(life.then(&[event::gone(1)]).deeds(), [spawn(2, 1)]);
+    let life = life.then(&[event::gone(1)]);
+    assert_eq!((life.deeds(), ends(&life)), (vec![spawn(2, 1)], 0), "an end is told once");
+    assert!(life.verdict().ends_with("; restarted"));
 }
 
 #[test]
