@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::node::{Node, QUICK, alive, text_of};
+use crate::node::{Node, QUICK, alive, signal_to, text_of};
 
 #[test]
 fn stop_start_restart_and_scale_answer_when_it_is_so() {
@@ -97,6 +97,28 @@ fn a_paused_pool_is_left_alone_and_a_signal_reaches_the_main_process() {
     assert_ne!(node.pid("w"), pid);
     node.same(node.since(mark, &["worker_ended"]).len(), 1);
     node.state("v", "ready");
+}
+
+#[test]
+fn what_a_paused_slots_worker_left_survives_a_restart_of_the_agent() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@ --daemonise @DIR@/daemon', {QUICK}}}"));
+    let worker = node.pid("w");
+    let left: i32 = node.until("its daemon", || node.text("daemon").trim().parse().ok());
+    node.cli(&["pause", "w"]).exits(0);
+    let mark = node.mark();
+    signal_to(worker, Signal::KILL);
+    node.told(mark, "worker_ended", "paused, so not restarted");
+    let agent = node.look("/agent/pid");
+    // Its end is on disk before the next agent reads it.
+    node.until("the state to be written", || node.text("root/run/state.json").contains("\"sequel\":\"Paused\"").then_some(()));
+    signal_to(i32::try_from(agent.as_i64().expect("a pid")).expect("a pid"), Signal::KILL);
+    node.until("the next agent", || node.look("/agent/pid").as_i64().filter(|pid| Some(*pid) != agent.as_i64()));
+    node.state("w", "paused");
+    assert!(alive(left));
+    node.cli(&["resume", "w"]).exits(0);
+    assert_ne!(node.pid("w"), worker);
+    assert!(!alive(left));
+    node.same(node.since(mark, &["worker_ended"]).len(), 1);
 }
 
 #[test]

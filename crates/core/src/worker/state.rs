@@ -188,6 +188,8 @@ pub(super) enum Recall {
     Stop { order: StopOrder, ladder: Option<Ladder> },
     /// It had exited, and was judged; what it left is to be ended.
     Clear { end: Box<End>, after: After },
+    /// It had exited while the slot was paused; what it left is still not touched.
+    Leave { end: Box<End> },
 }
 
 /// What a starting worker waits for.

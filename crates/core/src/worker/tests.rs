@@ -437,6 +437,25 @@ fn after_the_agent_came_back_nothing_is_started_beside_a_worker_that_may_live() 
 }
 
 #[test]
+fn what_a_paused_slots_worker_left_is_not_touched_by_the_next_agent_either() {
+    let paused = || agent_killed(ready(policy()).then(&[(Event::Pause, 0), event::exited(1)]));
+    // What is told of it again: the child, and its exit.
+    let life = paused().then(&[adopted(), event::exited(1)]);
+    assert_eq!((life.deeds(), life.slot.shown()), (vec![], SlotState::Paused));
+    let life = agent_killed(life).then(&[adopted(), event::exited(1)]);
+    assert_eq!((life.effects.len(), life.slot.shown()), (0, SlotState::Paused), "{:?}", life.effects);
+    let life = life.then(&[(Event::Resume, 0)]);
+    assert_eq!(life.deeds(), [Effect::ClearTree { start: ONE }]);
+    assert_eq!(life.then(&[event::gone(1)]).deeds(), [spawn(2, 1)]);
+
+    let life = paused().then(&[event::stop(Then::Stay), adopted()]);
+    assert_eq!(life.deeds(), [Effect::ClearTree { start: ONE }], "a stop is no pause");
+    let life = paused().then(&[(Event::Vanished { start: ONE, jitter: Jitter(0) }, 0)]);
+    assert_eq!((life.effects.len(), life.slot.shown()), (0, SlotState::Paused), "told before: {:?}", life.effects);
+    assert_eq!(life.then(&[(Event::Resume, 0)]).due().deeds(), [spawn(2, 1)]);
+}
+
+#[test]
 fn a_later_start_than_the_saved_one_shows_that_what_was_saved_is_over() {
     let process = ProcessId { pid: 102, start_ticks: 2 };
     let later = Event::Adopted { start: StartNo(2), process, target: target(2), since: at(0), ready_since: None };
