@@ -440,7 +440,6 @@ impl Agent {
                 let event = match over.how {
                     Some(Ended::Code(0)) => Event::StepDone { release, step },
                     ended => {
-                        let steps = self.deploying.policy.steps;
                         let blame = match ended {
                             // KILL that we did not send: the machine ran out of memory, or somebody ended us all.
                             Some(Ended::Signal { number: libc::SIGKILL, .. }) if !over.timed_out && !over.ended_by_us => Blame::Machine,
@@ -449,13 +448,7 @@ impl Agent {
                             _ => Blame::Revision,
                         };
                         let why = if over.timed_out { "it took longer than its `timeout`".to_owned() } else { how(ended) };
-                        Event::StepFailed {
-                            release,
-                            step,
-                            blame,
-                            what: format!("step {step} of {steps} (`{run}`): {why}"),
-                            last_lines: over.last_lines,
-                        }
+                        Event::StepFailed { release, step, blame, what: format!("`{run}`: {why}"), last_lines: over.last_lines }
                     }
                 };
                 self.deploy_event(event);
