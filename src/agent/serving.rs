@@ -47,6 +47,8 @@ struct Asked {
     reply: Reply,
     wait: bool,
     since: MonoTime,
+    /// What was done all the same, if the deploy that the answer waits for does not come about; may be empty.
+    done: &'static str,
 }
 
 #[derive(Debug)]
@@ -118,7 +120,11 @@ impl Agent {
     fn request(&mut self, what: Request, by: String, reply: Reply, wait: bool) {
         self.serving.next_request += 1;
         let id = RequestId(self.serving.next_request);
-        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now() });
+        let done = match what {
+            Request::Unhold => "updates are let through again, but what was remembered is not live: ",
+            _ => "",
+        };
+        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now(), done });
         self.serving.shown = None;
         self.deploy_event(DeployEvent::Requested { id, by, what });
     }
@@ -144,9 +150,10 @@ impl Agent {
                     Some((reason, hint)) => (reason.to_owned(), Some(hint.to_owned())),
                     None => (text, Some("`selfstart why deploy` tells more".to_owned())),
                 };
-                Outcome::Failed(Failed { reason, hint, ..Failed::default() })
+                Outcome::Failed(Failed { reason: format!("{}{reason}", asked.done), hint, ..Failed::default() })
             }
             DeployOutcome::Refused(refusal) => {
+                let done = if refusal == Refusal::Ending { "" } else { asked.done };
                 let (code, hint) = match &refusal {
                     Refusal::Held(_) => (RefusalCode::Held, "`selfstart unhold` lets updates through again"),
                     Refusal::Quarantined(_) => (RefusalCode::Quarantined, "push a fix, or try it again with `selfstart deploy --force`"),
@@ -155,7 +162,7 @@ impl Agent {
                     Refusal::Busy => (RefusalCode::Busy, "try again in a moment"),
                     Refusal::Ending => (RefusalCode::Draining, "selfstart is ending"),
                 };
-                refused(code, refusal.to_string(), Some(hint))
+                refused(code, format!("{done}{refusal}"), Some(hint))
             }
         });
     }

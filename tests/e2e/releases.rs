@@ -23,9 +23,8 @@ fn rollback_goes_to_the_previous_good_release_and_holds_until_unhold() {
     let third = node.commit(&[("README", "third\n")]);
     node.cli(&["deploy"]).exits(4).says(&["held", "unhold"]);
     node.same(node.live(), first.clone());
-    node.cli(&["unhold"]).exits(0);
-    node.until("the newest", || (node.live().0 == third).then_some(()));
-    node.idle();
+    node.cli(&["unhold"]).exits(0).says(&[&third[..7]]);
+    node.same((node.live().0, node.look("/deploy/phase")), (third, "idle".into()));
     node.cli(&["unhold"]).exits(0);
 
     node.cli(&["rollback", "--to", &second[..8]]).exits(0);
@@ -35,6 +34,27 @@ fn rollback_goes_to_the_previous_good_release_and_holds_until_unhold() {
     node.cli(&["rollback", "--to", "20200101T000000Z-0000000"]).exits(1);
     node.cli(&["hold", "--why", "a demonstration"]).exits(0);
     node.cli(&["hold"]).exits(0);
+}
+
+#[test]
+fn unhold_answers_when_what_was_remembered_is_live_or_why_it_is_not() {
+    let node = Node::new();
+    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "build: {steps: ['test ! -e bad', 'test ! -e slow || sleep 3']}");
+    node.boot();
+    let first = node.live();
+    node.cli(&["hold"]).exits(0);
+    let slow = node.commit(&[("slow", "")]);
+    node.cli(&["deploy"]).exits(4);
+    node.cli(&["unhold", "--no-wait"]).exits(0).says(&["accepted"]);
+    node.same(node.live(), first);
+    node.until("what was remembered", || (node.live().0 == slow).then_some(()));
+    node.idle();
+
+    node.cli(&["hold"]).exits(0);
+    node.commit(&[("bad", "")]);
+    node.cli(&["deploy"]).exits(4);
+    node.cli(&["unhold"]).exits(1).says(&["updates are let through again, but what was remembered is not live: build step 1 of 2 failed"]);
+    node.same((node.live().0, node.look("/deploy/held")), (slow, false.into()));
 }
 
 #[test]
