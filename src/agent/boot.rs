@@ -398,7 +398,7 @@ impl Parts {
         let gate = serving::gate(&self.settings, welcome.keeper_pid);
         let listener = self.listener;
         works.spawn(async move {
-            serve(listener, calls_in, gate).await;
+            serve(listener, calls_in, gate, serving::name_of).await;
             Worked::Nothing
         });
         let good = self.layout.good_config();

@@ -78,8 +78,7 @@ enum Goal {
 impl Agent {
     /// Takes a command.
     pub(crate) fn call(&mut self, call: Call) {
-        let Call { request, peer, reply } = call;
-        let by = users::user(&peer.uid.to_string(), None).map_or_else(|_| format!("uid {}", peer.uid), |user| user.name);
+        let Call { request, peer, by, reply } = call;
         let wait = request.wait;
         if self.ending == Ending::Leaving && !matches!(request.command, Command::Status {} | Command::Releases {}) {
             return reply.finish(refused(RefusalCode::Draining, "selfstart is ending", None));
@@ -808,6 +807,11 @@ pub(crate) fn owner(control: &ControlSettings) -> Result<socket::Owner, users::U
         uid: control.owner.as_deref().map(|name| users::user(name, None).map(|user| user.credentials.uid)).transpose()?,
         gid: control.group.as_deref().map(users::group_number).transpose()?,
     })
+}
+
+/// Names a user. Asks the machine, which may take its time.
+pub(crate) fn name_of(uid: u32) -> Option<String> {
+    users::user(&uid.to_string(), None).ok().map(|user| user.name)
 }
 
 /// Judges who may speak: workers may not, whoever their user is, unless `control.workers` says so. Others are judged by the socket's mode.
