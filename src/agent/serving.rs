@@ -10,7 +10,7 @@ use selfstart_core::deploy::{
     Event as DeployEvent, Force, Origin, Outcome as DeployOutcome, Refusal, Request, RequestId, RollbackTo, Wanted,
 };
 use selfstart_core::drain;
-use selfstart_core::id::{Generation, PoolName, SlotId, StartNo};
+use selfstart_core::id::{Generation, PoolName, SlotId, StartNo, WorkerKey};
 use selfstart_core::pool::{self, Event, Pool, RestartWhy, Scale, Which};
 use selfstart_core::status::{ReleaseState, ReleaseStatus};
 use selfstart_core::time::MonoTime;
@@ -19,6 +19,7 @@ use selfstart_core::worker::SlotState;
 use super::deploying::{self, chain};
 use super::launch;
 use super::minding::PoolRun;
+use super::output;
 use super::run::{Agent, Ending, Worked};
 use super::store;
 use crate::config::settings::{Changes, ControlSettings, Settings};
@@ -621,6 +622,7 @@ impl Agent {
                 }
             }
         }
+        self.redirect_outputs();
         for name in &changes.pools_removed {
             if let Some(run) = self.pools.get_mut(name) {
                 run.leaving = true;
@@ -632,6 +634,23 @@ impl Agent {
             self.deploy_event(DeployEvent::Triggered(Origin::Reload));
         }
         self.dirty = true;
+    }
+
+    /// Lets what running workers write go where the configuration says now: one that runs for months must not fill a file that nobody reads.
+    fn redirect_outputs(&mut self) {
+        let sinks: Vec<_> = self
+            .outputs
+            .workers()
+            .filter_map(|key| {
+                let slot = key.parse::<WorkerKey>().ok()?.slot;
+                let run = self.pools.get(&slot.pool).filter(|run| !run.leaving)?;
+                Some((key.to_owned(), self.sink(&run.settings, &slot)))
+            })
+            .collect();
+        let now = output::Now { mono: clock::now(), wall: clock::wall() };
+        for (key, sink) in sinks {
+            self.outputs.redirect(&key, &sink, now);
+        }
     }
 
     // ---- facts
@@ -779,7 +798,11 @@ fn describe(changes: &Changes) -> Vec<Change> {
         lines.push(change(format!("pools.{name}"), "its workers are replaced, in the order of `update`", vec![name.clone()]));
     }
     for name in &changes.policy_only {
-        lines.push(change(format!("pools.{name}"), "minded otherwise from now on; running workers stay", Vec::new()));
+        lines.push(change(
+            format!("pools.{name}"),
+            "minded otherwise, and logged as it says, from now on; running workers stay",
+            Vec::new(),
+        ));
     }
     for (changed, key, effect) in [
         (changes.build_changed, "build", "a new release of the same revision is made"),

@@ -191,6 +191,27 @@ fn a_reload_restarts_only_what_changed() {
 }
 
 #[test]
+fn after_a_reload_running_workers_write_to_the_new_log_file() {
+    let pool = |log: &str| format!("  w: {{shell: 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.005; done', {QUICK}, log: {{{log}}}}}");
+    let node = Node::new();
+    node.configure(&pool("file: old.log"), "");
+    node.boot();
+    let pid = node.pid("w");
+    let last = |text: &str| text.lines().last().and_then(|line| line.rsplit(' ').next()?.parse::<u32>().ok());
+    node.until("some lines", || last(&node.text("root/old.log")).filter(|n| *n > 50));
+    node.configure(&pool("file: new.log, max_size: 50KB"), "");
+    node.cli(&["reload"]).exits(0).says(&["pools.w"]);
+    let old = node.text("root/old.log");
+    node.until("more lines", || last(&node.text("root/new.log")).filter(|n| *n > last(&old).unwrap_or(0) + 50));
+    node.same((node.pid("w"), node.text("root/old.log")), (pid, old.clone()));
+    let numbers: Vec<u32> = [old, node.text("root/new.log")]
+        .iter()
+        .flat_map(|text| text.lines().filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect::<Vec<u32>>())
+        .collect();
+    assert!(numbers.iter().copied().eq(1..=u32::try_from(numbers.len()).expect("few")), "{numbers:?}");
+}
+
+#[test]
 fn logs_events_why_and_exec_show_what_is_and_was() {
     let node = Node::with_pools("  w: {command: '@FIXTURE@ --flood 30', count: 2, env: {COLOUR: blue}, ready: {after: 50ms}}");
     node.until("all lines", || node.text("root/log/w.1.log").contains("n=000030").then_some(()));

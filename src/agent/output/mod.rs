@@ -335,6 +335,27 @@ impl Outputs {
         Ok(())
     }
 
+    /// Returns the workers whose output is watched.
+    pub(crate) fn workers(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(AsRef::as_ref)
+    }
+
+    /// Lets the output of a worker go to another file, or to the same one with another label or rotation, from the next write on. No line is
+    /// cut: one whose end has not come yet goes there whole. What waited for a file that cannot be written waits no longer.
+    pub(crate) fn redirect(&mut self, key: &str, sink: &Sink, now: Now) {
+        for index in self.keys.get(key).copied().unwrap_or_default().into_iter().flatten() {
+            let Some(state) = &mut self.streams[index] else { continue };
+            // In this order: a file that stays the same stays open.
+            let former = std::mem::replace(&mut state.file, self.files.enter(sink));
+            state.label.clone_from(&sink.label);
+            let waits = state.watch == Watch::Waits || state.finishing;
+            self.files.leave(former);
+            if waits {
+                self.watch_again(index, now);
+            }
+        }
+    }
+
     /// Reads about `budget` bytes of what is there, at most 64 KiB from each pipe in its turn, and appends the lines to their files.
     /// Call it when the descriptor ([`AsFd`]) is readable, when [`Progress::more`] said so, and at [`Outputs::next_retry`].
     ///

@@ -629,6 +629,53 @@ fn half_a_line_behind_a_full_disk_is_no_reason_to_spin_when_there_is_room_again(
 }
 
 #[test]
+fn output_goes_to_another_file_between_two_lines() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    let (mut out, mut other) = (pipe(), pipe());
+    let mut outputs = Outputs::create().expect("outputs");
+    outputs.add("jobs/0#1", Stream::Out, out.read_end(), sink(&old)).expect("add");
+    outputs.add("jobs/1#1", Stream::Out, other.read_end(), sink(&old)).expect("add");
+    out.say(b"one\ntw");
+    drain(&mut outputs, at(0));
+    out.say(b"o\nthr");
+    let labelled = Sink { label: Some("jobs/0".into()), ..sink(&new) };
+    outputs.redirect("jobs/0#1", &labelled, at(0));
+    outputs.redirect("nobody#1", &labelled, at(0));
+    out.say(b"ee\n");
+    other.say(b"stays\n");
+    drain(&mut outputs, at(0));
+    let others = |text: &[u8]| BTreeMap::from([((String::new(), "out"), text.to_vec())]);
+    assert_eq!(said(&old, Labels::None), others(b"one\nstays\n"));
+    assert_eq!(said(&new, Labels::Some), BTreeMap::from([(("jobs/0".to_owned(), "out"), b"two\nthree\n".to_vec())]));
+    // The same file, rotated otherwise.
+    outputs.redirect("jobs/0#1", &Sink { max_size: Bytes(1), ..labelled }, at(0));
+    out.say(b"four\n");
+    drain(&mut outputs, at(0));
+    assert_eq!(content(&new).lines().count(), 1);
+    assert_eq!(files_of(&new).len(), 2);
+}
+
+#[test]
+fn what_waits_for_a_full_disk_goes_to_the_new_file_at_once() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    fs_err::create_dir(&old).expect("in the way");
+    let mut out = pipe();
+    let mut outputs = Outputs::create().expect("outputs");
+    outputs.add("jobs/0#1", Stream::Out, out.read_end(), sink(&old)).expect("add");
+    out.say(b"one\n");
+    drain(&mut outputs, at(0));
+    out.say(b"two\n");
+    drain(&mut outputs, at(10));
+    assert!(outputs.next_retry().is_some());
+    outputs.redirect("jobs/0#1", &sink(&new), at(20));
+    drain(&mut outputs, at(20));
+    assert_eq!(said(&new, Labels::None)[&(String::new(), "out")], b"one\ntwo\n");
+    assert_eq!(outputs.next_retry(), None);
+}
+
+#[test]
 fn a_file_that_cannot_be_rotated_grows_on() {
     let dir = tempfile::tempdir().expect("dir");
     let file = dir.path().join("l");
