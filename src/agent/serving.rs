@@ -570,13 +570,7 @@ impl Agent {
         let other_user = self.settings.user != loaded.settings.user;
         self.settings = Arc::new(loaded.settings);
         if other_user {
-            // What helpers and workers write must belong to who they are now.
-            let owner = launch::who(self.settings.user.as_ref())
-                .map(|user| user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid }));
-            let made = owner.map_err(|error| chain(&error)).and_then(|owner| self.layout.create(owner).map_err(|error| chain(&error)));
-            if let Err(error) = made {
-                self.telling.warn(&format!("the folders below `root` could not be given to the new user: {error}"));
-            }
+            self.give_to_user();
         }
         self.deploying.policy = deploying::policy(&self.settings);
         self.apply(&changes);
@@ -590,6 +584,25 @@ impl Agent {
                 .collect();
             let text = format!("reloaded: {}", lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>().join(", "));
             self.pending(reply, wait, Goal::Generation(restarted), text);
+        }
+    }
+
+    /// What helpers and workers write must belong to who they are now.
+    fn give_to_user(&mut self) {
+        let owner = launch::who(self.settings.user.as_ref())
+            .map(|user| user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid }));
+        match owner.map_err(|error| chain(&error)).and_then(|owner| Ok((owner, self.layout.create(owner).map_err(|error| chain(&error))?)))
+        {
+            Ok((owner, said)) => {
+                said.iter().for_each(|text| self.telling.warn(text));
+                let release = &self.settings.release;
+                let shared = release.linked_dirs.iter().chain(&release.linked_files);
+                if let Some(text) = owner.and_then(|owner| self.layout.foreign(shared, owner)) {
+                    self.telling.warn(&text);
+                    self.notes.push(text);
+                }
+            }
+            Err(error) => self.telling.warn(&format!("the folders below `root` could not be given to the new user: {error}")),
         }
     }
 
@@ -796,6 +809,9 @@ fn describe(changes: &Changes) -> Vec<Change> {
     }
     for name in &changes.restart {
         lines.push(change(format!("pools.{name}"), "its workers are replaced, in the order of `update`", vec![name.clone()]));
+    }
+    for name in &changes.by_release {
+        lines.push(change(format!("pools.{name}"), "its workers are replaced by ones of the new user with the new release", Vec::new()));
     }
     for name in &changes.policy_only {
         lines.push(change(
