@@ -44,8 +44,13 @@ pub(crate) enum Worked {
     DeploySaved(Result<(), String>),
     /// An effect of the deploy was carried out.
     Deploy(DeployEvent),
-    /// Releases are gone, or are kept because they are in use; `trouble`: what did not work, or nothing.
-    Pruned { gone: Vec<selfstart_core::id::ReleaseId>, kept: Vec<selfstart_core::id::ReleaseId>, trouble: String },
+    /// Releases are gone, or are kept because they are in use; `trouble`: what did not work, or nothing; `unsure`: what may be in use.
+    Pruned {
+        gone: Vec<selfstart_core::id::ReleaseId>,
+        kept: Vec<selfstart_core::id::ReleaseId>,
+        trouble: String,
+        unsure: Option<crate::release::prune::Unsure>,
+    },
     /// The state of the pools was written, or not.
     StateSaved(Result<(), String>),
     /// Memory and jobs were looked at.
@@ -304,13 +309,7 @@ impl Agent {
         match worked {
             Worked::DeploySaved(result) => self.deploy_saved(result),
             Worked::Deploy(event) => self.deploy_event(event),
-            Worked::Pruned { gone, kept, trouble } => {
-                if !trouble.is_empty() {
-                    self.telling.warn(&format!("old releases: {trouble}"));
-                }
-                self.telling.releases_removed(&gone);
-                self.deploy_event(DeployEvent::Pruned { gone, kept });
-            }
+            Worked::Pruned { gone, kept, trouble, unsure } => self.pruned(gone, kept, trouble, unsure),
             Worked::StateSaved(result) => self.state_saved(result),
             Worked::Sampled(sampled) => self.sampled(*sampled),
             Worked::Answers(slot, start) => self.probed(&slot, start, true),

@@ -108,6 +108,42 @@ fn old_releases_go_but_never_one_that_a_process_lives_in() {
 }
 
 #[test]
+fn a_release_that_nobody_can_look_into_stays_and_that_is_told_once() {
+    let node = Node::new();
+    node.configure_raw(&format!(
+        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, keep: 1}}\npools:\n  w: {{command: '@FIXTURE@', {QUICK}}}\n"
+    ));
+    let own = fs_err::read_to_string("/proc/self/status").expect("ours");
+    let may = own.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapPrm:")?.trim(), 16).ok()).unwrap_or(0);
+    if may & (1 << 19) == 0 {
+        return eprintln!("not seen: without CAP_SYS_PTRACE (capabilities(7): 19) there is nobody who may more than the agent");
+    }
+    // As in many a container: it may not look into processes that may more than itself, such as this test.
+    node.start_with(&["setpriv", "--bounding-set", "-sys_ptrace"]);
+    node.until("the control socket", || node.root("run/control.sock").exists().then_some(()));
+    node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+    node.idle();
+    let first = node.live().1;
+    let told = || node.since(0, &["trouble"]).into_iter().filter(|event| crate::node::text_of(event).contains("cannot be removed")).count();
+    // The one before the live one is kept for a rollback.
+    for _ in 0..2 {
+        node.commit(&[]);
+        node.cli(&["deploy"]).exits(0);
+    }
+    let event = node.told(0, "trouble", &format!("{first} cannot be removed"));
+    for part in ["cannot be looked into", "CAP_SYS_PTRACE", "process "] {
+        assert!(crate::node::text_of(&event).contains(part), "{event}");
+    }
+    node.same(told(), 1);
+    // The next look finds the same: a deploy of what is live looks again, and has nothing to tell.
+    for _ in 0..3 {
+        node.cli(&["deploy"]).exits(0);
+    }
+    node.same(told(), 1);
+    assert!(node.root("releases").join(first).exists());
+}
+
+#[test]
 fn a_killed_agent_is_back_and_knows_the_same_workers() {
     let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@', count: 3, {QUICK}}}"));
     let (pids, live) = (node.pids("w"), node.live());
