@@ -399,7 +399,7 @@ impl Parts {
         let listener = self.listener;
         works.spawn(async move {
             serve(listener, calls_in, gate, serving::name_of).await;
-            Worked::Nothing
+            Worked::Served
         });
         let good = self.layout.good_config();
         let bytes = self.bytes;

@@ -61,6 +61,8 @@ pub(crate) enum Worked {
     AskReady(SlotId, StartNo),
     /// The configuration was kept as a good one, or not.
     ConfigKept(Result<(), String>),
+    /// The control socket is served no more.
+    Served,
     /// A reader or the like has ended.
     Nothing,
 }
@@ -129,6 +131,7 @@ impl Agent {
         self.settle();
         loop {
             if let Some(code) = self.quit {
+                self.farewell().await;
                 self.ask(Ask::Quit { code });
                 while self.line.is_waiting() {
                     self.line.next().await?;
@@ -319,7 +322,7 @@ impl Agent {
                     self.telling.warn(&format!("the good configuration could not be kept: {error}"));
                 }
             }
-            Worked::Nothing => {}
+            Worked::Served | Worked::Nothing => {}
         }
     }
 

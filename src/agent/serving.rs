@@ -23,7 +23,7 @@ use super::output;
 use super::run::{Agent, Ending, Worked};
 use super::store;
 use crate::config::settings::{Changes, ControlSettings, Settings};
-use crate::control::server::{Call, Gate, Peer, Reply, Verdict};
+use crate::control::server::{Call, FAREWELL, Gate, Peer, Reply, Verdict};
 use crate::control::socket;
 use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, Progress, RefusalCode, Refused};
 use crate::keeper::protocol::Ask;
@@ -525,6 +525,31 @@ impl Agent {
             }
             Ending::No | Ending::Drained | Ending::Leaving => {}
         }
+    }
+
+    /// Answers whoever still waits, and sees that they hear it: who stopped the node must not look like a crash of it.
+    pub(crate) async fn farewell(&mut self) {
+        let pending = std::mem::take(&mut self.serving.pending).into_iter().map(|pending| pending.reply);
+        let deploys = std::mem::take(&mut self.serving.deploys).into_values().map(|asked| asked.reply);
+        for reply in pending.chain(deploys) {
+            let hint = Some("start it with `selfstart run`".to_owned());
+            let reason = "selfstart was stopped before this was so".to_owned();
+            reply.finish(Outcome::Failed(Failed { reason, hint, ..Failed::default() }));
+        }
+        // Lets the server end, once all has been read or has had its time.
+        self.calls.close();
+        while let Ok(call) = self.calls.try_recv() {
+            call.reply.finish(refused(RefusalCode::Draining, "selfstart is ending", None));
+        }
+        let served = async {
+            while let Some(worked) = self.works.join_next().await {
+                if matches!(worked, Ok(Worked::Served)) {
+                    break;
+                }
+            }
+        };
+        // Its own time is the same; what else goes on (a probe) has no end.
+        let _in_vain = tokio::time::timeout(FAREWELL * 2, served).await;
     }
 
     // ---- configuration

@@ -72,7 +72,7 @@ fn a_worker_of_the_sockets_own_user_may_not_either_unless_the_configuration_says
 #[test]
 fn a_reload_with_another_user_replaces_the_workers_and_what_they_run() {
     let node = Node::new();
-    let pool = format!("  w: {{shell: 'id -u >>ran && exec @FIXTURE@', count: 2, ready: {{after: 50ms}}}}");
+    let pool = "  w: {shell: 'id -u >>ran && exec @FIXTURE@', count: 2, ready: {after: 50ms}}";
     let build = "build: {steps: ['id -u >built']}";
     let configure = |user: &str| {
         node.configure_raw(&format!(
