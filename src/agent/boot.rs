@@ -398,8 +398,8 @@ impl Parts {
         let gate = serving::gate(&self.settings, welcome.keeper_pid);
         let listener = self.listener;
         works.spawn(async move {
-            serve(listener, calls_in, gate).await;
-            Worked::Nothing
+            serve(listener, calls_in, gate, serving::name_of).await;
+            Worked::Served
         });
         let good = self.layout.good_config();
         let bytes = self.bytes;

@@ -48,6 +48,9 @@ pub(crate) struct Deploying {
     pub(crate) last_line: Option<String>,
     /// Whether [`Event::Booted`] has been taken.
     pub(crate) booted: bool,
+    /// What was told last of releases that cannot be removed: it is tried again and again, and told when it changes.
+    prune_trouble: String,
+    unsure: Vec<ReleaseId>,
 }
 
 /// Which build a release came from, kept beside the journal: the proof that it is whole.
@@ -68,6 +71,8 @@ impl Deploying {
             progress: git::Progress::default(),
             last_line: None,
             booted: false,
+            prune_trouble: String::new(),
+            unsure: Vec::new(),
         }
     }
 
@@ -192,6 +197,21 @@ impl Agent {
         }
     }
 
+    /// Releases are gone, or stay.
+    pub(crate) fn pruned(&mut self, gone: Vec<ReleaseId>, kept: Vec<ReleaseId>, trouble: String, unsure: Option<prune::Unsure>) {
+        if !trouble.is_empty() && trouble != self.deploying.prune_trouble {
+            self.telling.warn(&format!("old releases: {trouble}"));
+        }
+        self.deploying.prune_trouble = trouble;
+        let (releases, text) = unsure.map_or_else(Default::default, |unsure| (unsure.releases, unsure.text));
+        if !releases.is_empty() && releases != self.deploying.unsure {
+            self.telling.warn(&text);
+        }
+        self.deploying.unsure = releases;
+        self.telling.releases_removed(&gone);
+        self.deploy_event(Event::Pruned { gone, kept });
+    }
+
     /// The record is on disk, or it is not: then what must not be done without it is answered instead.
     pub(crate) fn deploy_saved(&mut self, result: Result<(), String>) {
         self.deploying.saving = false;
@@ -298,9 +318,9 @@ impl Agent {
                     let unreadable =
                         if own.is_root() { prune::Unreadable::KeepAll } else { prune::Unreadable::KeepOf([own.as_raw()].into()) };
                     let result = prune::prune(&layout, &ids, &unreadable, None);
-                    let trouble = match &result {
-                        Ok(pruned) => pruned.leftovers.join("; "),
-                        Err(error) => chain(error),
+                    let (trouble, unsure) = match &result {
+                        Ok(pruned) => (pruned.leftovers.join("; "), pruned.unsure()),
+                        Err(error) => (chain(error), None),
                     };
                     // By what is there, also when it stopped half way: a release that is away is no release.
                     let (kept, gone): (Vec<_>, Vec<_>) =
@@ -310,7 +330,7 @@ impl Agent {
                         let _stays = fs_err::remove_file(mark_path(&layout, id));
                         let _stays = fs_err::remove_file(layout.build_log(id));
                     }
-                    Worked::Pruned { gone, kept, trouble }
+                    Worked::Pruned { gone, kept, trouble, unsure }
                 });
             }
             Effect::Answer { id, outcome } => self.answer_deploy(id, outcome),
@@ -440,7 +460,6 @@ impl Agent {
                 let event = match over.how {
                     Some(Ended::Code(0)) => Event::StepDone { release, step },
                     ended => {
-                        let steps = self.deploying.policy.steps;
                         let blame = match ended {
                             // KILL that we did not send: the machine ran out of memory, or somebody ended us all.
                             Some(Ended::Signal { number: libc::SIGKILL, .. }) if !over.timed_out && !over.ended_by_us => Blame::Machine,
@@ -449,13 +468,7 @@ impl Agent {
                             _ => Blame::Revision,
                         };
                         let why = if over.timed_out { "it took longer than its `timeout`".to_owned() } else { how(ended) };
-                        Event::StepFailed {
-                            release,
-                            step,
-                            blame,
-                            what: format!("step {step} of {steps} (`{run}`): {why}"),
-                            last_lines: over.last_lines,
-                        }
+                        Event::StepFailed { release, step, blame, what: format!("`{run}`: {why}"), last_lines: over.last_lines }
                     }
                 };
                 self.deploy_event(event);

@@ -44,8 +44,13 @@ pub(crate) enum Worked {
     DeploySaved(Result<(), String>),
     /// An effect of the deploy was carried out.
     Deploy(DeployEvent),
-    /// Releases are gone, or are kept because they are in use; `trouble`: what did not work, or nothing.
-    Pruned { gone: Vec<selfstart_core::id::ReleaseId>, kept: Vec<selfstart_core::id::ReleaseId>, trouble: String },
+    /// Releases are gone, or are kept because they are in use; `trouble`: what did not work, or nothing; `unsure`: what may be in use.
+    Pruned {
+        gone: Vec<selfstart_core::id::ReleaseId>,
+        kept: Vec<selfstart_core::id::ReleaseId>,
+        trouble: String,
+        unsure: Option<crate::release::prune::Unsure>,
+    },
     /// The state of the pools was written, or not.
     StateSaved(Result<(), String>),
     /// Memory and jobs were looked at.
@@ -56,6 +61,8 @@ pub(crate) enum Worked {
     AskReady(SlotId, StartNo),
     /// The configuration was kept as a good one, or not.
     ConfigKept(Result<(), String>),
+    /// The control socket is served no more.
+    Served,
     /// A reader or the like has ended.
     Nothing,
 }
@@ -126,6 +133,7 @@ impl Agent {
         self.settle();
         loop {
             if let Some(code) = self.quit {
+                self.farewell().await;
                 self.ask(Ask::Quit { code });
                 while self.line.is_waiting() {
                     self.line.next().await?;
@@ -306,13 +314,7 @@ impl Agent {
         match worked {
             Worked::DeploySaved(result) => self.deploy_saved(result),
             Worked::Deploy(event) => self.deploy_event(event),
-            Worked::Pruned { gone, kept, trouble } => {
-                if !trouble.is_empty() {
-                    self.telling.warn(&format!("old releases: {trouble}"));
-                }
-                self.telling.releases_removed(&gone);
-                self.deploy_event(DeployEvent::Pruned { gone, kept });
-            }
+            Worked::Pruned { gone, kept, trouble, unsure } => self.pruned(gone, kept, trouble, unsure),
             Worked::StateSaved(result) => self.state_saved(result),
             Worked::Sampled(sampled) => self.sampled(*sampled),
             Worked::Answers(slot, start) => self.probed(&slot, start, true),
@@ -322,7 +324,7 @@ impl Agent {
                     self.telling.warn(&format!("the good configuration could not be kept: {error}"));
                 }
             }
-            Worked::Nothing => {}
+            Worked::Served | Worked::Nothing => {}
         }
     }
 

@@ -10,7 +10,7 @@ use selfstart_core::deploy::{
     Event as DeployEvent, Force, Origin, Outcome as DeployOutcome, Refusal, Request, RequestId, RollbackTo, Wanted,
 };
 use selfstart_core::drain;
-use selfstart_core::id::{Generation, PoolName, SlotId, StartNo};
+use selfstart_core::id::{Generation, PoolName, SlotId, StartNo, WorkerKey};
 use selfstart_core::pool::{self, Event, Pool, RestartWhy, Scale, Which};
 use selfstart_core::status::{ReleaseState, ReleaseStatus};
 use selfstart_core::time::MonoTime;
@@ -19,10 +19,11 @@ use selfstart_core::worker::SlotState;
 use super::deploying::{self, chain};
 use super::launch;
 use super::minding::PoolRun;
+use super::output;
 use super::run::{Agent, Ending, Worked};
 use super::store;
 use crate::config::settings::{Changes, ControlSettings, Settings};
-use crate::control::server::{Call, Gate, Peer, Reply, Verdict};
+use crate::control::server::{Call, FAREWELL, Gate, Peer, Reply, Verdict};
 use crate::control::socket;
 use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, Progress, RefusalCode, Refused};
 use crate::keeper::protocol::Ask;
@@ -47,6 +48,8 @@ struct Asked {
     reply: Reply,
     wait: bool,
     since: MonoTime,
+    /// What was done all the same, if the deploy that the answer waits for does not come about; may be empty.
+    done: &'static str,
 }
 
 #[derive(Debug)]
@@ -76,8 +79,7 @@ enum Goal {
 impl Agent {
     /// Takes a command.
     pub(crate) fn call(&mut self, call: Call) {
-        let Call { request, peer, reply } = call;
-        let by = users::user(&peer.uid.to_string(), None).map_or_else(|_| format!("uid {}", peer.uid), |user| user.name);
+        let Call { request, peer, by, reply } = call;
         let wait = request.wait;
         if self.ending == Ending::Leaving && !matches!(request.command, Command::Status {} | Command::Releases {}) {
             return reply.finish(refused(RefusalCode::Draining, "selfstart is ending", None));
@@ -118,7 +120,11 @@ impl Agent {
     fn request(&mut self, what: Request, by: String, reply: Reply, wait: bool) {
         self.serving.next_request += 1;
         let id = RequestId(self.serving.next_request);
-        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now() });
+        let done = match what {
+            Request::Unhold => "updates are let through again, but what was remembered is not live: ",
+            _ => "",
+        };
+        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now(), done });
         self.serving.shown = None;
         self.deploy_event(DeployEvent::Requested { id, by, what });
     }
@@ -144,9 +150,10 @@ impl Agent {
                     Some((reason, hint)) => (reason.to_owned(), Some(hint.to_owned())),
                     None => (text, Some("`selfstart why deploy` tells more".to_owned())),
                 };
-                Outcome::Failed(Failed { reason, hint, ..Failed::default() })
+                Outcome::Failed(Failed { reason: format!("{}{reason}", asked.done), hint, ..Failed::default() })
             }
             DeployOutcome::Refused(refusal) => {
+                let done = if refusal == Refusal::Ending { "" } else { asked.done };
                 let (code, hint) = match &refusal {
                     Refusal::Held(_) => (RefusalCode::Held, "`selfstart unhold` lets updates through again"),
                     Refusal::Quarantined(_) => (RefusalCode::Quarantined, "push a fix, or try it again with `selfstart deploy --force`"),
@@ -155,7 +162,7 @@ impl Agent {
                     Refusal::Busy => (RefusalCode::Busy, "try again in a moment"),
                     Refusal::Ending => (RefusalCode::Draining, "selfstart is ending"),
                 };
-                refused(code, refusal.to_string(), Some(hint))
+                refused(code, format!("{done}{refusal}"), Some(hint))
             }
         });
     }
@@ -520,6 +527,31 @@ impl Agent {
         }
     }
 
+    /// Answers whoever still waits, and sees that they hear it: who stopped the node must not look like a crash of it.
+    pub(crate) async fn farewell(&mut self) {
+        let pending = std::mem::take(&mut self.serving.pending).into_iter().map(|pending| pending.reply);
+        let deploys = std::mem::take(&mut self.serving.deploys).into_values().map(|asked| asked.reply);
+        for reply in pending.chain(deploys) {
+            let hint = Some("start it with `selfstart run`".to_owned());
+            let reason = "selfstart was stopped before this was so".to_owned();
+            reply.finish(Outcome::Failed(Failed { reason, hint, ..Failed::default() }));
+        }
+        // Lets the server end, once all has been read or has had its time.
+        self.calls.close();
+        while let Ok(call) = self.calls.try_recv() {
+            call.reply.finish(refused(RefusalCode::Draining, "selfstart is ending", None));
+        }
+        let served = async {
+            while let Some(worked) = self.works.join_next().await {
+                if matches!(worked, Ok(Worked::Served)) {
+                    break;
+                }
+            }
+        };
+        // Its own time is the same; what else goes on (a probe) has no end.
+        let _in_vain = tokio::time::timeout(FAREWELL * 2, served).await;
+    }
+
     // ---- configuration
 
     fn reload_plan(&mut self, reply: Reply) {
@@ -563,13 +595,7 @@ impl Agent {
         let other_user = self.settings.user != loaded.settings.user;
         self.settings = Arc::new(loaded.settings);
         if other_user {
-            // What helpers and workers write must belong to who they are now.
-            let owner = launch::who(self.settings.user.as_ref())
-                .map(|user| user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid }));
-            let made = owner.map_err(|error| chain(&error)).and_then(|owner| self.layout.create(owner).map_err(|error| chain(&error)));
-            if let Err(error) = made {
-                self.telling.warn(&format!("the folders below `root` could not be given to the new user: {error}"));
-            }
+            self.give_to_user();
         }
         self.deploying.policy = deploying::policy(&self.settings);
         self.apply(&changes);
@@ -583,6 +609,25 @@ impl Agent {
                 .collect();
             let text = format!("reloaded: {}", lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>().join(", "));
             self.pending(reply, wait, Goal::Generation(restarted), text);
+        }
+    }
+
+    /// What helpers and workers write must belong to who they are now.
+    fn give_to_user(&mut self) {
+        let owner = launch::who(self.settings.user.as_ref())
+            .map(|user| user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid }));
+        match owner.map_err(|error| chain(&error)).and_then(|owner| Ok((owner, self.layout.create(owner).map_err(|error| chain(&error))?)))
+        {
+            Ok((owner, said)) => {
+                said.iter().for_each(|text| self.telling.warn(text));
+                let release = &self.settings.release;
+                let shared = release.linked_dirs.iter().chain(&release.linked_files);
+                if let Some(text) = owner.and_then(|owner| self.layout.foreign(shared, owner)) {
+                    self.telling.warn(&text);
+                    self.notes.push(text);
+                }
+            }
+            Err(error) => self.telling.warn(&format!("the folders below `root` could not be given to the new user: {error}")),
         }
     }
 
@@ -615,6 +660,7 @@ impl Agent {
                 }
             }
         }
+        self.redirect_outputs();
         for name in &changes.pools_removed {
             if let Some(run) = self.pools.get_mut(name) {
                 run.leaving = true;
@@ -626,6 +672,23 @@ impl Agent {
             self.deploy_event(DeployEvent::Triggered(Origin::Reload));
         }
         self.dirty = true;
+    }
+
+    /// Lets what running workers write go where the configuration says now: one that runs for months must not fill a file that nobody reads.
+    fn redirect_outputs(&mut self) {
+        let sinks: Vec<_> = self
+            .outputs
+            .workers()
+            .filter_map(|key| {
+                let slot = key.parse::<WorkerKey>().ok()?.slot;
+                let run = self.pools.get(&slot.pool).filter(|run| !run.leaving)?;
+                Some((key.to_owned(), self.sink(&run.settings, &slot)))
+            })
+            .collect();
+        let now = output::Now { mono: clock::now(), wall: clock::wall() };
+        for (key, sink) in sinks {
+            self.outputs.redirect(&key, &sink, now);
+        }
     }
 
     // ---- facts
@@ -772,8 +835,15 @@ fn describe(changes: &Changes) -> Vec<Change> {
     for name in &changes.restart {
         lines.push(change(format!("pools.{name}"), "its workers are replaced, in the order of `update`", vec![name.clone()]));
     }
+    for name in &changes.by_release {
+        lines.push(change(format!("pools.{name}"), "its workers are replaced by ones of the new user with the new release", Vec::new()));
+    }
     for name in &changes.policy_only {
-        lines.push(change(format!("pools.{name}"), "minded otherwise from now on; running workers stay", Vec::new()));
+        lines.push(change(
+            format!("pools.{name}"),
+            "minded otherwise, and logged as it says, from now on; running workers stay",
+            Vec::new(),
+        ));
     }
     for (changed, key, effect) in [
         (changes.build_changed, "build", "a new release of the same revision is made"),
@@ -801,6 +871,11 @@ pub(crate) fn owner(control: &ControlSettings) -> Result<socket::Owner, users::U
         uid: control.owner.as_deref().map(|name| users::user(name, None).map(|user| user.credentials.uid)).transpose()?,
         gid: control.group.as_deref().map(users::group_number).transpose()?,
     })
+}
+
+/// Names a user. Asks the machine, which may take its time.
+pub(crate) fn name_of(uid: u32) -> Option<String> {
+    users::user(&uid.to_string(), None).ok().map(|user| user.name)
 }
 
 /// Judges who may speak: workers may not, whoever their user is, unless `control.workers` says so. Others are judged by the socket's mode.

@@ -272,6 +272,12 @@ pub(crate) fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "{} {}", paint.on(Style::Warn, "warning:"), clean(text));
 }
 
+/// Says on stderr why a command that goes on by itself is over.
+pub(crate) fn note(text: &str) {
+    // Nobody reads stderr: there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{}", clean(text));
+}
+
 #[cfg(test)]
 mod tests {
     use selfstart_core::status;

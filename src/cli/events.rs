@@ -9,7 +9,7 @@ use selfstart_core::id::SlotId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::ask::{Format, print, print_json};
+use super::ask::{Format, note, print, print_json};
 use super::exit::Exit;
 use super::failure::{Failure, Stop};
 use super::look::{Look, Style, clean};
@@ -137,10 +137,51 @@ pub(crate) fn events(site: &Site, args: &EventsArgs) -> Result<Exit, Stop> {
         }
         let look = Look::of_stdout();
         let mut text = String::new();
-        follow.catch_up(|line| text.extend(render(line, format, &look))).map_err(|error| reading(&path, &error))?;
+        let mut stopped = false;
+        follow
+            .catch_up(|line| {
+                // What comes behind it is told by the next `run`.
+                if !stopped {
+                    text.extend(render(line, format, &look));
+                    stopped = is_stop(line);
+                }
+            })
+            .map_err(|error| reading(&path, &error))?;
         if !text.is_empty() {
             print(&text)?;
         }
+        if stopped {
+            note(STOPPED);
+            return Ok(Exit::Done);
+        }
+    }
+}
+
+/// Said to whoever follows a node that is stopped (not one whose agent dies: that is back within a second).
+pub(super) const STOPPED: &str = "the node was stopped";
+
+/// Tells whether a line of the journal says that the node was stopped (the name is `telling`'s).
+fn is_stop(line: &[u8]) -> bool {
+    Event::parse(line).is_some_and(|event| event.kind == "agent_stopped")
+}
+
+/// Looks whether the node is stopped: for those who follow something else than its events.
+#[derive(Debug)]
+pub(super) struct StopWatch(tail::Follow);
+
+impl StopWatch {
+    /// Counts what happens from now on.
+    pub(super) fn new(site: &Site) -> Result<Self, Failure> {
+        let path = site.events();
+        tail::last(&path, 0, |_| false).map(|(_, follow)| Self(follow)).map_err(|error| reading(&path, &error))
+    }
+
+    /// Returns whether it was stopped since.
+    pub(super) fn stopped(&mut self) -> Result<bool, Failure> {
+        let mut stopped = false;
+        let looked = self.0.catch_up(|line| stopped |= is_stop(line));
+        looked.map_err(|error| reading(self.0.path(), &error))?;
+        Ok(stopped)
     }
 }
 

@@ -11,7 +11,8 @@ use selfstart_core::command::Target;
 use selfstart_core::date::Timestamp;
 use selfstart_core::id::SlotId;
 
-use super::ask::warn;
+use super::ask::{note, warn};
+use super::events::{STOPPED, StopWatch};
 use super::exit::Exit;
 use super::failure::{Failure, Stop, printing};
 use super::look::{Look, Style};
@@ -65,6 +66,7 @@ pub(crate) fn logs(site: &Site, args: &LogsArgs) -> Result<Exit, Stop> {
     let dirs = site.loaded.shared_logs.iter().filter_map(|(_, path)| path.parent());
     let own = site.logs();
     let watch = args.follow.then(|| Watch::new([own.as_path()].into_iter().chain(dirs)));
+    let mut node = args.follow.then(|| StopWatch::new(site)).transpose()?;
     let mut sources = Vec::new();
     let mut lines = Vec::new();
     for (path, owner) in files(site, args.target.as_ref())? {
@@ -88,6 +90,8 @@ pub(crate) fn logs(site: &Site, args: &LogsArgs) -> Result<Exit, Stop> {
             Ok(Woken::ReaderGone) => return Err(Stop::PipeClosed),
             Err(error) => return Err(Failure::because(Exit::Failed, "failed to wait for output", &error).into()),
         }
+        // Before the last words are read: they are written before the node says that it has stopped.
+        let stopped = node.as_mut().map(StopWatch::stopped).transpose()?.unwrap_or(false);
         for (path, owner) in files(site, args.target.as_ref())? {
             if !sources.iter().any(|source| source.follow.path() == path) {
                 sources.push(Source { owner, follow: Follow::from_start(&path) });
@@ -100,6 +104,10 @@ pub(crate) fn logs(site: &Site, args: &LogsArgs) -> Result<Exit, Stop> {
             lines.push(news);
         }
         print_lines(&merge(lines), one_slot(args.target.as_ref()), &look)?;
+        if stopped {
+            note(STOPPED);
+            return Ok(Exit::Done);
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use selfstart_core::command::Command;
 use selfstart_core::date::Timestamp;
 use selfstart_core::status::{AgentState, DeployPhase, DeployStatus, JobStatus, PoolStatus, SlotState, SlotStatus, Status};
 
-use super::ask::{self, Format, print, print_json};
+use super::ask::{self, Format, note, print, print_json};
+use super::events::{STOPPED, StopWatch};
 use super::exit::Exit;
 use super::failure::{Failure, Stop};
 use super::look::{Cell, Column, Look, Paint, Row, Style, across, age, clean, table, wrap};
@@ -54,14 +55,24 @@ pub(crate) fn fetch(site: &Site) -> Result<Status, Stop> {
 fn watch(site: &Site, format: Format) -> Result<Exit, Stop> {
     let mut drawn = 0;
     let mut told = String::new();
+    // Who may see the status may not be one who may read the events.
+    let mut node = StopWatch::new(site).ok();
+    let mut stopped = || node.as_mut().is_some_and(|node| node.stopped().unwrap_or(false));
     loop {
         let look = Look::of_stdout();
-        let frame = match fetch(site) {
+        let fetched = fetch(site);
+        // Asked each time: a stop that was followed by a start is over.
+        let stopped = stopped();
+        let frame = match fetched {
             Ok(status) if format == Format::Json => {
                 let error = |error| Failure::because(Exit::Failed, "failed to write the status as JSON", &error);
                 format!("{}\n", serde_json::to_string(&status).map_err(error)?)
             }
             Ok(status) => render(&status, &look),
+            Err(_) if !told.is_empty() && stopped => {
+                note(STOPPED);
+                return Ok(Exit::Done);
+            }
             // An agent that is killed is back within a second: a watcher stays. The first look tells a typing error.
             Err(Stop::Failed(failure)) if !told.is_empty() && look.terminal => failure.render(Paint::Plain),
             Err(stop) => return Err(stop),

@@ -262,6 +262,8 @@ pub struct Changes {
     pub restart: BTreeSet<PoolName>,
     /// Pools that changed only in how they are minded (count, ladders, order, log, ...): running workers stay.
     pub policy_only: BTreeSet<PoolName>,
+    /// Their workers are replaced by the rollout of the release that is made anew.
+    pub by_release: BTreeSet<PoolName>,
     /// The same revision would be built differently: `build:`, or what is linked into each release.
     pub build_changed: bool,
     /// `source:`.
@@ -306,8 +308,11 @@ impl Settings {
         };
         for pool in &new.pools {
             let Some(was) = old.pools.iter().find(|was| was.policy.name == pool.policy.name) else { continue };
-            // Without a user of its own, a pool's workers run as the app's.
-            if was.seen_by_workers(old) != pool.seen_by_workers(new) {
+            // Without a user of its own, a pool's workers run as the app's. A new one may not be able to work in a release that the former
+            // one made: a release of its own is made, and its rollout replaces the workers.
+            if was.user.is_none() && pool.user.is_none() && old.user != new.user {
+                changes.by_release.insert(pool.policy.name.clone());
+            } else if was.seen_by_workers(old) != pool.seen_by_workers(new) {
                 changes.restart.insert(pool.policy.name.clone());
             } else if was != pool {
                 changes.policy_only.insert(pool.policy.name.clone());

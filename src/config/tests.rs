@@ -457,7 +457,9 @@ fn a_reload_restarts_only_what_workers_would_see() {
     }
     assert_eq!(names(&changes("w: {command: ./job", "w: {command: ./other").restart), "w");
     assert_eq!(names(&changes("w: {command: ./job", "w: {shell: ./job").restart), "w");
-    assert_eq!(names(&changes("user: u\n", "user: z\n").restart), "w", "`v` has a user of its own");
+    let user = changes("user: u\n", "user: z\n");
+    assert_eq!((names(&user.by_release), user.build_changed), ("w".to_owned(), true), "`v` has a user of its own");
+    assert!(user.restart.is_empty(), "not twice, and not in a release that the former user made");
     let renamed = changes("  v:", "  z:");
     assert_eq!((names(&renamed.pools_added).as_str(), names(&renamed.pools_removed).as_str()), ("z", "v"));
     assert!(changes("pools:", "build: {steps: [x]}\npools:").build_changed);

@@ -1,17 +1,18 @@
 //! The agent's end of the control socket: accepts, asks who it is, reads one request, passes it on as a [`Call`], writes the answers.
 //!
 //! It decides nothing about commands. One client can harm no other and not the agent: connections, line length, waiting for a request and
-//! waiting for a reader are bounded, and the agent's loop never waits for a client ([`Reply`]).
+//! waiting for a reader are bounded, and the agent's loop never waits for a client ([`Reply`]), nor for who that is ([`NameOf`]).
 
 use std::io;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use selfstart_core::command::Command;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
@@ -31,6 +32,10 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// When the agent ends, answers that are given already are still written, for at most this long.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A user's name is waited for at most this long: whoever keeps the names (a directory server, perhaps one that is away) must hold up no
+/// command. Without it the user's number is told.
+pub(crate) const NAME_WITHIN: Duration = Duration::from_secs(1);
 
 /// Progress that a slow client has not read yet; what comes on top is dropped, the outcome never is.
 const PROGRESS_QUEUED: usize = 64;
@@ -61,6 +66,9 @@ pub(crate) enum Verdict {
 /// Judges a peer, quickly and without waiting: it runs in the agent's only thread.
 pub(crate) type Gate = Arc<dyn Fn(&Peer) -> Verdict + Send + Sync>;
 
+/// Names a user by number, if it has a name. May take its time: it is called on a thread of its own.
+pub(crate) type NameOf = fn(u32) -> Option<String>;
+
 /// One request.
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -68,6 +76,8 @@ pub(crate) struct Call {
     pub(crate) request: Request,
     /// By whom.
     pub(crate) peer: Peer,
+    /// By whom, for people; only the number where nothing is told of it.
+    pub(crate) by: String,
     /// The way back.
     pub(crate) reply: Reply,
 }
@@ -106,8 +116,9 @@ impl Reply {
 /// Serves clients until the receiver of `calls` is dropped or closed; then writes what is answered already, and returns.
 ///
 /// Dropping the future ends all connections at once.
-pub(crate) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, gate: Gate) {
+pub(crate) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, gate: Gate, name_of: NameOf) {
     let mut clients = JoinSet::new();
+    let names = Names { name_of, turn: Arc::new(Semaphore::new(1)) };
     loop {
         let accepted = tokio::select! {
             biased;
@@ -118,7 +129,7 @@ pub(crate) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, gat
         match accepted {
             Ok((stream, _)) if clients.len() >= CONNECTIONS_MAX => turn_away(&stream),
             Ok((stream, _)) => {
-                clients.spawn(converse(stream, calls.clone(), Arc::clone(&gate)));
+                clients.spawn(converse(stream, calls.clone(), Arc::clone(&gate), names.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "failed to accept a control connection");
@@ -142,7 +153,7 @@ fn turn_away(stream: &UnixStream) {
 }
 
 /// One connection, from its first byte to its last. Whatever goes wrong with it concerns only this client.
-async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>, gate: Gate) {
+async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>, gate: Gate, names: Names) {
     let Ok(credentials) = stream.peer_cred() else { return };
     let peer = Peer {
         pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()).and_then(NonZeroU32::new),
@@ -167,8 +178,9 @@ async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>, gate: Gate) {
     if to.progress(Progress::default()).await.is_err() {
         return;
     }
+    let by = if is_told(&request.command) { names.of(peer.uid).await } else { number(peer.uid) };
     let (reply, progress, outcome) = Reply::pair();
-    match timeout(REQUEST_WITHIN, calls.send(Call { request, peer, reply })).await {
+    match timeout(REQUEST_WITHIN, calls.send(Call { request, peer, by, reply })).await {
         Ok(Ok(())) => {}
         Ok(Err(_)) => {
             let _ = to.outcome(ending()).await;
@@ -182,6 +194,53 @@ async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>, gate: Gate) {
     }
     // An error means that the client is gone: the receivers are dropped with it, which `Reply::is_gone` tells the loop.
     let _ = answer(&mut from, &mut to, progress, outcome).await;
+}
+
+/// Who people are.
+#[derive(Clone)]
+struct Names {
+    name_of: NameOf,
+    /// One look-up at a time: those that hang must not take all the threads on which the agent also writes its state.
+    turn: Arc<Semaphore>,
+}
+
+impl Names {
+    async fn of(&self, uid: u32) -> String {
+        let mut looking = JoinSet::new();
+        let name = async {
+            let turn = Arc::clone(&self.turn).acquire_owned().await.ok()?;
+            let name_of = self.name_of;
+            looking.spawn_blocking(move || {
+                let _turn = turn;
+                name_of(uid)
+            });
+            looking.join_next().await?.ok()?
+        };
+        timeout(NAME_WITHIN, name).await.ok().flatten().unwrap_or_else(|| number(uid))
+    }
+}
+
+fn number(uid: u32) -> String {
+    format!("uid {uid}")
+}
+
+/// Whether who said it is told to others.
+fn is_told(command: &Command) -> bool {
+    match command {
+        Command::Deploy { .. } | Command::Rollback { .. } | Command::Hold { .. } | Command::Unhold {} | Command::Drain {} => true,
+        Command::Status {}
+        | Command::Releases {}
+        | Command::Start { .. }
+        | Command::Stop { .. }
+        | Command::Restart { .. }
+        | Command::Pause { .. }
+        | Command::Resume { .. }
+        | Command::Signal { .. }
+        | Command::Scale { .. }
+        | Command::Reload { .. }
+        | Command::Wait {}
+        | Command::Launch { .. } => false,
+    }
 }
 
 /// Passes answers on until the last, and notices a client that goes away.
@@ -291,12 +350,16 @@ mod tests {
         }
 
         fn guarded(gate: impl Fn(&Peer) -> Verdict + Send + Sync + 'static) -> Self {
+            Self::with(gate, |_| None)
+        }
+
+        fn with(gate: impl Fn(&Peer) -> Verdict + Send + Sync + 'static, name_of: NameOf) -> Self {
             let dir = tempfile::tempdir().expect("a directory");
             let path = dir.path().join("control.sock");
             let listener = socket::bind(&path, socket::Owner::default()).expect("a socket");
             let (calls, calls_in) = mpsc::channel(4);
             let listener = UnixListener::from_std(listener).expect("a runtime");
-            Self { _dir: dir, path, calls: calls_in, server: tokio::spawn(serve(listener, calls, Arc::new(gate))) }
+            Self { _dir: dir, path, calls: calls_in, server: tokio::spawn(serve(listener, calls, Arc::new(gate), name_of)) }
         }
 
         async fn client(&self) -> BufReader<UnixStream> {
@@ -356,6 +419,48 @@ mod tests {
         assert_eq!(hear(&mut client).await, Some(Answer::Progress(Progress::text("two"))));
         assert_eq!(hear(&mut client).await, Some(Done::text("three").into()));
         assert_eq!(hear(&mut client).await, None);
+    }
+
+    #[tokio::test]
+    async fn who_commands_is_named_before_the_loop_hears_of_it() {
+        let mut rig = Rig::with(|_| Verdict::Welcome, |uid| Some(format!("number {uid}")));
+        let _client = rig.asking().await;
+        let call = rig.call().await;
+        assert_eq!(call.by, format!("number {}", call.peer.uid));
+    }
+
+    #[tokio::test]
+    async fn who_keeps_the_names_and_does_not_answer_holds_up_nobody() {
+        /// Never answers, until the test is over.
+        static AWAY: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        static LOOKING: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let away = AWAY.lock();
+        let mut rig = Rig::with(
+            |_| Verdict::Welcome,
+            |_| {
+                LOOKING.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                drop(AWAY.lock());
+                Some("too late".to_owned())
+            },
+        );
+        let mut drains = Vec::new();
+        for _ in 0..4 {
+            drains.push(rig.asking().await);
+        }
+        // A command that nobody is told of does not wait at all.
+        let began = Instant::now();
+        let mut status = rig.client().await;
+        status.get_mut().write_all(&Request::new(Command::Status {}).to_line()).await.expect("a request");
+        let call = rig.call().await;
+        assert_eq!(call.request.command, Command::Status {});
+        assert!(began.elapsed() < NAME_WITHIN, "{:?}", began.elapsed());
+        for _ in &drains {
+            let call = rig.call().await;
+            assert_eq!(call.by, format!("uid {}", call.peer.uid));
+        }
+        assert!(began.elapsed() < NAME_WITHIN * 3, "{:?}", began.elapsed());
+        assert_eq!(LOOKING.load(std::sync::atomic::Ordering::SeqCst), 1, "the threads are left to others");
+        drop(away);
     }
 
     #[tokio::test]

@@ -187,6 +187,21 @@ impl Layout {
         Ok(said)
     }
 
+    /// Says which of these below `shared` belong to somebody else; `None`: none. They are an app's own, of whatever users it wants, so they
+    /// are not given away here. What cannot be looked at is not named.
+    pub(crate) fn foreign<'a>(&self, shared: impl Iterator<Item = &'a PathBuf>, owner: Owner) -> Option<String> {
+        let theirs = |path: &PathBuf| fs_err::metadata(self.shared().join(path)).is_ok_and(|found| found.uid() != owner.uid);
+        let names: Vec<String> = shared.filter(|path| theirs(path)).map(|path| format!("`{}`", path.display())).collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "{} in `{}` belong to another user than {}, who may not be able to write there: `chown -R` what it should",
+                names.join(", "),
+                self.shared().display(),
+                owner.uid
+            )
+        })
+    }
+
     /// Refuses when less than `wanted` is free where releases are.
     ///
     /// # Errors

@@ -242,6 +242,54 @@ pub(crate) struct Pruned {
     pub leftovers: Vec<String>,
 }
 
+/// Releases that stay although nobody is known to use them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unsure {
+    /// Which.
+    pub releases: Vec<ReleaseId>,
+    /// What is told of it: why, and what to do.
+    pub text: String,
+}
+
+/// So many processes are named; a machine can have thousands, all for the same reason.
+const NAMED: usize = 3;
+
+impl Pruned {
+    /// Says what stays for want of knowledge; `None`: nothing does.
+    #[must_use]
+    pub(crate) fn unsure(&self) -> Option<Unsure> {
+        let mut releases = Vec::new();
+        let mut pids = BTreeSet::new();
+        for (id, used) in &self.kept {
+            if let Use::Unknown(unknown) = used {
+                releases.push(id.clone());
+                pids.extend(unknown);
+            }
+        }
+        if releases.is_empty() {
+            return None;
+        }
+        let named: Vec<String> = pids.iter().take(NAMED).map(|pid| named(*pid)).collect();
+        let more = if pids.len() > NAMED { format!(" and {} more", pids.len() - NAMED) } else { String::new() };
+        let who = if named.is_empty() { "/proc".to_owned() } else { format!("{}{more}", named.join(", ")) };
+        let ids: Vec<&str> = releases.iter().map(ReleaseId::as_str).collect();
+        let text = format!(
+            "{} cannot be removed: whether a process lives there is not known, since {who} cannot be looked into; give selfstart the \
+             capability CAP_SYS_PTRACE, or end those processes",
+            ids.join(", ")
+        );
+        Some(Unsure { releases, text })
+    }
+}
+
+/// A process by its number and name, which everybody may read.
+fn named(pid: i32) -> String {
+    match fs_err::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(name) => format!("process {pid} (`{}`)", name.trim_end()),
+        Err(_) => format!("process {pid}"),
+    }
+}
+
 /// Removes releases: those in no use are first renamed away, looked at again (a process may have started meanwhile), then removed.
 ///
 /// `seen` adds what another user's eyes saw (the helper's answer to `uses`); `None`: only our own count. The live release must
@@ -406,6 +454,31 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(10), "expected {expected:?}, last seen {seen:?}");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn what_stays_for_want_of_knowledge_is_named_with_the_processes_and_what_to_do() {
+        let ids: Vec<ReleaseId> = (0..3).map(|n| format!("20261122T10153{n}Z-1a2b3c4").parse().expect("an id")).collect();
+        let own = std::process::id().cast_signed();
+        let mut pruned = Pruned { kept: vec![(ids[0].clone(), Use::Used([1].into()))], ..Pruned::default() };
+        assert_eq!(pruned.unsure(), None, "a release in use is no riddle");
+        // Larger than any pid (proc_sys_kernel(5): pid_max).
+        let gone = [1 << 23, (1 << 23) + 1, (1 << 23) + 2];
+        pruned.kept.push((ids[1].clone(), Use::Unknown([own].into_iter().chain(gone).collect())));
+        pruned.kept.push((ids[2].clone(), Use::Unknown([own].into())));
+        let unsure = pruned.unsure().expect("two are");
+        assert_eq!(unsure.releases, ids[1..]);
+        let comm = fs_err::read_to_string("/proc/self/comm").expect("ours");
+        for part in [
+            ids[1].as_str(),
+            ids[2].as_str(),
+            &format!("process {own} (`{}`)", comm.trim()),
+            "process 8388608, process 8388609 and 1 more",
+            "CAP_SYS_PTRACE",
+        ] {
+            assert!(unsure.text.contains(part), "`{part}` is not in {}", unsure.text);
+        }
+        assert!(!unsure.text.contains(ids[0].as_str()), "{}", unsure.text);
     }
 
     fn library() -> PathBuf {

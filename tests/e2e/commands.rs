@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::node::{Node, QUICK, alive, text_of};
+use crate::node::{Node, QUICK, alive, signal_to, text_of};
 
 #[test]
 fn stop_start_restart_and_scale_answer_when_it_is_so() {
@@ -89,11 +89,36 @@ fn a_paused_pool_is_left_alone_and_a_signal_reaches_the_main_process() {
     );
     node.state("w", "paused");
     assert!(node.since(mark, &["worker_started"]).is_empty());
+    // Told when it happens, not when somebody resumes it.
+    let end = node.told(mark, "worker_ended", "paused, so not restarted");
+    assert_eq!(end["verdict"], "exit", "{}", text_of(&end));
+    node.cli(&["why", "w/0"]).exits(0).says(&["paused, so not restarted"]);
     node.cli(&["resume", "w"]).exits(0);
     assert_ne!(node.pid("w"), pid);
-    let end = node.told(mark, "worker_ended", "");
-    assert_eq!(end["verdict"], "exit", "{}", text_of(&end));
+    node.same(node.since(mark, &["worker_ended"]).len(), 1);
     node.state("v", "ready");
+}
+
+#[test]
+fn what_a_paused_slots_worker_left_survives_a_restart_of_the_agent() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@ --daemonise @DIR@/daemon', {QUICK}}}"));
+    let worker = node.pid("w");
+    let left: i32 = node.until("its daemon", || node.text("daemon").trim().parse().ok());
+    node.cli(&["pause", "w"]).exits(0);
+    let mark = node.mark();
+    signal_to(worker, Signal::KILL);
+    node.told(mark, "worker_ended", "paused, so not restarted");
+    let agent = node.look("/agent/pid");
+    // Its end is on disk before the next agent reads it.
+    node.until("the state to be written", || node.text("root/run/state.json").contains("\"sequel\":\"Paused\"").then_some(()));
+    signal_to(i32::try_from(agent.as_i64().expect("a pid")).expect("a pid"), Signal::KILL);
+    node.until("the next agent", || node.look("/agent/pid").as_i64().filter(|pid| Some(*pid) != agent.as_i64()));
+    node.state("w", "paused");
+    assert!(alive(left));
+    node.cli(&["resume", "w"]).exits(0);
+    assert_ne!(node.pid("w"), worker);
+    assert!(!alive(left));
+    node.same(node.since(mark, &["worker_ended"]).len(), 1);
 }
 
 #[test]
@@ -163,6 +188,27 @@ fn a_reload_restarts_only_what_changed() {
     node.until("b gone, c there", || (node.slots("b").is_empty() && node.slots("c").first()?["state"] == "ready").then_some(()));
     assert!(!alive(b));
     node.same(node.pids("a")[0], a);
+}
+
+#[test]
+fn after_a_reload_running_workers_write_to_the_new_log_file() {
+    let pool = |log: &str| format!("  w: {{shell: 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.005; done', {QUICK}, log: {{{log}}}}}");
+    let node = Node::new();
+    node.configure(&pool("file: old.log"), "");
+    node.boot();
+    let pid = node.pid("w");
+    let last = |text: &str| text.lines().last().and_then(|line| line.rsplit(' ').next()?.parse::<u32>().ok());
+    node.until("some lines", || last(&node.text("root/old.log")).filter(|n| *n > 50));
+    node.configure(&pool("file: new.log, max_size: 50KB"), "");
+    node.cli(&["reload"]).exits(0).says(&["pools.w"]);
+    let old = node.text("root/old.log");
+    node.until("more lines", || last(&node.text("root/new.log")).filter(|n| *n > last(&old).unwrap_or(0) + 50));
+    node.same((node.pid("w"), node.text("root/old.log")), (pid, old.clone()));
+    let numbers: Vec<u32> = [old, node.text("root/new.log")]
+        .iter()
+        .flat_map(|text| text.lines().filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect::<Vec<u32>>())
+        .collect();
+    assert!(numbers.iter().copied().eq(1..=u32::try_from(numbers.len()).expect("few")), "{numbers:?}");
 }
 
 #[test]

@@ -66,6 +66,9 @@ fn a_failing_build_step_leaves_everything_alone_and_is_not_tried_again_until_for
     let mark = node.mark();
     let said = node.cli(&["deploy"]).exits(1).says(&["build.sh", "the last words", "3"]);
     assert!(!said.err.contains("panic"), "{said:?}");
+    // Which step it was is said once.
+    assert_eq!(said.err.matches("step").count(), 1, "{said:?}");
+    assert!(said.err.contains("build step 2 of 3 failed: `./build.sh`: exit 3\n"), "{said:?}");
     let unchanged = || {
         node.same(node.live(), live.clone());
         node.same(node.current(), current.clone());

@@ -1,5 +1,6 @@
 //! The end of `run`.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -21,6 +22,59 @@ fn term_drains_and_ends_with_0_and_nothing_is_left() {
     }
     assert!(node.since(0, &["worker_ended"]).iter().all(|end| end["verdict"] == "drain"));
     node.told(0, "agent_stopped", "");
+}
+
+#[test]
+fn who_follows_a_node_or_waits_for_it_hears_that_it_was_stopped() {
+    let node = Node::new();
+    // The second is never ready.
+    node.configure(
+        &format!(
+            "  w: {{command: '@FIXTURE@ --print-on-term bye', {QUICK}}}\n  v: {{command: '@FIXTURE@', ready: {{command: 'false', within: 1h}}}}"
+        ),
+        "",
+    );
+    node.start();
+    node.pid("w");
+    let follow = |args: &[&str]| {
+        let mut command = node.command(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started")
+    };
+    let args: [&[&str]; 4] = [&["events", "-f", "--json", "-n", "1"], &["logs", "w", "-f"], &["status", "-w"], &["wait", "--ready"]];
+    let mut followers: Vec<_> = args.iter().map(|args| (args, follow(args))).collect();
+    // Each has said something, or is waited for by the agent: then it follows.
+    let mut first = [0; 1];
+    let _ = followers[2].1.stdout.as_mut().map(|out| std::io::Read::read_exact(out, &mut first));
+    let _ = followers[0].1.stdout.as_mut().map(|out| std::io::Read::read_exact(out, &mut first));
+    let has_open = |number: usize, what: &str| {
+        let pid = children_of(i32::try_from(followers[number].1.id()).ok()?).first().copied()?;
+        let opened = fs_err::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        let mut names = opened.filter_map(|fd| fs_err::read_link(fd.ok()?.path()).ok());
+        names.any(|name| name.to_string_lossy().contains(what)).then_some(())
+    };
+    node.until("`logs` to follow", || has_open(1, "run/events.jsonl"));
+    node.until("`wait` to be connected", || has_open(3, "socket:"));
+    // Who asks later is answered later.
+    node.status();
+
+    node.signal_keeper(Signal::TERM);
+    node.same(node.ended(), Some(0));
+    for (args, follower) in followers.drain(..) {
+        let output = follower.wait_with_output().expect("ended");
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if args[0] == "wait" {
+            assert_eq!((output.status.code(), err.contains("selfstart was stopped before this was so")), (Some(1), true), "{out}{err}");
+            continue;
+        }
+        assert_eq!((output.status.code(), err.ends_with("the node was stopped\n")), (Some(0), true), "{args:?}: {out}{err}");
+        match args[0] {
+            "events" => assert!(out.lines().last().is_some_and(|line| line.contains("\"agent_stopped\"")), "{out}"),
+            "logs" => assert!(out.contains(" bye\n"), "its last words too: {out}"),
+            _ => {}
+        }
+    }
+    // Without a node there is nothing to watch, and what is to come can be followed.
+    node.cli(&["status", "-w"]).exits(3);
 }
 
 #[test]

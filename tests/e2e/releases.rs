@@ -23,9 +23,8 @@ fn rollback_goes_to_the_previous_good_release_and_holds_until_unhold() {
     let third = node.commit(&[("README", "third\n")]);
     node.cli(&["deploy"]).exits(4).says(&["held", "unhold"]);
     node.same(node.live(), first.clone());
-    node.cli(&["unhold"]).exits(0);
-    node.until("the newest", || (node.live().0 == third).then_some(()));
-    node.idle();
+    node.cli(&["unhold"]).exits(0).says(&[&third[..7]]);
+    node.same((node.live().0, node.look("/deploy/phase")), (third, "idle".into()));
     node.cli(&["unhold"]).exits(0);
 
     node.cli(&["rollback", "--to", &second[..8]]).exits(0);
@@ -35,6 +34,27 @@ fn rollback_goes_to_the_previous_good_release_and_holds_until_unhold() {
     node.cli(&["rollback", "--to", "20200101T000000Z-0000000"]).exits(1);
     node.cli(&["hold", "--why", "a demonstration"]).exits(0);
     node.cli(&["hold"]).exits(0);
+}
+
+#[test]
+fn unhold_answers_when_what_was_remembered_is_live_or_why_it_is_not() {
+    let node = Node::new();
+    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "build: {steps: ['test ! -e bad', 'test ! -e slow || sleep 3']}");
+    node.boot();
+    let first = node.live();
+    node.cli(&["hold"]).exits(0);
+    let slow = node.commit(&[("slow", "")]);
+    node.cli(&["deploy"]).exits(4);
+    node.cli(&["unhold", "--no-wait"]).exits(0).says(&["accepted"]);
+    node.same(node.live(), first);
+    node.until("what was remembered", || (node.live().0 == slow).then_some(()));
+    node.idle();
+
+    node.cli(&["hold"]).exits(0);
+    node.commit(&[("bad", "")]);
+    node.cli(&["deploy"]).exits(4);
+    node.cli(&["unhold"]).exits(1).says(&["updates are let through again, but what was remembered is not live: build step 1 of 2 failed"]);
+    node.same((node.live().0, node.look("/deploy/held")), (slow, false.into()));
 }
 
 #[test]
@@ -85,6 +105,42 @@ fn old_releases_go_but_never_one_that_a_process_lives_in() {
     let last = node.live().1;
     let wanted = sorted(&[&names[4], &last]);
     node.until("two", || (there() == wanted).then_some(()));
+}
+
+#[test]
+fn a_release_that_nobody_can_look_into_stays_and_that_is_told_once() {
+    let node = Node::new();
+    node.configure_raw(&format!(
+        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, keep: 1}}\npools:\n  w: {{command: '@FIXTURE@', {QUICK}}}\n"
+    ));
+    let own = fs_err::read_to_string("/proc/self/status").expect("ours");
+    let may = own.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapPrm:")?.trim(), 16).ok()).unwrap_or(0);
+    if may & (1 << 19) == 0 {
+        return eprintln!("not seen: without CAP_SYS_PTRACE (capabilities(7): 19) there is nobody who may more than the agent");
+    }
+    // As in many a container: it may not look into processes that may more than itself, such as this test.
+    node.start_with(&["setpriv", "--bounding-set", "-sys_ptrace"]);
+    node.until("the control socket", || node.root("run/control.sock").exists().then_some(()));
+    node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+    node.idle();
+    let first = node.live().1;
+    let told = || node.since(0, &["trouble"]).into_iter().filter(|event| crate::node::text_of(event).contains("cannot be removed")).count();
+    // The one before the live one is kept for a rollback.
+    for _ in 0..2 {
+        node.commit(&[]);
+        node.cli(&["deploy"]).exits(0);
+    }
+    let event = node.told(0, "trouble", &format!("{first} cannot be removed"));
+    for part in ["cannot be looked into", "CAP_SYS_PTRACE", "process "] {
+        assert!(crate::node::text_of(&event).contains(part), "{event}");
+    }
+    node.same(told(), 1);
+    // The next look finds the same: a deploy of what is live looks again, and has nothing to tell.
+    for _ in 0..3 {
+        node.cli(&["deploy"]).exits(0);
+    }
+    node.same(told(), 1);
+    assert!(node.root("releases").join(first).exists());
 }
 
 #[test]

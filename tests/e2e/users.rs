@@ -68,3 +68,59 @@ fn a_worker_of_the_sockets_own_user_may_not_either_unless_the_configuration_says
     node.until("the answer", || node.text("root/log/asks.0.log").contains("code=0").then_some(()));
     node.state("w", "stopped");
 }
+
+#[test]
+fn a_reload_with_another_user_replaces_the_workers_and_what_they_run() {
+    let node = Node::new();
+    let pool = "  w: {shell: 'id -u >>ran && exec @FIXTURE@', count: 2, ready: {after: 50ms}}";
+    let build = "build: {steps: ['id -u >built']}";
+    let configure = |user: &str| {
+        node.configure_raw(&format!(
+            "app: e2e\nroot: @DIR@/root\n{user}source: {{repository: @DIR@/src, branch: main}}\n{build}\n\
+             release: {{min_free: 1MB, linked_dirs: [kept]}}\npools:\n{pool}\n"
+        ));
+    };
+    configure("");
+    node.boot();
+    let nobody = nobody();
+    let (pids, first) = (node.pids("w"), node.live());
+    assert!(pids.iter().all(|pid| uid(*pid) == Some(0)));
+
+    let settled = |of: u32| {
+        node.until("workers of the new user on a release of its own", || {
+            let (pids, live) = (node.pids("w"), node.live());
+            let new =
+                live.1 != first.1 && node.slots("w").iter().all(|slot| slot["state"] == "ready" && slot["release"] == live.1.as_str());
+            (new && pids.iter().all(|pid| uid(*pid) == Some(of))).then_some(())
+        });
+        node.idle();
+    };
+    configure("user: nobody\n");
+    let mark = node.mark();
+    node.cli(&["reload", "--plan"]).exits(0).says(&["pools.w", "replaced by ones of the new user", "build"]);
+    node.cli(&["reload"]).exits(0).says(&["pools.w"]);
+    settled(nobody);
+    // Once, by the release that the new user made: none of them ran in one that belongs to another.
+    node.same(
+        crate::node::shape(&node.since(mark, &["worker_ended", "worker_started"])),
+        ["0 ended", "0 started", "1 ended", "1 started"].map(str::to_owned).to_vec(),
+    );
+    node.told(mark, "trouble", "chown");
+    assert!(node.look("/notes/0").as_str().is_some_and(|note| note.contains("`kept` in")));
+    node.same(fs_err::read_to_string(node.root("current/built")).expect("built").trim().to_owned(), nobody.to_string());
+    // A push is fetched and built by the new user, in what the old one had made.
+    let pushed = node.commit(&[("README", "for nobody\n")]);
+    node.cli(&["deploy"]).exits(0);
+    node.same(node.live().0, pushed);
+    assert!(node.pids("w").iter().all(|pid| uid(*pid) == Some(nobody)));
+    assert!(
+        node.since(mark, &["worker_start_failed", "deploy_failed"]).is_empty(),
+        "{:#?}",
+        node.since(mark, &["worker_start_failed", "deploy_failed"])
+    );
+
+    // And back.
+    configure("");
+    node.cli(&["reload"]).exits(0);
+    settled(0);
+}

@@ -225,6 +225,9 @@ pub(super) struct Ledger {
     free: Vec<u32>,
     /// By slot: the highest end since its pages were given back.
     touched: Vec<u32>,
+    /// As if all were taken.
+    #[cfg(test)]
+    pub(super) exhausted: bool,
 }
 
 impl Ledger {
@@ -234,7 +237,21 @@ impl Ledger {
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|e| LedgerError::Create(e.into()))?;
         let book = file.map(0, BOOK_LEN, WORDS).map_err(LedgerError::Create)?;
         book.word(MAGIC).store(MAGIC_WORD, SeqCst);
-        Ok(Self { file, book, groups: Vec::new(), transit_read: read, transit_write: write, free: Vec::new(), touched: Vec::new() })
+        Ok(Self::of(file, book, read, write))
+    }
+
+    fn of(file: SharedFile, book: SharedMap, transit_read: OwnedFd, transit_write: OwnedFd) -> Self {
+        Self {
+            file,
+            book,
+            groups: Vec::new(),
+            transit_read,
+            transit_write,
+            free: Vec::new(),
+            touched: Vec::new(),
+            #[cfg(test)]
+            exhausted: false,
+        }
     }
 
     /// What the keeper must hold: memory, transit pipe to read, transit pipe to write.
@@ -250,8 +267,7 @@ impl Ledger {
         if book.word(MAGIC).load(SeqCst) != MAGIC_WORD {
             return Err(LedgerError::Foreign("unknown version"));
         }
-        let mut ledger =
-            Self { file, book, groups: Vec::new(), transit_read: read, transit_write: write, free: Vec::new(), touched: Vec::new() };
+        let mut ledger = Self::of(file, book, read, write);
         let len = ledger.file.len().map_err(LedgerError::Restore)?;
         while GROUPS_AT + ((ledger.groups.len() + 1) * GROUP_LEN) as u64 <= len && ledger.groups.len() * GROUP_SLOTS < SLOTS_MAX {
             ledger.map_next_group().map_err(LedgerError::Restore)?;
@@ -357,6 +373,10 @@ impl Ledger {
 
     /// Takes a slot for a stream; `None` if there is none to be had now.
     pub(super) fn take(&mut self, key: &str, stream: Stream) -> Option<SlotNo> {
+        #[cfg(test)]
+        if self.exhausted {
+            return None;
+        }
         if self.free.is_empty() && self.groups.len() * GROUP_SLOTS < SLOTS_MAX {
             let first = self.groups.len() * GROUP_SLOTS;
             // No memory now: the stream waits, as it does when all slots are taken.

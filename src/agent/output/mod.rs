@@ -203,6 +203,8 @@ pub(crate) struct Outputs {
     files: Files,
     /// Streams that have something, in the order of their turns.
     queue: VecDeque<usize>,
+    /// When streams that found no memory are given another turn; `None`: there are none.
+    starved: Option<MonoTime>,
     /// What former agents left in slots, until its stream is added.
     strangers: HashMap<(String, Stream), SlotNo>,
 }
@@ -221,13 +223,15 @@ struct StreamState {
     queued: bool,
     /// Its worker has ended: what is left of a line is a line.
     finishing: bool,
+    /// There was no memory for it.
+    starved: bool,
 }
 
 /// Whether epoll looks at a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
     On,
-    /// Not while its file cannot be written.
+    /// Not while its file cannot be written, or there is no memory for it.
     Waits,
     /// Nothing more can come, or its worker has ended.
     Over,
@@ -274,6 +278,7 @@ impl Outputs {
             keys: HashMap::new(),
             files: Files::default(),
             queue: VecDeque::new(),
+            starved: None,
             strangers: HashMap::new(),
         })
     }
@@ -310,13 +315,45 @@ impl Outputs {
         let slot = self.strangers.remove(&(key.to_owned(), stream));
         let file = self.files.enter(&sink);
         let Sink { label, tap, .. } = sink;
-        self.streams[index] =
-            Some(StreamState { key: name, stream, fd, file, label, tap, slot, watch: Watch::On, queued: false, finishing: false });
+        self.streams[index] = Some(StreamState {
+            key: name,
+            stream,
+            fd,
+            file,
+            label,
+            tap,
+            slot,
+            watch: Watch::On,
+            queued: false,
+            finishing: false,
+            starved: false,
+        });
         // Whole lines may be among what the former agent left.
         if slot.is_some() {
             self.enqueue(index);
         }
         Ok(())
+    }
+
+    /// Returns the workers whose output is watched.
+    pub(crate) fn workers(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(AsRef::as_ref)
+    }
+
+    /// Lets the output of a worker go to another file, or to the same one with another label or rotation, from the next write on. No line is
+    /// cut: one whose end has not come yet goes there whole. What waited for a file that cannot be written waits no longer.
+    pub(crate) fn redirect(&mut self, key: &str, sink: &Sink, now: Now) {
+        for index in self.keys.get(key).copied().unwrap_or_default().into_iter().flatten() {
+            let Some(state) = &mut self.streams[index] else { continue };
+            // In this order: a file that stays the same stays open.
+            let former = std::mem::replace(&mut state.file, self.files.enter(sink));
+            state.label.clone_from(&sink.label);
+            let waits = state.watch == Watch::Waits || state.finishing;
+            self.files.leave(former);
+            if waits {
+                self.watch_again(index, now);
+            }
+        }
     }
 
     /// Reads about `budget` bytes of what is there, at most 64 KiB from each pipe in its turn, and appends the lines to their files.
@@ -330,6 +367,7 @@ impl Outputs {
         let mut left = budget.max(1);
         while left > 0 {
             if self.queue.is_empty() && !self.poll()? {
+                self.files.postpone(now);
                 return Ok(progress);
             }
             let before = progress.bytes;
@@ -367,10 +405,10 @@ impl Outputs {
         }
     }
 
-    /// When [`Outputs::ready`] must be called although nothing is readable: a file waits to be tried again.
+    /// When [`Outputs::ready`] must be called although nothing is readable: a file waits to be tried again, or a stream for memory.
     #[must_use]
     pub(crate) fn next_retry(&self) -> Option<MonoTime> {
-        self.files.next_retry()
+        self.files.next_retry().into_iter().chain(self.starved).min()
     }
 
     /// Drops what former agents left of streams that were not added again, once all have been; returns how many there were.
@@ -508,11 +546,12 @@ impl Outputs {
         Ok(())
     }
 
-    /// No memory for this stream now: it waits as if its file were in trouble.
+    /// No memory for this stream now: it waits, and it alone. Its file is well, and others go on writing to it.
     fn no_slot(&mut self, index: usize, now: Now) {
-        if let Some(state) = &self.streams[index] {
-            self.files.wait(state.file, now);
-            self.unwatch(index, Watch::Waits);
+        self.unwatch(index, Watch::Waits);
+        if let Some(state) = &mut self.streams[index] {
+            state.starved = true;
+            self.starved.get_or_insert(now.mono + RETRY_AFTER);
         }
     }
 
@@ -520,14 +559,19 @@ impl Outputs {
     fn write_out(&mut self, group: &[usize], tail: Tail, now: Now, progress: &mut Progress) -> Result<(), OutputError> {
         let Some(file) = group.iter().find_map(|index| self.streams[*index].as_ref()).map(|state| state.file) else { return Ok(()) };
         let stamp = stamp::stamp(now.wall);
+        let mut failed = false;
         while group.iter().any(|index| self.has_line(*index, tail)) {
             if let Err(error) = self.write_batch(file, group, tail, &stamp, now, progress)? {
                 self.files.fail(file, error, now, progress);
+                failed = true;
                 for index in group {
                     self.unwatch(*index, Watch::Waits);
                 }
                 break;
             }
+        }
+        if !failed {
+            self.files.calm(file);
         }
         for index in group {
             let Some(Some(state)) = self.streams.get_mut(*index) else { continue };
@@ -649,21 +693,29 @@ impl Outputs {
     }
 
     /// Looks at a pipe again after its file was in trouble, and gives it a turn.
-    fn watch_again(&mut self, index: usize) {
+    fn watch_again(&mut self, index: usize, now: Now) {
         let Some(Some(state)) = self.streams.get_mut(index) else { return };
         if state.watch == Watch::Waits {
             let flags = epoll::EventFlags::IN;
             match epoll::add(&self.epoll, &state.fd, epoll::EventData::new_u64(index as u64), flags) {
                 Ok(()) => state.watch = Watch::On,
                 // Out of memory for the watch: it stays waiting, and is given a turn with the next try.
-                Err(_) => return,
+                Err(_) => return self.no_slot(index, now),
             }
         }
         self.enqueue(index);
     }
 
-    /// Gives the streams of files whose time has come another turn.
+    /// Gives the streams whose time has come another turn.
     fn retry(&mut self, now: Now) {
+        if self.starved.is_some_and(|at| now.mono >= at) {
+            self.starved = None;
+            for index in 0..self.streams.len() {
+                if self.streams[index].as_mut().is_some_and(|state| std::mem::take(&mut state.starved)) {
+                    self.watch_again(index, now);
+                }
+            }
+        }
         if self.files.next_retry().is_none_or(|at| now.mono < at) {
             return;
         }
@@ -677,7 +729,7 @@ impl Outputs {
         // First those that hold something: they try the file without taking more from a pipe.
         due.sort_by_key(|index| self.streams[*index].as_ref().map(|state| (state.file, state.slot.is_none())));
         for index in due {
-            self.watch_again(index);
+            self.watch_again(index, now);
         }
     }
 }
@@ -856,6 +908,24 @@ impl Files {
         }
         if trouble.told {
             progress.news.push(OutputNews::GoesOn { file: state.log.path().to_owned(), after: now.mono.since(trouble.since) });
+        }
+    }
+
+    /// Whoever wanted to write to it had nothing to write: nobody knows of a trouble that it would have of its own.
+    fn calm(&mut self, index: usize) {
+        if let Some(state) = &mut self.all[index]
+            && state.trouble.is_some_and(|trouble| !trouble.told)
+        {
+            state.trouble = None;
+        }
+    }
+
+    /// All whose time had come had their turn. Where nobody had anything to write, the time comes again later, and not at once for ever.
+    fn postpone(&mut self, now: Now) {
+        for trouble in self.all.iter_mut().flatten().filter_map(|file| file.trouble.as_mut()) {
+            if trouble.retry_at <= now.mono {
+                trouble.retry_at = now.mono + RETRY_AFTER;
+            }
         }
     }
 

@@ -563,6 +563,119 @@ fn a_full_disk_stops_reading_is_told_once_and_cuts_no_line() {
 }
 
 #[test]
+fn a_stream_without_memory_waits_for_a_second_and_not_in_a_hot_loop() {
+    let dir = tempfile::tempdir().expect("dir");
+    let file = dir.path().join("l");
+    let mut outputs = Outputs::create().expect("outputs");
+    let mut pipes = [pipe(), pipe(), pipe()];
+    for (n, pipe) in pipes.iter().enumerate() {
+        outputs.add(&format!("jobs/{n}#1"), Stream::Out, pipe.read_end(), sink(&file)).expect("add");
+    }
+    // The third has memory, and writes to the same file.
+    pipes[2].say(b"fine, ");
+    drain(&mut outputs, at(0));
+    outputs.ledger.exhausted = true;
+    pipes[0].say(b"half");
+    pipes[1].say(b"whole\n");
+    for (millis, words) in [(10, &b"and "[..]), (500, b"still\nhere "), (1010, b"again "), (2010, b"and again\nand")] {
+        pipes[2].say(words);
+        drain(&mut outputs, at(millis));
+        let retry = outputs.next_retry();
+        assert!(retry.is_some_and(|retry| retry > at(millis).mono && retry <= at(millis + 1000).mono), "at {millis}: {retry:?}");
+    }
+    assert_eq!(content(&file).lines().count(), 2, "nobody else waits: {}", content(&file));
+    // One that has ended waits too.
+    let (finish, _) = outputs.finish("jobs/1#1", at(2100)).expect("finish");
+    assert_eq!(finish, Finish::Waits);
+
+    outputs.ledger.exhausted = false;
+    assert!(drain(&mut outputs, at(2500)).finished.is_empty(), "not before its time");
+    let progress = drain(&mut outputs, at(3010));
+    assert_eq!(progress.finished, ["jobs/1#1"]);
+    assert!(content(&file).ends_with("out whole\n"), "{}", content(&file));
+    assert_eq!(outputs.next_retry(), None, "half a line is no reason to look again");
+    pipes[0].say(b" and half\n");
+    drain(&mut outputs, at(3020));
+    assert!(content(&file).ends_with("out half and half\n"), "{}", content(&file));
+}
+
+#[test]
+fn half_a_line_behind_a_full_disk_is_no_reason_to_spin_when_there_is_room_again() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut outputs = Outputs::create().expect("outputs");
+    let mut pipes = [pipe(), pipe()];
+    let files = [dir.path().join("a"), dir.path().join("b")];
+    for (n, pipe) in pipes.iter_mut().enumerate() {
+        outputs.add(&format!("jobs/{n}#1"), Stream::Out, pipe.read_end(), sink(&files[n])).expect("add");
+        pipe.say(b"before\n");
+    }
+    drain(&mut outputs, at(0));
+    fault::set_disk(Some(15));
+    pipes[0].say(b"while it is full\n");
+    drain(&mut outputs, at(10));
+    // Its own file was never tried: the disk is known to be full.
+    pipes[1].say(b"half");
+    drain(&mut outputs, at(500));
+    fault::set_disk(None);
+    for millis in [1010, 1500] {
+        drain(&mut outputs, at(millis));
+        let retry = outputs.next_retry();
+        assert!(retry.is_none_or(|retry| retry > at(millis).mono), "at {millis}: {retry:?}");
+    }
+    assert_eq!(outputs.next_retry(), None);
+    pipes[1].say(b" a line\n");
+    drain(&mut outputs, at(1510));
+    assert!(content(&files[1]).ends_with("out half a line\n"), "{}", content(&files[1]));
+}
+
+#[test]
+fn output_goes_to_another_file_between_two_lines() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    let (mut out, mut other) = (pipe(), pipe());
+    let mut outputs = Outputs::create().expect("outputs");
+    outputs.add("jobs/0#1", Stream::Out, out.read_end(), sink(&old)).expect("add");
+    outputs.add("jobs/1#1", Stream::Out, other.read_end(), sink(&old)).expect("add");
+    out.say(b"one\ntw");
+    drain(&mut outputs, at(0));
+    out.say(b"o\nthr");
+    let labelled = Sink { label: Some("jobs/0".into()), ..sink(&new) };
+    outputs.redirect("jobs/0#1", &labelled, at(0));
+    outputs.redirect("nobody#1", &labelled, at(0));
+    out.say(b"ee\n");
+    other.say(b"stays\n");
+    drain(&mut outputs, at(0));
+    let others = |text: &[u8]| BTreeMap::from([((String::new(), "out"), text.to_vec())]);
+    assert_eq!(said(&old, Labels::None), others(b"one\nstays\n"));
+    assert_eq!(said(&new, Labels::Some), BTreeMap::from([(("jobs/0".to_owned(), "out"), b"two\nthree\n".to_vec())]));
+    // The same file, rotated otherwise.
+    outputs.redirect("jobs/0#1", &Sink { max_size: Bytes(1), ..labelled }, at(0));
+    out.say(b"four\n");
+    drain(&mut outputs, at(0));
+    assert_eq!(content(&new).lines().count(), 1);
+    assert_eq!(files_of(&new).len(), 2);
+}
+
+#[test]
+fn what_waits_for_a_full_disk_goes_to_the_new_file_at_once() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    fs_err::create_dir(&old).expect("in the way");
+    let mut out = pipe();
+    let mut outputs = Outputs::create().expect("outputs");
+    outputs.add("jobs/0#1", Stream::Out, out.read_end(), sink(&old)).expect("add");
+    out.say(b"one\n");
+    drain(&mut outputs, at(0));
+    out.say(b"two\n");
+    drain(&mut outputs, at(10));
+    assert!(outputs.next_retry().is_some());
+    outputs.redirect("jobs/0#1", &sink(&new), at(20));
+    drain(&mut outputs, at(20));
+    assert_eq!(said(&new, Labels::None)[&(String::new(), "out")], b"one\ntwo\n");
+    assert_eq!(outputs.next_retry(), None);
+}
+
+#[test]
 fn a_file_that_cannot_be_rotated_grows_on() {
     let dir = tempfile::tempdir().expect("dir");
     let file = dir.path().join("l");

@@ -175,7 +175,7 @@ pub enum Request {
         /// In the operator's words; may be empty.
         why: String,
     },
-    /// `unhold`; at once. What was remembered is deployed then.
+    /// `unhold`; what was remembered is deployed then, and it is answered as that deploy is. At once if nothing was.
     Unhold,
 }
 

@@ -255,9 +255,26 @@ impl Turn<'_> {
                 if held.is_some() {
                     self.effects.push(Effect::Tell(News::Unheld { by }));
                 }
-                self.done(&[id], held.is_some());
+                match self.held_back() {
+                    Some(job) if held.is_some() => job.ids.push(id),
+                    _ => self.done(&[id], held.is_some()),
+                }
             }
         }
+    }
+
+    /// Returns what a hold that has just ended kept from being done: what is remembered, or else what would have given way to it before its
+    /// switch; `None`: nothing, or the drain keeps it too.
+    fn held_back(&mut self) -> Option<&mut Job> {
+        if self.blocked().is_some() {
+            return None;
+        }
+        let under_way = match &mut self.deploy.phase {
+            Phase::Fetching { job, .. } | Phase::Waiting { job, .. } => Some(job),
+            Phase::Staging(plan) | Phase::Linking(plan) | Phase::Sealing(plan) | Phase::Building { plan, .. } => Some(&mut plan.job),
+            _ => None,
+        };
+        self.deploy.next.as_mut().or(under_way)
     }
 
     fn take_deploy(&mut self, id: RequestId, wanted: Wanted, force: Force) {

@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::event::{Dropped, Effect};
-use super::state::{Drain, Pool, Wanted};
+use super::state::{Drain, Entry, Pool, Wanted};
 use super::step::Turn;
 use crate::policy::UpdateHow;
 use crate::worker::{self, Minding, Slot, StopWhy, Target, Then};
@@ -35,7 +37,7 @@ pub(super) enum Part {
 }
 
 /// Whether a slot's failure fails the rollout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Vote {
     Yes,
     No,
@@ -87,7 +89,9 @@ impl Pool {
         let (mut down, mut unready, mut ready) = (Vec::new(), VecDeque::new(), VecDeque::new());
         for number in numbers {
             match way(self, number) {
-                Way::Already => {}
+                // On its way to it since a rollout that was cut short: only when it is ready is the release known to be good.
+                Way::Already if self.entry(number).is_some_and(|entry| !is_settled(&entry.slot, turn)) => down.push(number),
+                Way::Already => self.forget_vote(number),
                 Way::Start | Way::Retarget => down.push(number),
                 Way::Replace if self.entry(number).is_some_and(|entry| entry.slot.ready_since().is_some()) => ready.push_back(number),
                 Way::Replace => unready.push_back(number),
@@ -158,14 +162,17 @@ impl Pool {
         let (way, well) = (self.way(&entry.slot, target), is_well(&entry.slot) && (!entry.unproven || entry.slot.ready_since().is_some()));
         let waits_well = entry.slot.waits_until().is_some() && !entry.slot.waits_after_crash() && well;
         let vote = match way {
-            Way::Already => Vote::No,
+            // It came to it before its turn (an operator restarted it), or in a rollout that was cut short, which knew whether it was well.
+            Way::Already if well && entry.part == Part::Pending => Vote::Yes,
+            Way::Already => entry.cut_short.unwrap_or(Vote::No),
             Way::Start if waits_well => Vote::Yes,
             Way::Retarget | Way::Replace if well => Vote::Yes,
             Way::Start | Way::Retarget | Way::Replace => Vote::No,
         };
-        if let Some(entry) = self.entry_mut(number) {
-            entry.unproven = vote == Vote::No && way != Way::Already;
+        if let Some(entry) = self.entry_mut(number).filter(|_| way != Way::Already) {
+            entry.unproven = vote == Vote::No;
         }
+        self.forget_vote(number);
         self.set_part(number, Part::Moving(vote), turn);
         if let Some(rollout) = &mut self.rollout {
             rollout.moving += 1;
@@ -185,9 +192,11 @@ impl Pool {
         let (Some(target), Some(entry)) = (self.target.clone(), self.entry(number)) else { return };
         let Part::Moving(vote) = entry.part else { return };
         let slot = &entry.slot;
-        let Some(its) = slot.target().filter(|its| self.is_as_wanted(its, &target)) else { return };
-        let settled = slot.ready_since().is_some_and(|since| turn.now >= since + turn.policy.update.settle);
-        let failing = slot.waits_after_crash() && its.generation == target.generation;
+        if !slot.target().is_some_and(|its| self.is_as_wanted(its, &target)) {
+            return;
+        }
+        let settled = is_settled(slot, turn);
+        let failing = slot.waits_after_crash();
         let verdict = slot.last_verdict().cloned();
         if !settled && !failing {
             return;
@@ -229,7 +238,14 @@ impl Pool {
 
     fn clear_parts(&mut self) {
         for entry in &mut self.slots {
+            entry.cut_short = entry.vote();
             entry.part = Part::None;
+        }
+    }
+
+    fn forget_vote(&mut self, number: u32) {
+        if let Some(entry) = self.entry_mut(number) {
+            entry.cut_short = None;
         }
     }
 
@@ -246,6 +262,21 @@ impl Pool {
             && number < self.count
             && self.entry(number).is_some_and(|entry| entry.wanted == Wanted::Running && entry.slot.minding() == Minding::Minded)
     }
+}
+
+impl Entry {
+    /// Returns the vote of a slot whose turn has come and is not over, also in a rollout that was cut short.
+    pub(super) fn vote(&self) -> Option<Vote> {
+        match self.part {
+            Part::Moving(vote) => Some(vote),
+            Part::None | Part::Pending => self.cut_short,
+        }
+    }
+}
+
+/// Returns whether a slot has been ready for long enough.
+fn is_settled(slot: &Slot, turn: &Turn<'_>) -> bool {
+    slot.ready_since().is_some_and(|since| turn.now >= since + turn.policy.update.settle)
 }
 
 /// Returns whether a slot has a worker that gave no cause for complaint.

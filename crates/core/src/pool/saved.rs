@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::rollout::Vote;
 use super::state::{Entry, Pool, Scaled, Wanted};
 use crate::id::{Generation, StartNo};
 use crate::policy::{MAX_COUNT, PoolPolicy};
@@ -36,10 +37,14 @@ pub struct SavedSlot {
     /// Whether it was taken by a rollout without a vote, and has not settled since.
     #[serde(default)]
     pub unproven: bool,
+    /// Its vote in the rollout that went on, if its turn had come and was not over.
+    #[serde(default)]
+    vote: Option<Vote>,
 }
 
 impl Pool {
-    /// Returns what the next agent must know. A rollout that is going on is not kept: `RollOut` of the same release goes on with it.
+    /// Returns what the next agent must know. Of a rollout that is going on only the votes are kept: `RollOut` of the same release goes on
+    /// with it.
     #[must_use]
     pub fn saved(&self) -> SavedPool {
         SavedPool {
@@ -48,7 +53,7 @@ impl Pool {
             slots: self
                 .slots
                 .iter()
-                .map(|entry| SavedSlot { slot: entry.slot.saved(), wanted: entry.wanted, unproven: entry.unproven })
+                .map(|entry| SavedSlot { slot: entry.slot.saved(), wanted: entry.wanted, unproven: entry.unproven, vote: entry.vote() })
                 .collect(),
             oldest: self.oldest,
             failed: self.failed,
@@ -76,9 +81,9 @@ impl Pool {
             .slots
             .into_iter()
             .take(MAX_COUNT as usize)
-            .map(|SavedSlot { slot, wanted, unproven }| {
+            .map(|SavedSlot { slot, wanted, unproven, vote }| {
                 let slot = Slot::recall(slot);
-                Entry { deadline: worker::next_deadline(&slot), slot, wanted, unproven, ..Entry::default() }
+                Entry { deadline: worker::next_deadline(&slot), slot, wanted, unproven, cut_short: vote, ..Entry::default() }
             })
             .collect();
         // `Reloaded` makes it fit the policy: by what it finds, slots are started or stopped.
@@ -95,7 +100,7 @@ impl SavedPool {
     /// stopped or paused by hand is so no more.
     #[must_use]
     pub fn after_reboot(self) -> Self {
-        let fresh = |SavedSlot { slot, .. }| SavedSlot { slot: slot.after_reboot(), wanted: Wanted::Running, unproven: false };
+        let fresh = |SavedSlot { slot, .. }| SavedSlot { slot: slot.after_reboot(), wanted: Wanted::Running, unproven: false, vote: None };
         Self { slots: self.slots.into_iter().map(fresh).collect(), wanted: Wanted::Running, minding: Minding::Minded, ..self }
     }
 }

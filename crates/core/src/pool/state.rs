@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::rollout::{Part, Rollout};
+use super::rollout::{Part, Rollout, Vote};
 use crate::id::{Generation, StartNo};
 use crate::policy::{MAX_COUNT, PoolPolicy};
 use crate::time::MonoTime;
@@ -84,6 +84,8 @@ pub(super) struct Entry {
     /// It was taken without a vote, and has not settled since. A later rollout may find it just started and without a crash yet, which is
     /// no sign that it is well: an update cut short is taken up again with another generation.
     pub(super) unproven: bool,
+    /// Its vote in a rollout that ended (with the agent) while its turn was not over; a rollout that goes on from there counts it.
+    pub(super) cut_short: Option<Vote>,
     /// What stands in [`Pool::deadlines`].
     pub(super) deadline: Option<MonoTime>,
 }

@@ -115,6 +115,18 @@ impl Town {
         self.tell(Event::Slot { slot, event: worker::Event::Exited { start, how: ExitHow::Code(1), jitter: Jitter(0) } })
     }
 
+    /// The agent dies, and the next one finds every worker alive.
+    fn agent_killed(&mut self) -> &mut Self {
+        let saved = self.pool.saved();
+        self.pool = Pool::recall(saved, &self.policy);
+        let there: Vec<_> = self.pool.slots().filter_map(|(number, slot)| Some((number, slot.start()?, slot.target().cloned()?))).collect();
+        for (slot, start, target) in there {
+            let (process, since) = (ProcessId { pid: 7, start_ticks: start.0 }, self.now);
+            self.tell(Event::Slot { slot, event: worker::Event::Adopted { start, process, target, since, ready_since: None } });
+        }
+        self.tell(Event::Reloaded)
+    }
+
     /// What each slot shows, and the number of the release that it runs or will run.
     fn shown(&self) -> Vec<(u32, SlotState, Option<u8>)> {
         let number = |release: &ReleaseId| (1..9_u8).find(|number| self::release(*number) == *release);
@@ -220,18 +232,77 @@ fn a_slot_without_a_vote_has_none_either_when_the_agent_ended_during_the_rollout
     let mut town = Town::new(policy(1));
     town.broken.extend([release(1), release(3)]);
     town.tell(roll_out(1)).tell(roll_out(2));
-    let slot = town.pool.slot(0).expect("a slot");
-    let (start, target) = (slot.start().expect("a start"), slot.target().cloned().expect("a target"));
-    assert_eq!(slot.shown(), Starting);
-    town.pool = Pool::recall(town.pool.saved(), &town.policy);
-    let process = ProcessId { pid: 7, start_ticks: start.0 };
-    let since = town.now;
-    town.tell(Event::Slot { slot: 0, event: worker::Event::Adopted { start, process, target, since, ready_since: None } });
-    town.tell(Event::Reloaded);
+    assert_eq!(town.shown(), [(0, Starting, Some(2))]);
+    town.agent_killed();
     town.news();
     // Its worker has not crashed yet, which is no sign that it is well.
     town.tell(roll_out(3)).pass(5_000);
     assert_eq!(town.news(), ["begun 3", "done 3: 0 ready, 1 failing"]);
+}
+
+#[test]
+fn a_slot_that_is_still_starting_when_the_agent_comes_back_is_waited_for() {
+    let mut town = Town::ready(2);
+    town.tell(roll_out(2)).pass(500);
+    assert_eq!(town.shown(), [(0, Starting, Some(2)), (1, Ready, Some(1))]);
+    town.agent_killed().news();
+    town.tell(roll_out(2));
+    assert_eq!((town.shown()[1], town.news()), ((1, Ready, Some(1)), vec!["begun 2".to_owned()]), "one at a time");
+    town.pass(999);
+    assert_eq!(town.news(), Vec::<String>::new());
+    town.pass(5_000);
+    assert_eq!(town.news(), ["done 2: 2 ready, 0 failing"]);
+}
+
+#[test]
+fn a_slot_keeps_its_vote_when_the_agent_ends_during_the_rollout() {
+    for crashes in [0, 1] {
+        let mut town = Town::ready(2);
+        town.tell(roll_out(2));
+        // The first restart is at once.
+        for _ in 0..crashes {
+            town.crash(0);
+        }
+        assert_eq!(town.shown()[0], (0, Starting, Some(2)));
+        // Killed again before it went on with the rollout.
+        town.agent_killed().agent_killed().news();
+        town.tell(roll_out(2));
+        for _ in crashes..2 {
+            town.crash(0);
+        }
+        assert_eq!(town.news(), ["begun 2", "failed 2 in 0: exit"], "after {crashes} crashes");
+        assert_eq!(town.shown()[1], (1, Ready, Some(1)), "the other one keeps what it runs");
+    }
+}
+
+#[test]
+fn a_worker_that_crashes_while_no_agent_is_there_still_votes() {
+    let mut town = Town::ready(2);
+    town.tell(roll_out(2)).crash(0);
+    town.agent_killed().crash(0).news();
+    town.tell(roll_out(2));
+    assert_eq!(town.news(), ["begun 2", "failed 2 in 0: exit"]);
+}
+
+#[test]
+fn a_slot_that_starts_again_long_after_its_rollout_has_no_vote_on_it() {
+    let mut town = Town::ready(2);
+    town.crash(1);
+    assert_eq!(town.shown()[1], (1, Starting, Some(1)));
+    town.agent_killed().news();
+    town.tell(roll_out(1)).crash(1);
+    assert_eq!(town.news(), ["begun 1", "done 1: 0 ready, 1 failing"]);
+}
+
+#[test]
+fn a_slot_that_starts_at_the_release_from_before_does_not_hold_up_a_rollout_for_ever() {
+    let mut town = Town::ready(2);
+    town.broken.insert(release(2));
+    town.tell(roll_out(2)).crash(1);
+    assert_eq!(town.shown(), [(0, Backoff, Some(2)), (1, Starting, Some(1))]);
+    town.news();
+    town.tell(roll_out(1)).crash(1).pass(1_000);
+    assert_eq!(town.news(), ["begun 3", "done 3: 1 ready, 1 failing"]);
 }
 
 #[test]

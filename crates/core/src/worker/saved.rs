@@ -64,6 +64,15 @@ pub enum SavedState {
         /// What was to follow.
         rest: SavedClearing,
     },
+    /// A worker had exited while the slot was paused, and what it left was not touched.
+    Exited {
+        /// Which start.
+        start: StartNo,
+        /// What it ran.
+        target: Target,
+        /// How it ended.
+        end: SavedEnd,
+    },
     /// The next start waited.
     Backoff {
         /// For this.
@@ -96,6 +105,10 @@ pub struct SavedClearing {
     after: After,
 }
 
+/// How a worker ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedEnd(End);
+
 /// Why a start waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedWait(Wait);
@@ -125,7 +138,9 @@ impl Slot {
             State::Ready { worker, since, .. } => up(worker.start, &worker.target, Some(*since)),
             State::Cancelling { start, target, order, .. } => stopping(*start, target, order, None),
             State::Stopping { worker, order, ladder, .. } => stopping(worker.start, &worker.target, order, Some(*ladder)),
-            State::Exited { start, target, end } => clearing(*start, target, end, After::Start(Arc::clone(target))),
+            State::Exited { start, target, end } | State::Recalled { start, target, plan: Recall::Leave { end } } => {
+                SavedState::Exited { start: *start, target: target.as_ref().clone(), end: SavedEnd(end.as_ref().clone()) }
+            }
             State::Clearing { start, target, end, after } => clearing(*start, target, end, after.clone()),
             State::Backoff { until, target, why } => {
                 SavedState::Backoff { until: *until, target: target.as_ref().clone(), why: SavedWait(*why) }
@@ -154,6 +169,9 @@ impl Slot {
             }
             SavedState::Clearing { start, target, rest: SavedClearing { end, after } } => {
                 State::Recalled { start, target: Arc::new(target), plan: Recall::Clear { end: Box::new(end), after } }
+            }
+            SavedState::Exited { start, target, end: SavedEnd(end) } => {
+                State::Recalled { start, target: Arc::new(target), plan: Recall::Leave { end: Box::new(end) } }
             }
             SavedState::Backoff { until, target, why: SavedWait(why) } => State::Backoff { until, target: Arc::new(target), why },
             SavedState::Quarantined { until, target } => State::Quarantined { until, target: Arc::new(target) },

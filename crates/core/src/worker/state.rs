@@ -188,6 +188,8 @@ pub(super) enum Recall {
     Stop { order: StopOrder, ladder: Option<Ladder> },
     /// It had exited, and was judged; what it left is to be ended.
     Clear { end: Box<End>, after: After },
+    /// It had exited while the slot was paused; what it left is still not touched.
+    Leave { end: Box<End> },
 }
 
 /// What a starting worker waits for.
@@ -231,6 +233,18 @@ pub(super) struct End {
     pub(super) how: ExitHow,
     pub(super) ran: Duration,
     pub(super) at: MonoTime,
+    #[serde(default)]
+    pub(super) told: Told,
+}
+
+/// Whether a verdict on an end was told already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Told {
+    /// It is when the tree is gone, with what follows.
+    #[default]
+    No,
+    /// The slot was paused: nobody knew when something would follow.
+    Yes,
 }
 
 /// What follows when the tree is gone.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::effect::{Effect, Happening, Rung};
 use super::event::{Event, StaleJobSeen};
 use super::history::Penalty;
-use super::state::{After, End, Ladder, Manner, Minding, ReadyWait, Recall, Slot, State, StopOrder, StopWhy, Target, Then, Wait, Worker};
+use super::state::{
+    After, End, Ladder, Manner, Minding, ReadyWait, Recall, Slot, State, StopOrder, StopWhy, Target, Then, Told, Wait, Worker,
+};
 use super::verdict::{EndWhy, ExitHow, Sequel, StaleJobFacts, Verdict, What};
 use crate::backoff::Jitter;
 use crate::id::{ProcessId, StartNo};
@@ -212,6 +214,12 @@ impl Slot {
                 turn.act(Effect::ClearTree { start });
                 State::Clearing { start, target, end, after }
             }
+            // Paused: not touched by the next agent either.
+            (State::Recalled { start: recalled, target, plan: Recall::Leave { end } }, Event::Adopted { start, .. })
+                if start == recalled =>
+            {
+                State::Exited { start, target, end }
+            }
             (
                 State::Recalled { start: recalled, plan: Recall::Stop { order, ladder }, .. },
                 Event::Adopted { start, process, target, since, ready_since },
@@ -256,10 +264,13 @@ impl Slot {
                     turn.act(Effect::ClearTree { start });
                     State::Clearing { start, target, end, after }
                 }
+                Recall::Leave { end } => State::Exited { start, target, end },
             },
             (State::Recalled { start, target, plan }, Event::Vanished { jitter, .. }) => {
                 let (end, after) = match plan {
                     Recall::Clear { end, after } => (*end, after),
+                    // Its end is told already, and nothing is left of it.
+                    Recall::Leave { .. } => return State::Backoff { until: turn.now, target, why: Wait::Resume },
                     Recall::Mind { ready } => {
                         let ending = Ending { start, target: Arc::clone(&target), since: ready.unwrap_or(turn.now), ready, stop: None };
                         self.ended(ending, ExitHow::Unknown, jitter, turn)
@@ -364,6 +375,7 @@ impl Slot {
                     Recall::Mind { .. } => Recall::Stop { order, ladder: None },
                     Recall::Stop { order: first, ladder } => Recall::Stop { order: StopOrder { why: first.why, then: order.then }, ladder },
                     Recall::Clear { end, after } => Recall::Clear { end, after: Self::after_second_stop(after, order.then) },
+                    Recall::Leave { end } => Recall::Clear { end, after: Self::after_pause(order.then, &target) },
                 };
                 State::Recalled { start, target, plan }
             }
@@ -373,11 +385,7 @@ impl Slot {
             // It ended by itself while nobody minded it; now somebody does.
             State::Exited { start, target, end } => {
                 turn.act(Effect::ClearTree { start });
-                let after = match order.then {
-                    Then::Stay => After::Stay,
-                    Then::Start(target) => After::Start(target),
-                    Then::AsAfterCrash => After::Start(Arc::clone(&target)),
-                };
+                let after = Self::after_pause(order.then, &target);
                 State::Clearing { start, target, end, after }
             }
             // No worker: nothing to stop, only what follows counts.
@@ -390,6 +398,15 @@ impl Slot {
                 },
                 Then::AsAfterCrash => state,
             },
+        }
+    }
+
+    /// What follows the end of a worker while the slot was paused.
+    fn after_pause(then: Then, target: &Arc<Target>) -> After {
+        match then {
+            Then::Stay => After::Stay,
+            Then::Start(target) => After::Start(target),
+            Then::AsAfterCrash => After::Start(Arc::clone(target)),
         }
     }
 
@@ -437,6 +454,10 @@ impl Slot {
                 turn.act(Effect::ClearTree { start });
                 let after = After::Start(Arc::clone(&target));
                 State::Clearing { start, target, end, after }
+            }
+            State::Recalled { start, target, plan: Recall::Leave { end } } => {
+                let after = After::Start(Arc::clone(&target));
+                State::Recalled { start, target, plan: Recall::Clear { end, after } }
             }
             // What was seen before the pause says nothing about now.
             State::Starting { worker, .. } => self.starting(worker, turn),
@@ -521,8 +542,9 @@ impl Slot {
         let (start, target) = (ending.start, Arc::clone(&ending.target));
         turn.tell(Happening::Exited { start, how });
         if !self.minded() && ending.stop.is_none() {
-            let end = ending.end(how, turn.now);
-            self.judge(start, &target, end_facts(end.clone(), 0, Sequel::Paused), turn.now);
+            let end = End { told: Told::Yes, ..ending.end(how, turn.now) };
+            let verdict = self.judge(start, &target, end_facts(end.clone(), 0, Sequel::Paused), turn.now);
+            turn.tell(Happening::Judged(verdict));
             return State::Exited { start, target, end: Box::new(end) };
         }
         let (end, after) = self.ended(ending, how, jitter, turn);
@@ -568,8 +590,15 @@ impl Slot {
 
     fn judge_end(&mut self, start: StartNo, target: &Arc<Target>, end: End, killed: u32, after: &After, turn: &mut Turn<'_>) {
         let sequel = self.sequel(after, Pace::of(&end.why), turn.now);
-        let verdict = self.judge(start, target, end_facts(end, killed, sequel), turn.now);
-        turn.tell(Happening::Judged(verdict));
+        let (told, at) = match end.told {
+            Told::No => (Told::No, turn.now),
+            // What follows is news of the resume, not of this end: one end is one event.
+            Told::Yes => (Told::Yes, end.at),
+        };
+        let verdict = self.judge(start, target, end_facts(end, killed, sequel), at);
+        if told == Told::No {
+            turn.tell(Happening::Judged(verdict));
+        }
     }
 
     fn judge(&mut self, start: StartNo, target: &Arc<Target>, what: What, now: MonoTime) -> Arc<Verdict> {
@@ -699,7 +728,7 @@ impl Ending {
             None => EndWhy::ItsOwn,
             Some((order, rung)) => EndWhy::Asked { why: order.why.clone(), rung: *rung },
         };
-        End { why, how, ran: now.since(self.since), at: now }
+        End { why, how, ran: now.since(self.since), at: now, told: Told::No }
     }
 }
 

@@ -61,6 +61,7 @@ fn states() -> Vec<(&'static str, Slot, WorkerPolicy)> {
         ("recalled, was ready", old(&ready), after.clone()),
         ("recalled, was stopping", old(&stopping), after.clone()),
         ("recalled, was clearing", old(&crash), after.clone()),
+        ("recalled, had exited while paused", old(&exited), after.clone()),
         ("spawning", run(&after, &up[..1]), after.clone()),
         ("spawning, paused", paused(&run(&after, &up[..1])), after.clone()),
         ("cancelling", run(&after, &[up[0].clone(), event::stop(Then::Stay)]), after.clone()),
@@ -162,6 +163,7 @@ fn shown(slot: &Slot) -> String {
                 Recall::Mind { ready } => format!("ready since {:?}", ready.map(moment)),
                 Recall::Stop { order, ladder: rung } => format!("stop {:?}, then {}", rung.map(ladder), then(&order.then)),
                 Recall::Clear { after: next, .. } => format!("clear, then {}", after(next)),
+                Recall::Leave { .. } => "leave".to_owned(),
             };
             format!("recalled #{} g{} ({plan})", start.0, target.generation)
         }

@@ -399,9 +399,13 @@ fn a_paused_slot_is_left_alone_and_its_exit_is_noted() {
     let life = life.then(&[event::exited(1)]);
     assert_eq!(life.deeds(), [], "neither cleared nor restarted");
     assert!(life.verdict().ends_with("; paused, so not restarted"));
+    let ends = |life: &Life| life.effects.iter().filter(|effect| matches!(effect, Effect::Tell(Happening::Judged(_)))).count();
+    assert_eq!(ends(&life), 1, "told when it happens: {:?}", life.effects);
     let life = life.then(&[(Event::Resume, 0)]);
     assert_eq!(life.deeds(), [Effect::ClearTree { start: ONE }]);
-    assert_eq!(life.then(&[event::gone(1)]).deeds(), [spawn(2, 1)]);
+    let life = life.then(&[event::gone(1)]);
+    assert_eq!((life.deeds(), ends(&life)), (vec![spawn(2, 1)], 0), "an end is told once");
+    assert!(life.verdict().ends_with("; restarted"));
 }
 
 #[test]
@@ -430,6 +434,25 @@ fn after_the_agent_came_back_nothing_is_started_beside_a_worker_that_may_live() 
     assert_eq!(life.effects, []);
     let life = life.then(&[adopted()]);
     assert_eq!((life.slot.shown(), life.slot.ready_since()), (SlotState::Ready, Some(at(1))), "it is as ready as it was");
+}
+
+#[test]
+fn what_a_paused_slots_worker_left_is_not_touched_by_the_next_agent_either() {
+    let paused = || agent_killed(ready(policy()).then(&[(Event::Pause, 0), event::exited(1)]));
+    // What is told of it again: the child, and its exit.
+    let life = paused().then(&[adopted(), event::exited(1)]);
+    assert_eq!((life.deeds(), life.slot.shown()), (vec![], SlotState::Paused));
+    let life = agent_killed(life).then(&[adopted(), event::exited(1)]);
+    assert_eq!((life.effects.len(), life.slot.shown()), (0, SlotState::Paused), "{:?}", life.effects);
+    let life = life.then(&[(Event::Resume, 0)]);
+    assert_eq!(life.deeds(), [Effect::ClearTree { start: ONE }]);
+    assert_eq!(life.then(&[event::gone(1)]).deeds(), [spawn(2, 1)]);
+
+    let life = paused().then(&[event::stop(Then::Stay), adopted()]);
+    assert_eq!(life.deeds(), [Effect::ClearTree { start: ONE }], "a stop is no pause");
+    let life = paused().then(&[(Event::Vanished { start: ONE, jitter: Jitter(0) }, 0)]);
+    assert_eq!((life.effects.len(), life.slot.shown()), (0, SlotState::Paused), "told before: {:?}", life.effects);
+    assert_eq!(life.then(&[(Event::Resume, 0)]).due().deeds(), [spawn(2, 1)]);
 }
 
 #[test]

@@ -366,8 +366,36 @@ fn a_held_node_refuses_a_deploy_remembers_it_and_does_it_when_unheld() {
     assert!(matches!(answers(&effects)[..], [(answered, Outcome::Refused(Refusal::Held(hold)))] if answered == id && hold.why == "audit"));
     assert_eq!(effects.len(), 1);
     let (id, effects) = node.request(Request::Unhold);
-    assert!(matches!(&effects[..], [Effect::Answer { id: answered, .. }, Effect::Fetch { .. }] if *answered == id), "{effects:?}");
+    assert!(matches!(&effects[..], [Effect::Fetch { .. }]), "answered when it is done: {effects:?}");
     assert!(matches!(&node.fetched(1)[..], [Effect::Stage { .. }]), "its --force is remembered too");
+    let release = node.build_all();
+    node.acts(Event::Switched { release: release.clone() });
+    let effects = node.acts(Event::RolledOut { release: release.clone() });
+    assert_eq!(answers(&effects), [(id, &Outcome::Done { release: Some(release), changed: true })]);
+}
+
+#[test]
+fn an_unhold_during_the_build_that_was_held_is_answered_with_it() {
+    let mut node = Node::at_rest();
+    let (deploy, _) = node.deploy_now(Force::No);
+    node.fetched(2);
+    let release = node.working_on();
+    node.request(Request::Hold { why: String::new() });
+    let (unhold, effects) = node.request(Request::Unhold);
+    assert_eq!(effects, []);
+    let failed = Event::PrepareFailed { release, blame: Blame::Revision, text: "bad".to_owned() };
+    let failed = node.acts(failed);
+    assert!(matches!(answers(&failed)[..], [(a, Outcome::Failed { .. }), (b, Outcome::Failed { .. })] if (a, b) == (deploy, unhold)));
+}
+
+#[test]
+fn an_unhold_of_a_drained_node_does_not_wait_for_the_end_of_the_drain() {
+    let mut node = Node::at_rest();
+    node.request(Request::Hold { why: String::new() });
+    node.deploy_now(Force::No);
+    node.acts(Event::DrainBegun);
+    let (id, effects) = node.request(Request::Unhold);
+    assert_eq!(answers(&effects), [(id, &Outcome::Done { release: Some(old(1)), changed: true })]);
 }
 
 #[test]
