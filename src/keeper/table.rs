@@ -1,5 +1,6 @@
 //! Who the keeper's children are, and what is left of them.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -172,7 +173,7 @@ impl Table {
                 }
             }
         }
-        let everyone = process::everyone()?;
+        let everyone = Everyone::look()?;
         let mut left = BTreeMap::new();
         for key in ended {
             let tree = self.members(key, &everyone);
@@ -210,12 +211,12 @@ impl Table {
     /// # Errors
     /// When `/proc` cannot be read.
     pub(super) fn tree(&self, key: &str) -> io::Result<Vec<ProcessId>> {
-        Ok(self.members(key, &process::everyone()?))
+        Ok(self.members(key, &Everyone::look()?))
     }
 
     /// Who belongs to a child: its main process, its session, whoever carries its name in the environment and has lost its parent, and
     /// all that descends from these.
-    fn members(&self, key: &str, everyone: &[(i32, Stat)]) -> Vec<ProcessId> {
+    fn members(&self, key: &str, everyone: &Everyone) -> Vec<ProcessId> {
         let Some(child) = self.children.get(key) else { return Vec::new() };
         if matches!(child.life, Life::Ended { tree_gone: true, .. }) {
             // Since then its numbers can be anybody's.
@@ -223,25 +224,25 @@ impl Table {
         }
         // While a session has members its number is not given out again; so a process with that number that is not the main one shows
         // that the session is another's.
-        let leader = everyone.iter().find(|(pid, _)| *pid == child.id.pid);
-        let own_session = leader.is_none_or(|(_, stat)| stat.start_ticks == child.id.start_ticks);
+        let leader = everyone.processes.get(&child.id.pid);
+        let own_session = leader.is_none_or(|stat| stat.start_ticks == child.id.start_ticks);
         let me = i32::try_from(std::process::id()).unwrap_or(0);
         let alive = |stat: &Stat| !stat.zombie;
         let mut member: BTreeMap<i32, u64> = BTreeMap::new();
-        for (pid, stat) in everyone.iter().filter(|(_, stat)| alive(stat)) {
+        for (pid, stat) in everyone.processes.iter().filter(|(_, stat)| alive(stat)) {
             if *pid == me || self.running.get(pid).is_some_and(|other| other != key) {
                 continue;
             }
             let main = child.running() && *pid == child.id.pid && stat.start_ticks == child.id.start_ticks;
-            let orphan = stat.ppid == me || (child.adopted && stat.ppid != 2 && *pid != 2);
-            if main || (own_session && stat.session == child.id.pid) || (orphan && carries(*pid, key, &child.root)) {
+            let orphan = stat.ppid == me || (child.adopted && everyone.may_be_orphan(*pid, stat, child.id.start_ticks));
+            if main || (own_session && stat.session == child.id.pid) || (orphan && everyone.carries(*pid, key, &child.root)) {
                 member.insert(*pid, stat.start_ticks);
             }
         }
         // Until nothing is added: a child can have a lower number than its parent.
         loop {
             let before = member.len();
-            for (pid, stat) in everyone.iter().filter(|(_, stat)| alive(stat)) {
+            for (pid, stat) in everyone.processes.iter().filter(|(_, stat)| alive(stat)) {
                 if member.contains_key(&stat.ppid) && !self.running.contains_key(pid) {
                     member.insert(*pid, stat.start_ticks);
                 }
@@ -259,9 +260,31 @@ pub(crate) fn main_process_of(pid: i32) -> Option<i32> {
     process::variable(pid, KEY_VARIABLE).as_deref().and_then(name_in).map(|name| name.pid)
 }
 
-/// Whether a process was started with this name in its environment.
-fn carries(pid: i32, key: &str, root: &str) -> bool {
-    process::variable(pid, KEY_VARIABLE).as_deref().and_then(name_in).is_some_and(|name| name.key == key && name.root == root)
+/// One look at all processes. Whose name one carries is read when it is asked for, and once: many may have ended.
+struct Everyone {
+    processes: BTreeMap<i32, Stat>,
+    names: RefCell<BTreeMap<i32, Option<String>>>,
+}
+
+impl Everyone {
+    fn look() -> io::Result<Self> {
+        Ok(Self { processes: process::everyone()?.into_iter().collect(), names: RefCell::default() })
+    }
+
+    /// Whether a process can be what another keeper's worker left: it is younger than the worker, and whoever inherited it, an ancestor
+    /// of the worker, is older. `since`: when the worker started, 0 when that is not known any more.
+    fn may_be_orphan(&self, pid: i32, stat: &Stat, since: u64) -> bool {
+        const KTHREADD: i32 = 2;
+        let older = self.processes.get(&stat.ppid).is_none_or(|parent| parent.start_ticks <= since);
+        pid != KTHREADD && stat.ppid != KTHREADD && (since == 0 || (stat.start_ticks >= since && older))
+    }
+
+    /// Whether a process was started with this name in its environment.
+    fn carries(&self, pid: i32, key: &str, root: &str) -> bool {
+        let mut names = self.names.borrow_mut();
+        let name = names.entry(pid).or_insert_with(|| process::variable(pid, KEY_VARIABLE));
+        name.as_deref().and_then(name_in).is_some_and(|name| name.key == key && name.root == root)
+    }
 }
 
 /// A child's name as its environment has it.
@@ -316,5 +339,22 @@ mod tests {
         for wrong in ["", "a", "a@/", "a:x@/"] {
             assert_eq!(name_in(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_a_worker_of_another_keeper_left_is_younger_than_it_and_its_parent_older() {
+        let stat = |ppid, start_ticks| Stat { ppid, session: 0, start_ticks, rss_pages: 0, zombie: false };
+        let init = (1, stat(0, 1));
+        // The worker was 50, started at 500, and is gone.
+        let orphan = (60, stat(1, 510));
+        let of_the_same_tick = (61, stat(1, 500));
+        let older = (40, stat(1, 400));
+        let of_another = (62, stat(60, 520));
+        let kernel = (70, stat(2, 600));
+        let processes = BTreeMap::from([init, orphan, of_the_same_tick, older, of_another, kernel]);
+        let everyone = Everyone { processes, names: RefCell::default() };
+        let may = |pid: i32, since| everyone.may_be_orphan(pid, &everyone.processes[&pid], since);
+        assert_eq!([60, 61, 40, 62, 70].map(|pid| may(pid, 500)), [true, true, false, false, false]);
+        assert_eq!([60, 61, 40, 62, 70].map(|pid| may(pid, 0)), [true, true, true, true, false], "not known since when");
     }
 }
