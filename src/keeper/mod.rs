@@ -109,6 +109,8 @@ struct Keeper {
     next_agent: MonoTime,
     /// Whether selfstart was told to end: every agent that comes hears it, not only the one that heard it first.
     leaving: bool,
+    /// Whether it was told so twice: then nothing is asked politely.
+    hurry: bool,
     quit: Option<u8>,
     buffer: Vec<u8>,
 }
@@ -144,6 +146,7 @@ pub(crate) fn run(agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
         last_agent: None,
         next_agent: clock::now(),
         leaving: false,
+        hurry: false,
         quit: None,
         buffer: Vec::new(),
     };
@@ -180,6 +183,9 @@ impl Keeper {
             }
         }
         self.leave_without_agent();
+        if self.quit.is_some() {
+            return Ok(());
+        }
         let agent = self.agent.is_none().then(|| clock::now().until(self.next_agent) + Duration::from_millis(1));
         // What could not be looked at or opened is tried again.
         let clearing = self.table.is_clearing().then_some(Duration::from_secs(1));
@@ -214,7 +220,9 @@ impl Keeper {
     fn take_signals(&mut self, ended: &mut Vec<Key>) -> Result<(), KeeperError> {
         while let Some(number) = self.signals.next().map_err(doing("read signals"))? {
             if number != libc::SIGCHLD {
-                self.leaving = self.leaving || matches!(number, libc::SIGTERM | libc::SIGINT);
+                let end = matches!(number, libc::SIGTERM | libc::SIGINT);
+                self.hurry = self.hurry || (end && self.leaving);
+                self.leaving = self.leaving || end;
                 // Two of a kind say all that many would.
                 if self.notes.iter().filter(|note| matches!(note, Note::Signalled(noted) if *noted == number)).count() < 2 {
                     self.notes.push_back(Note::Signalled(number));
@@ -309,6 +317,10 @@ impl Keeper {
             self.quit = Some(1);
         }
         for key in left {
+            if self.hurry {
+                self.obey(Ask::KillTree { key }, Vec::new());
+                continue;
+            }
             // Those that have it already are not hurt by a second one.
             if let Some(error) = self.table.signal(&key, libc::SIGTERM) {
                 complain(&format!("{key} could not be signalled: {error}"));
