@@ -726,3 +726,34 @@ fn complain(text: &str) {
     use std::io::Write;
     let _nobody_listens = writeln!(io::stderr(), "selfstart keeper: {text}");
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+    use crate::sys::fault;
+
+    #[test]
+    fn a_job_whose_title_cannot_be_read_is_not_killed() {
+        let mut job = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let pid = i32::try_from(job.id()).expect("a pid");
+        let id = process::stat(pid).expect("it lives").id(pid);
+        // Until it has executed its program it has the title of this one.
+        let title = b"sleep\01000";
+        while process::title(pid).expect("a title") != title {
+            std::thread::yield_now();
+        }
+        fault::set_proc(Some("cmdline"));
+        signal_job(id, title, libc::SIGKILL);
+        // Unreadable is not empty either.
+        signal_job(id, b"", libc::SIGKILL);
+        fault::set_proc(Some("stat"));
+        signal_job(id, title, libc::SIGKILL);
+        fault::set_proc(None);
+        signal_job(id, b"sleep 1", libc::SIGKILL);
+        signal_job(ProcessId { start_ticks: id.start_ticks + 1, ..id }, title, libc::SIGKILL);
+        signal_job(id, title, libc::SIGTERM);
+        assert_eq!(job.wait().expect("its end").signal(), Some(libc::SIGTERM));
+    }
+}
