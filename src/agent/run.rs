@@ -376,6 +376,7 @@ impl Agent {
         self.release_held(now);
         if self.save_again.is_some_and(|at| at <= now) {
             self.save_again = None;
+            self.telling.write_waiting();
             self.dirty = self.dirty || self.state_trouble;
             self.save_deploy_again();
             if !self.deploying.booted && !self.errands.has_leftovers() {
@@ -393,6 +394,9 @@ impl Agent {
         self.answer_pending();
         self.save_state();
         self.see_end();
+        if self.telling.waits() {
+            self.save_again.get_or_insert_with(|| clock::now() + TRY_AGAIN);
+        }
     }
 }
 
