@@ -740,7 +740,7 @@ mod tests {
         let pid = i32::try_from(job.id()).expect("a pid");
         let id = process::stat(pid).expect("it lives").id(pid);
         // Until it has executed its program it has the title of this one.
-        let title = b"sleep\01000";
+        let title = b"sleep\x001000";
         while process::title(pid).expect("a title") != title {
             std::thread::yield_now();
         }

@@ -342,7 +342,7 @@ mod tests {
         let mut main = command.spawn().expect("sh");
         let id = process::stat(i32::try_from(main.id()).expect("a pid")).expect("not reaped").id(i32::try_from(main.id()).expect("a pid"));
         let mut line = String::new();
-        std::io::BufRead::read_line(&mut io::BufReader::new(main.stdout.take().expect("piped")), &mut line).expect("a line");
+        io::BufRead::read_line(&mut io::BufReader::new(main.stdout.take().expect("piped")), &mut line).expect("a line");
         let left = Orphan(line.trim().parse().expect("a pid"));
         main.wait().expect("its end");
 
