@@ -122,4 +122,27 @@ fn inside_a_full_disk() {
     }
     assert!(events.iter().any(|event| event["kind"] == "worker_ended" && event["verdict"] == "signal"));
     node.told(mark, "output_waits", "talker.0.log");
+
+    // Once more, when nobody writes: what waits is tried again by itself, not with the next thing that happens.
+    node.cli(&["stop", "talker"]).exits(0);
+    fill(&ballast);
+    let mark = node.mark();
+    let files = || [node.text("root/run/state.json"), node.text("root/run/journal/deploy.json")];
+    let before = files();
+    assert!(before.iter().all(|text| !text.is_empty()));
+    let said = node.cli(&["hold", "--why", "full"]);
+    assert!(matches!(said.code, Some(0 | 1)), "{said:?}");
+    for _ in 0..20 {
+        node.cli(&["pause", "w"]).exits(0);
+        node.cli(&["resume", "w"]).exits(0);
+    }
+    node.cli(&["pause", "w"]).exits(0);
+    let paused = || node.since(mark, &["paused"]).len();
+    assert!(paused() < 42, "the journal took all of it, so this shows nothing");
+    assert_eq!(files(), before);
+    fs_err::remove_file(&ballast).expect("removed");
+    node.until("the journal to be whole", || (paused() == 42).then_some(()));
+    node.until("the state and the record of deploys to be written", || {
+        files().iter().zip(&before).all(|(now, then)| now != then).then_some(())
+    });
 }

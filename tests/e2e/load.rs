@@ -9,7 +9,7 @@ use crate::node::{Node, QUICK, alive, signal_to, text_of};
 #[test]
 fn a_worker_that_writes_without_end_holds_up_neither_commands_nor_the_restart_of_others() {
     let node = Node::with_pools(&format!(
-        "  flood: {{command: '@FIXTURE@ --flood 0', count: 2, log: {{max_size: 1MB, keep: 1}}, {QUICK}}}\n  \
+        "  flood: {{command: '@FIXTURE@ --flood 0', count: 12, log: {{max_size: 1MB, keep: 1}}, {QUICK}}}\n  \
          w: {{command: '@FIXTURE@', restart: {{backoff: [100ms, 100ms], flapping: {{crashes: 1000, within: 1s}}}}, {QUICK}}}"
     ));
     let rotated = || fs_err::metadata(node.root("log/flood.1.log.1")).is_ok();
