@@ -406,6 +406,9 @@ const BUILD_LOG_BYTES: selfstart_core::units::Bytes = selfstart_core::units::Byt
 /// Sleeps, or for ever.
 async fn sleep(wait: Option<Duration>) {
     match wait {
+        // A timer that is due already says so only after the runtime has looked at its clock, and in a flood of output it is dropped before
+        // that, turn after turn.
+        Some(Duration::ZERO) => {}
         Some(wait) => tokio::time::sleep(wait).await,
         None => std::future::pending().await,
     }
