@@ -8,7 +8,7 @@ The binary measured is target/release/selfstart (or $SELFSTART). Logging, memory
 Its workers come out of a git repository that it has deployed once before the measured start; the first deploy is a figure of its own
 (printed as `first deploy`). Python's standard library, git and a C compiler are needed; see README.md for what the figures mean.
 """
-import os, signal, subprocess, sys, tempfile, time
+import atexit, os, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -53,6 +53,8 @@ pools:
     def configure(self):
         # The control socket's path must be short, so the root is not below self.dir.
         self.root = tempfile.mkdtemp(prefix="ssb-")
+        # Behind the bench's own clean-up, which ends whatever runs in there.
+        atexit.register(shutil.rmtree, self.root, ignore_errors=True)
         app = self.dir / "app"
         app.mkdir(parents=True, exist_ok=True)
         git = ["git", "-C", str(app), "-c", "user.name=bench", "-c", "user.email=bench@localhost"]

@@ -148,7 +148,11 @@ impl Found {
 }
 
 async fn start(config: &Path) -> Result<u8, BootError> {
-    let mut line = Line::open()?;
+    start_on(Line::open()?, config).await
+}
+
+/// Starts at the end of this line.
+async fn start_on(mut line: Line, config: &Path) -> Result<u8, BootError> {
     let mut found = Found::default();
     let mut backlog = VecDeque::new();
     line.ask(&Ask::Hello { protocol: PROTOCOL }, None)?;
@@ -510,6 +514,110 @@ impl Agent {
             for run in self.pools.values_mut().filter(|run| !run.leaving) {
                 run.waiting = live.clone();
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use selfstart_core::id::Generation;
+    use selfstart_core::worker::Target;
+
+    use super::*;
+    use crate::keeper::protocol::{decode, encode};
+    use crate::sys::packet;
+
+    /// Plays a keeper that has said all of `tells` before the agent looks; returns what it was asked, up to the word to end.
+    fn keep(line: &OwnedFd) -> Vec<Ask> {
+        let end = clock::now() + Duration::from_secs(20);
+        let mut asked = Vec::new();
+        let mut buffer = Vec::new();
+        while clock::now() < end {
+            match packet::receive(line.as_fd(), &mut buffer) {
+                Ok(_) if buffer.is_empty() => break,
+                Ok(_) => {
+                    let ask = decode::<Ask>(&buffer).expect("a message");
+                    if let Ask::Spawn(start) = &ask {
+                        let tell = Tell::SpawnFailed { key: start.key.clone(), step: crate::sys::spawn::Step::Clone, errno: libc::EAGAIN };
+                        packet::send(line.as_fd(), &encode(&tell), &[]).expect("room");
+                    }
+                    let over = matches!(ask, Ask::Quit { .. });
+                    asked.push(ask);
+                    if over {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    let wait = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+                    let _looked_at_again =
+                        rustix::event::poll(&mut [rustix::event::PollFd::new(line, rustix::event::PollFlags::IN)], Some(&wait));
+                }
+                Err(_) => break,
+            }
+        }
+        asked
+    }
+
+    #[test]
+    fn an_exit_and_a_signal_that_come_before_the_loop_runs_are_not_lost() {
+        let key = || "w/0#1".to_owned();
+        let target = Target {
+            generation: Generation(1),
+            release: "20200101T000001Z-0000001".parse().expect("a release"),
+            revision: "0123456789012345678901234567890123456789".parse().expect("a revision"),
+        };
+        let child = Tell::Child {
+            key: key(),
+            // More than there can be (pid_max is at most 2^22).
+            pid: 5_000_000,
+            start_ticks: 1,
+            adopted: false,
+            streams: Vec::new(),
+            note: serde_json::to_string(&target).expect("JSON"),
+        };
+        let exited = Tell::Exited { key: key(), how: Ended::Code(7), at_micros: 1, tree_gone: true };
+        let term = Tell::Signalled { number: libc::SIGTERM };
+        let (listed, adopted) = (Tell::Listed, Tell::Adopted);
+        // In the list; between the list and the answer about an earlier keeper's children; behind that.
+        for (n, said) in [
+            [&child, &exited, &listed, &adopted, &term],
+            [&child, &exited, &listed, &term, &adopted],
+            [&child, &listed, &exited, &term, &adopted],
+            [&child, &listed, &term, &adopted, &exited],
+            [&child, &listed, &adopted, &exited, &term],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let dir = tempfile::Builder::new().prefix("boot-").tempdir_in("/tmp").expect("a directory");
+            let root = dir.path().join("root");
+            let config = dir.path().join("config.yaml");
+            let text = format!(
+                "app: x\nroot: {}\nsource: {{repository: /nonexistent/x, branch: main}}\npools:\n  w: {{command: 'true'}}\n",
+                root.display()
+            );
+            fs_err::write(&config, text).expect("written");
+            let (ours, theirs) = packet::pair().expect("a line");
+            let welcome = Welcome {
+                protocol: PROTOCOL,
+                version: String::new(),
+                keeper_pid: i32::try_from(std::process::id()).expect("a pid"),
+                agent_starts: 2,
+                last_agent: None,
+            };
+            for tell in [&Tell::Welcome(welcome)].into_iter().chain(said) {
+                packet::send(ours.as_fd(), &encode(tell), &[]).expect("room");
+            }
+            let keeper = std::thread::spawn(move || keep(&ours));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().expect("a runtime");
+            let ended = runtime.block_on(async { start_on(Line::on(theirs).expect("a line"), &config).await });
+            let asked = keeper.join().expect("a keeper");
+            assert!(matches!(ended, Ok(0)), "case {n}: {ended:?}; asked: {asked:#?}");
+            assert!(asked.contains(&Ask::Quit { code: 0 }) && asked.contains(&Ask::Forget { key: key() }), "case {n}: {asked:#?}");
+            let told = fs_err::read_to_string(root.join("run/events.jsonl")).expect("a journal");
+            assert_eq!(told.lines().filter(|line| line.contains("worker_ended")).count(), 1, "case {n}: {told}");
         }
     }
 }

@@ -53,6 +53,14 @@ impl Line {
         let number: i32 = std::env::var(LINE_VARIABLE).ok().and_then(|text| text.parse().ok()).ok_or(LineError::NoKeeper)?;
         let fd = crate::sys::inherited_line(number).ok_or(LineError::NoKeeper)?;
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).map_err(|error| LineError::Io(error.into()))?;
+        Self::on(fd)
+    }
+
+    /// A line on this descriptor.
+    ///
+    /// # Errors
+    /// When it cannot be watched.
+    pub(super) fn on(fd: OwnedFd) -> Result<Self, LineError> {
         let socket = watched(fd, Interest::READABLE | Interest::WRITABLE).map_err(LineError::Io)?;
         Ok(Self { socket, waiting: VecDeque::new(), buffer: Vec::new() })
     }
@@ -133,4 +141,28 @@ fn send(socket: BorrowedFd<'_>, message: &[u8], fd: Option<&OwnedFd>) -> Result<
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => LineError::Closed,
         _ => LineError::Io(error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_a_keeper_said_before_it_ended_is_heard() {
+        let (ours, theirs) = packet::pair().expect("a pair");
+        let mut line = Line::on(theirs).expect("a line");
+        for number in 1..=100 {
+            packet::send(ours.as_fd(), &encode(&Tell::Signalled { number }), &[]).expect("room");
+        }
+        drop(ours);
+        let mut heard = Vec::new();
+        let end = loop {
+            match line.next().await {
+                Ok(told) => heard.extend(told.into_iter().map(|(tell, _)| tell)),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(end, LineError::Closed), "{end}");
+        assert!(heard.into_iter().eq((1..=100).map(|number| Tell::Signalled { number })));
+    }
 }

@@ -501,7 +501,7 @@ impl Agent {
         }
         loop {
             let mut ready = Vec::new();
-            let mut stuck = Vec::new();
+            let mut stuck = BTreeSet::new();
             for (name, run) in &self.pools {
                 let Some((release, _)) = &run.waiting else { continue };
                 let needs = run.settings.policy.after.iter().filter_map(|other| self.pools.get(other));
@@ -517,8 +517,15 @@ impl Agent {
                 if rolled && (well || !run.machine().is_empty()) {
                     ready.push(name.clone());
                 } else if rolled {
-                    stuck.push(name.clone());
+                    stuck.insert(name.clone());
                 }
+            }
+            // Those that wait for a stuck one get no turn before it does.
+            while let Some(name) = self.pools.iter().find_map(|(name, run)| {
+                let waits = run.waiting.is_some() && run.settings.policy.after.iter().any(|other| stuck.contains(other));
+                (waits && !stuck.contains(name)).then(|| name.clone())
+            }) {
+                stuck.insert(name);
             }
             if let Some(rolling) = &mut self.rolling {
                 // A pool that stays failing has had its turn; those behind it start when it is ready, and the deploy does not wait for that:

@@ -380,6 +380,7 @@ impl Agent {
         self.release_held(now);
         if self.save_again.is_some_and(|at| at <= now) {
             self.save_again = None;
+            self.telling.write_waiting();
             self.dirty = self.dirty || self.state_trouble;
             self.save_deploy_again();
             if !self.deploying.booted && !self.errands.has_leftovers() {
@@ -397,6 +398,9 @@ impl Agent {
         self.answer_pending();
         self.save_state();
         self.see_end();
+        if self.telling.waits() {
+            self.save_again.get_or_insert_with(|| clock::now() + TRY_AGAIN);
+        }
     }
 }
 
@@ -406,6 +410,9 @@ const BUILD_LOG_BYTES: selfstart_core::units::Bytes = selfstart_core::units::Byt
 /// Sleeps, or for ever.
 async fn sleep(wait: Option<Duration>) {
     match wait {
+        // A timer that is due already says so only after the runtime has looked at its clock, and in a flood of output it is dropped before
+        // that, turn after turn.
+        Some(Duration::ZERO) => {}
         Some(wait) => tokio::time::sleep(wait).await,
         None => std::future::pending().await,
     }

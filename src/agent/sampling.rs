@@ -213,3 +213,66 @@ fn jobs(workers: &[Worker], snapshot: &Snapshot, scanner: &ProcScanner, next: &m
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+    use crate::sys::fault;
+
+    /// A master with a job in a child, both ended with the test.
+    struct Master(Child);
+
+    impl Drop for Master {
+        fn drop(&mut self) {
+            let _ends_the_job_too = rustix::process::Pid::from_raw(i32::try_from(self.0.id()).unwrap_or(0))
+                .map(|pid| rustix::process::kill_process_group(pid, rustix::process::Signal::KILL));
+            let _reaped = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_unknown_and_neither_zero_nor_a_stale_job() {
+        use std::os::unix::process::CommandExt;
+        let title = "resque-3.0.0: Processing slow since 1000000000 [SleepJob]";
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("(exec -a '{title}' sleep 1000) & wait")]).stdin(Stdio::null()).process_group(0);
+        let master = Master(command.spawn().expect("bash"));
+        let pid = i32::try_from(master.0.id()).expect("a pid");
+        let worker = |limit| Worker {
+            slot: "w/0".parse().expect("a slot"),
+            start: StartNo(1),
+            process: process::stat(pid).expect("it lives").id(pid),
+            limit: Some(Bytes(limit)),
+            stale: Some(Arc::new(StalePolicy { default: Duration::ZERO, classes: BTreeMap::new() })),
+        };
+        // Far from its limit its resident set is read, near it the proportional one.
+        let (far, near) = ([worker(u64::MAX)], [worker(1)]);
+        let seen = |workers: &[Worker]| {
+            let sampled = look(workers, Vec::new());
+            assert_eq!(sampled.memory.len(), 1, "a sample that failed is told too");
+            (sampled.memory[0].2, sampled.jobs.iter().filter(|(.., job)| job.stale_after.is_some()).count())
+        };
+        while seen(&far).1 == 0 {
+            std::thread::yield_now();
+        }
+        for workers in [&far, &near] {
+            let (memory, jobs) = seen(workers);
+            assert!(memory.is_some_and(|bytes| bytes.0 > 100_000) && jobs == 1, "{memory:?} {jobs}");
+        }
+        for (file, workers, memory_is_known, jobs) in [
+            ("", &far, false, 0),
+            ("stat", &far, false, 0),
+            ("smaps_rollup", &near, false, 1),
+            ("smaps_rollup", &far, true, 1),
+            ("cmdline", &far, true, 0),
+            ("environ", &far, true, 1),
+        ] {
+            fault::set_proc(Some(file));
+            let (memory, stale) = seen(workers);
+            fault::set_proc(None);
+            assert_eq!((memory.is_some(), stale), (memory_is_known, jobs), "without `{file}`: {memory:?}");
+        }
+    }
+}

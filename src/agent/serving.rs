@@ -7,7 +7,7 @@ use std::time::Duration;
 use selfstart_core::command::{self, Command, PoolShape, ScaleTo, Selection, Target, TargetError};
 use selfstart_core::date::Timestamp;
 use selfstart_core::deploy::{
-    Event as DeployEvent, Force, Origin, Outcome as DeployOutcome, Refusal, Request, RequestId, RollbackTo, Wanted,
+    Event as DeployEvent, Force, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
 };
 use selfstart_core::drain;
 use selfstart_core::id::{Generation, PoolName, SlotId, StartNo, WorkerKey};
@@ -276,8 +276,32 @@ impl Agent {
                 Ending::No => Some(Err("the drain was ended by `start`".into())),
                 Ending::Draining | Ending::Leaving => None,
             },
-            Goal::AllReady => self.pools.values().filter(|run| !run.leaving).all(|run| run.machine().is_ready()).then_some(Ok(())),
+            Goal::AllReady => {
+                let mut pools = self.pools.iter().filter(|(_, run)| !run.leaving);
+                if pools.clone().all(|(_, run)| run.machine().is_ready()) {
+                    return Some(Ok(()));
+                }
+                if matches!(self.ending, Ending::Draining | Ending::Drained) {
+                    return Some(Err("the node is drained, and starts nothing until `selfstart start`".into()));
+                }
+                pools.find_map(|(name, run)| self.given_up(name, run)).map(Err)
+            }
         }
+    }
+
+    /// Why a pool that is only waited for will not be ready in any time that somebody would wait: not for a crash or two, as one who waits
+    /// from the boot on must see the second try, nor while a deploy goes on, which may be the cure.
+    fn given_up(&self, name: &PoolName, run: &PoolRun) -> Option<String> {
+        if !matches!(self.deploying.machine().phase_name(), PhaseName::Idle) {
+            return None;
+        }
+        run.machine().slots().find_map(|(number, slot)| {
+            let resting = matches!(slot.shown(), SlotState::Quarantined | SlotState::Paused);
+            if !resting || run.machine().wanted(number) != Some(pool::Wanted::Running) {
+                return None;
+            }
+            self.hopeless(&SlotId { pool: name.clone(), slot: number }, slot, true)
+        })
     }
 
     /// Why a slot does not become ready without somebody's help; `None`: it may.

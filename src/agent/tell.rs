@@ -47,6 +47,16 @@ impl Telling {
         telling
     }
 
+    /// Whether events wait for a disk that takes nothing now.
+    pub(crate) fn waits(&self) -> bool {
+        self.journal.waits()
+    }
+
+    /// Writes what waits, as far as the disk takes it.
+    pub(crate) fn write_waiting(&mut self) {
+        self.journal.write_waiting(clock::wall());
+    }
+
     fn tell(&mut self, happening: Happening) {
         self.journal.tell(clock::wall(), &happening);
     }

@@ -109,6 +109,8 @@ struct Keeper {
     next_agent: MonoTime,
     /// Whether selfstart was told to end: every agent that comes hears it, not only the one that heard it first.
     leaving: bool,
+    /// Whether it was told so twice: then nothing is asked politely.
+    hurry: bool,
     quit: Option<u8>,
     buffer: Vec<u8>,
 }
@@ -158,6 +160,7 @@ fn mind(signals: SignalFd, agent_arguments: Vec<CString>) -> Result<u8, KeeperEr
         last_agent: None,
         next_agent: clock::now(),
         leaving: false,
+        hurry: false,
         quit: None,
         buffer: Vec::new(),
     };
@@ -194,6 +197,9 @@ impl Keeper {
             }
         }
         self.leave_without_agent();
+        if self.quit.is_some() {
+            return Ok(());
+        }
         let agent = self.agent.is_none().then(|| clock::now().until(self.next_agent) + Duration::from_millis(1));
         // What could not be looked at or opened is tried again.
         let clearing = self.table.is_clearing().then_some(Duration::from_secs(1));
@@ -228,7 +234,9 @@ impl Keeper {
     fn take_signals(&mut self, ended: &mut Vec<Key>) -> Result<(), KeeperError> {
         while let Some(number) = self.signals.next().map_err(doing("read signals"))? {
             if number != libc::SIGCHLD {
-                self.leaving = self.leaving || matches!(number, libc::SIGTERM | libc::SIGINT);
+                let end = matches!(number, libc::SIGTERM | libc::SIGINT);
+                self.hurry = self.hurry || (end && self.leaving);
+                self.leaving = self.leaving || end;
                 // Two of a kind say all that many would.
                 if self.notes.iter().filter(|note| matches!(note, Note::Signalled(noted) if *noted == number)).count() < 2 {
                     self.notes.push_back(Note::Signalled(number));
@@ -323,6 +331,10 @@ impl Keeper {
             self.quit = Some(1);
         }
         for key in left {
+            if self.hurry {
+                self.obey(Ask::KillTree { key }, Vec::new());
+                continue;
+            }
             // Those that have it already are not hurt by a second one.
             if let Some(error) = self.table.signal(&key, libc::SIGTERM) {
                 complain(&format!("{key} could not be signalled: {error}"));
@@ -727,4 +739,35 @@ pub(crate) fn describe(how: Ended) -> String {
 fn complain(text: &str) {
     use std::io::Write;
     let _nobody_listens = writeln!(io::stderr(), "selfstart keeper: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+    use crate::sys::fault;
+
+    #[test]
+    fn a_job_whose_title_cannot_be_read_is_not_killed() {
+        let mut job = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let pid = i32::try_from(job.id()).expect("a pid");
+        let id = process::stat(pid).expect("it lives").id(pid);
+        // Until it has executed its program it has the title of this one.
+        let title = b"sleep\x001000";
+        while process::title(pid).expect("a title") != title {
+            std::thread::yield_now();
+        }
+        fault::set_proc(Some("cmdline"));
+        signal_job(id, title, libc::SIGKILL);
+        // Unreadable is not empty either.
+        signal_job(id, b"", libc::SIGKILL);
+        fault::set_proc(Some("stat"));
+        signal_job(id, title, libc::SIGKILL);
+        fault::set_proc(None);
+        signal_job(id, b"sleep 1", libc::SIGKILL);
+        signal_job(ProcessId { start_ticks: id.start_ticks + 1, ..id }, title, libc::SIGKILL);
+        signal_job(id, title, libc::SIGTERM);
+        assert_eq!(job.wait().expect("its end").signal(), Some(libc::SIGTERM));
+    }
 }

@@ -196,7 +196,12 @@ impl Table {
 
     /// Whether a child of ours that we did not start is left over from one of the ended.
     fn is_of(&self, pid: i32, ended: &[Key]) -> bool {
-        let session = process::stat(pid).map_or(0, |stat| stat.session);
+        let session = match process::stat(pid) {
+            Ok(stat) => stat.session,
+            Err(error) if is_gone(&error) => return false,
+            // It is there and cannot be looked at (out of descriptors, say): so it may be.
+            Err(_) => return true,
+        };
         let name = process::variable(pid, KEY_VARIABLE);
         let name = name.as_deref().and_then(name_in);
         ended.iter().any(|key| {
@@ -295,6 +300,11 @@ struct Name<'a> {
     root: &'a str,
 }
 
+/// Whether a read of `/proc` failed because there is no such process any more.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
 /// Parses `KEY:PID@ROOT`.
 fn name_in(value: &str) -> Option<Name<'_>> {
     let (left, root) = value.split_once('@')?;
@@ -330,7 +340,52 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
+    use crate::sys::fault;
+
+    /// Killed and reaped when the test is over, also when it fails.
+    struct Orphan(i32);
+
+    impl Drop for Orphan {
+        fn drop(&mut self) {
+            let _gone = process::signal_child(self.0, libc::SIGKILL);
+            let _reaped = rustix::process::Pid::from_raw(self.0)
+                .map(|pid| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_gone() {
+        process::become_subreaper().expect("a subreaper");
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 >/dev/null & echo $!"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        process::apart(&mut command);
+        let mut main = command.spawn().expect("sh");
+        let id = process::stat(i32::try_from(main.id()).expect("a pid")).expect("not reaped").id(i32::try_from(main.id()).expect("a pid"));
+        let mut line = String::new();
+        io::BufRead::read_line(&mut io::BufReader::new(main.stdout.take().expect("piped")), &mut line).expect("a line");
+        let left = Orphan(line.trim().parse().expect("a pid"));
+        main.wait().expect("its end");
+
+        let key = "w/0#1".to_owned();
+        let mut table = Table::default();
+        table.insert(key.clone(), Child::new(id, None, Vec::new(), "/x".into(), String::new()));
+        let now = MonoTime::from_boot(std::time::Duration::from_secs(1));
+        assert_eq!(table.ended(id.pid, Ended::Code(0), now), Some(key.clone()));
+        let look = || table.leftovers(std::slice::from_ref(&key)).map(|left| left.get(&key).map_or(0, Vec::len));
+        assert_eq!(look().expect("/proc"), 1);
+        fault::set_proc(Some("stat"));
+        let blind = look();
+        fault::set_proc(Some("children"));
+        let slow = look();
+        fault::set_proc(None);
+        assert!(blind.is_err(), "{blind:?}");
+        assert_eq!(slow.expect("the long way"), 1);
+        drop(left);
+        assert_eq!(look().expect("/proc"), 0);
+    }
 
     #[test]
     fn a_name_in_the_environment_is_taken_apart() {

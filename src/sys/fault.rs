@@ -1,4 +1,5 @@
-//! Where a test can let things go wrong: an end of the process between any two steps, short reads and writes, a full disk.
+//! Where a test can let things go wrong: an end of the process between any two steps, short reads and writes, a full disk, a `/proc` that
+//! cannot be read.
 //!
 //! Outside of tests all of it compiles to nothing. A fault belongs to the thread that asked for it.
 
@@ -21,6 +22,11 @@ mod off {
     pub(crate) const fn disk(len: usize) -> Result<usize, rustix::io::Errno> {
         Ok(len)
     }
+
+    /// Whether a file of that name below `/proc/PID` can be read.
+    pub(crate) const fn proc(_name: &str) -> Result<(), rustix::io::Errno> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -31,6 +37,7 @@ mod on {
         static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
         static SHORT: Cell<bool> = const { Cell::new(false) };
         static DISK: Cell<Option<usize>> = const { Cell::new(None) };
+        static PROC: Cell<Option<&'static str>> = const { Cell::new(None) };
     }
 
     /// What a thread panics with in the place of a kill.
@@ -66,6 +73,16 @@ mod on {
                 Ok(len.min(left))
             }
         }
+    }
+
+    /// Sets which file below `/proc/PID` cannot be read, as when the process is out of descriptors; `None`: all can.
+    pub(crate) fn set_proc(name: Option<&'static str>) {
+        PROC.set(name);
+    }
+
+    /// Whether a file of that name below `/proc/PID` can be read.
+    pub(crate) fn proc(name: &str) -> Result<(), rustix::io::Errno> {
+        if PROC.get() == Some(name) { Err(rustix::io::Errno::MFILE) } else { Ok(()) }
     }
 
     /// Lets this thread be killed at the `nth` point from now.

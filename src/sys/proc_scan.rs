@@ -17,6 +17,7 @@ use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 use selfstart_core::units::Bytes;
 
+use super::fault;
 use super::process::{Stat, parse_stat};
 
 /// All processes at about one moment.
@@ -143,8 +144,9 @@ impl ProcScanner {
     /// Reads all processes, one after the other: a process that ends or begins meanwhile is in it or is not.
     ///
     /// # Errors
-    /// If /proc cannot be listed.
+    /// If /proc cannot be listed, or a process in it not be read although it is not hidden from us.
     pub(crate) fn scan(&mut self) -> io::Result<Snapshot> {
+        fault::proc("")?;
         let mut snapshot = Snapshot::default();
         rustix::fs::seek(&self.proc_dir, SeekFrom::Start(0))?;
         let Self { proc_dir, entries, text, .. } = self;
@@ -152,10 +154,14 @@ impl ProcScanner {
         while let Some(entry) = dir.next() {
             let entry = entry?;
             let Some(pid) = number(entry.file_name().to_bytes()).and_then(|pid| i32::try_from(pid).ok()) else { continue };
-            // Gone meanwhile, or hidden from us.
-            if read_into(proc_dir, pid, "stat", 4096, text).is_ok_and(|there| there)
-                && let Some(stat) = parse_stat(text)
-            {
+            let there = match read_into(proc_dir, pid, "stat", 4096, text) {
+                Ok(there) => there,
+                // Hidden from us (hidepid).
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
+                // Out of descriptors or memory: it may be there, so nothing can be said of any tree.
+                Err(error) => return Err(error),
+            };
+            if there && let Some(stat) = parse_stat(text) {
                 snapshot.procs.push((pid, stat));
             }
         }
@@ -231,6 +237,7 @@ impl ProcScanner {
 /// Reads `/proc/PID/NAME` as far as `max`; false if there is no such process.
 fn read_into(proc_dir: &OwnedFd, pid: i32, name: &str, max: usize, text: &mut Vec<u8>) -> io::Result<bool> {
     text.clear();
+    fault::proc(name)?;
     let mut path = [0_u8; 40];
     let file = match rustix::fs::openat(proc_dir, path_of(&mut path, pid, name)?, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(file) => file,

@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, pidfd_send_signal};
 use selfstart_core::id::ProcessId;
 
+use super::fault;
 use super::proc_scan::ProcScanner;
 
 /// How a process ended, as `waitpid(2)` tells it.
@@ -149,6 +150,7 @@ impl Stat {
 /// # Errors
 /// When the process is gone, or `/proc` may not be read.
 pub(crate) fn stat(pid: i32) -> io::Result<Stat> {
+    fault::proc("stat")?;
     let mut buffer = [0_u8; 1024];
     let read = read_file(&format!("/proc/{pid}/stat"), &mut buffer)?;
     parse_stat(&buffer[..read]).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an unknown form of /proc/PID/stat"))
@@ -189,6 +191,7 @@ fn read_file(path: &str, buffer: &mut [u8]) -> io::Result<usize> {
 /// # Errors
 /// When the kernel has no `/proc/PID/task/TID/children` (CONFIG_PROC_CHILDREN); then [`everyone`] tells it.
 pub(crate) fn inherited() -> io::Result<Vec<i32>> {
+    fault::proc("children")?;
     let me = std::process::id();
     let text = fs_err::read(format!("/proc/{me}/task/{me}/children"))?;
     Ok(text.split(u8::is_ascii_whitespace).filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok()).collect())
@@ -204,6 +207,7 @@ pub(crate) fn everyone() -> io::Result<Vec<(i32, Stat)>> {
 
 /// Returns the value of a variable in a process's environment as it was at its start; `None` when it has none, or may not be read.
 pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
+    fault::proc("environ").ok()?;
     let block = fs_err::read(format!("/proc/{pid}/environ")).ok()?;
     block.split(|&byte| byte == 0).find_map(|entry| {
         let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
@@ -216,6 +220,7 @@ pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
 /// # Errors
 /// When it is gone or may not be read.
 pub(crate) fn title(pid: i32) -> io::Result<Vec<u8>> {
+    fault::proc("cmdline")?;
     let mut bytes = fs_err::read(format!("/proc/{pid}/cmdline"))?;
     bytes.truncate(bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1));
     Ok(bytes)

@@ -1,7 +1,8 @@
 //! `run/events.jsonl`: every happening as one JSON object a line, numbered, in a few files of bounded size.
 //!
 //! A line that a power cut left half written is closed with a newline when the file is opened, and skipped by readers. What cannot be
-//! written (disk full) is counted, and told in an event of its own once there is room.
+//! written (disk full) waits in memory and is written, in order, once there is room; what is more than [`WAITING_MAX`] is counted, and told
+//! in an event of its own then.
 //!
 //! `{"schema":1,"seq":7,"at":"2026-11-22T14:02:11.123Z","kind":"worker_ended","pool":"checkins","slot":3,"verdict":"memory","text":"...", ...}`;
 //! `pool`, `slot` and `verdict` only where they apply. `seq` grows by one with every event and is what a follower asks on from.
@@ -23,6 +24,8 @@ pub(crate) const SCHEMA: u32 = 1;
 const MAX_SIZE: u64 = 5_000_000;
 /// Files beside the one that is written; with it 5.
 const KEEP: u32 = 4;
+/// How many bytes of events wait for a disk that takes nothing: some thousands of them, which is hours of a node that has little to tell.
+const WAITING_MAX: usize = 1 << 20;
 /// The longest text in an event, in bytes: the end of a build's output fits, a flood does not.
 const TEXT_MAX: usize = 8192;
 
@@ -81,7 +84,10 @@ impl Filter {
 pub(crate) struct Journal {
     file: RotatingFile,
     next: u64,
-    /// Events that could not be written since the last one that could.
+    /// Whole lines that could not be written yet, in order.
+    waiting: VecDeque<Vec<u8>>,
+    waiting_bytes: usize,
+    /// Events that found no room there.
     missed: u64,
 }
 
@@ -94,7 +100,7 @@ impl Journal {
 
     fn with_rotation(path: PathBuf, rotation: Rotation) -> Self {
         let next = tail(&path, 1, &Filter::default()).last().map_or(1, |last| last.seq + 1);
-        Self { file: RotatingFile::new(path, rotation), next, missed: 0 }
+        Self { file: RotatingFile::new(path, rotation), next, waiting: VecDeque::new(), waiting_bytes: 0, missed: 0 }
     }
 
     /// Logs a happening and writes it down; returns its number.
@@ -103,23 +109,56 @@ impl Journal {
         self.append(at, happening)
     }
 
-    /// Writes a happening down; returns its number. If the disk takes nothing it is only counted, and told later.
+    /// Writes a happening down; returns its number. While the disk takes nothing it waits, and is tried again with the next one and by
+    /// [`Journal::write_waiting`].
     pub(crate) fn append(&mut self, at: WallTime, happening: &Happening) -> u64 {
+        self.write_waiting(at);
+        let record = self.record(at, happening);
+        let Ok(mut line) = serde_json::to_vec(&record) else { return record.seq };
+        line.push(b'\n');
+        if self.waits() {
+            self.keep(line);
+        } else if let Err(error) = self.write(at, &line) {
+            tracing::error!(error = &error as &dyn std::error::Error, "events cannot be written to the journal, and wait");
+            self.keep(line);
+        }
+        record.seq
+    }
+
+    /// Whether events wait for the disk.
+    pub(crate) fn waits(&self) -> bool {
+        self.missed > 0 || !self.waiting.is_empty()
+    }
+
+    /// Writes what waits, as far as the disk takes it.
+    pub(crate) fn write_waiting(&mut self, at: WallTime) {
+        while let Some(line) = self.waiting.pop_front() {
+            if self.write(at, &line).is_err() {
+                return self.waiting.push_front(line);
+            }
+            self.waiting_bytes -= line.len();
+        }
         if self.missed > 0 {
             let text = format!("{} events could not be written to the journal before this one", self.missed);
             let lost = self.record(at, &Happening::new(Kind::EventsLost, text).with("missed", self.missed));
-            if self.write(at, &lost).is_ok() {
-                self.missed = 0;
+            let Ok(mut line) = serde_json::to_vec(&lost) else { return };
+            line.push(b'\n');
+            match self.write(at, &line) {
+                Ok(()) => self.missed = 0,
+                // The number was not used.
+                Err(_) => self.next = lost.seq,
             }
         }
-        let record = self.record(at, happening);
-        if let Err(error) = self.write(at, &record) {
-            if self.missed == 0 {
-                tracing::error!(error = &error as &dyn std::error::Error, "events cannot be written to the journal");
-            }
+    }
+
+    fn keep(&mut self, line: Vec<u8>) {
+        // Once one is lost all are until there is room: what is written is in order, and the gap is in one place.
+        if self.missed > 0 || self.waiting_bytes + line.len() > WAITING_MAX {
             self.missed += 1;
+        } else {
+            self.waiting_bytes += line.len();
+            self.waiting.push_back(line);
         }
-        record.seq
     }
 
     /// Opens the file by its name again with the next event.
@@ -152,16 +191,14 @@ impl Journal {
         }
     }
 
-    fn write(&mut self, at: WallTime, record: &Record) -> Result<(), FileError> {
-        let Ok(mut line) = serde_json::to_vec(record) else { return Ok(()) };
-        line.push(b'\n');
+    fn write(&mut self, at: WallTime, line: &[u8]) -> Result<(), FileError> {
         self.file.prepare(at)?;
         let empty = self.file.state().is_some_and(|(_, _, len)| len == 0);
         if !empty && self.file.room() < line.len() as u64 && self.file.rotate().is_err() {
             // Events matter more than the size of the file.
             self.file.postpone_rotation(at, MAX_SIZE);
         }
-        self.file.append(&line, at)
+        self.file.append(line, at)
     }
 }
 
@@ -276,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_counted_and_told_later_and_cuts_no_line() {
+    fn events_wait_for_a_full_disk_and_are_all_written_in_order_when_there_is_room() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("events.jsonl");
         let mut journal = Journal::open(path.clone());
@@ -284,13 +321,45 @@ mod tests {
         fault::set_disk(Some(10));
         journal.append(at(), &ended(1));
         journal.append(at(), &ended(2));
-        assert_eq!(journal.missed, 2);
+        // Room for one and a half: no line is cut, none comes twice.
+        fault::set_disk(Some(150));
+        journal.write_waiting(at());
+        assert!(journal.waits());
+        assert_eq!(texts(&tail(&path, 9, &Filter::default())), ["number 0", "number 1"]);
         fault::set_disk(None);
         journal.append(at(), &ended(3));
-        assert_eq!(journal.missed, 0);
+        assert!(!journal.waits());
         let told = tail(&path, 9, &Filter::default());
-        assert_eq!(texts(&told)[1..], ["2 events could not be written to the journal before this one", "number 3"]);
-        assert_eq!(told[1].more["missed"], 2);
+        assert_eq!(texts(&told), ["number 0", "number 1", "number 2", "number 3"]);
+        assert!(told.iter().map(|record| record.seq).eq(1..=4));
+        assert_eq!(fs_err::read_to_string(&path).expect("file").lines().count(), 4);
+    }
+
+    #[test]
+    fn what_does_not_fit_into_memory_either_is_counted_and_told() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("events.jsonl");
+        let mut journal = Journal::open(path.clone());
+        fault::set_disk(Some(0));
+        let long = Happening::new(Kind::BuildStep, "x".repeat(TEXT_MAX));
+        let fit = 1 + (WAITING_MAX - 1) / (TEXT_MAX + 100);
+        for _ in 0..fit + 50 {
+            journal.append(at(), &long);
+        }
+        let kept = journal.waiting.len();
+        assert!(kept > 100 && journal.waiting_bytes <= WAITING_MAX, "{kept}");
+        let missed = fit + 50 - kept;
+        // A short one does not overtake the lost ones; tries cost no numbers.
+        let number = journal.append(at(), &ended(0));
+        journal.write_waiting(at());
+        fault::set_disk(None);
+        journal.append(at(), &ended(1));
+        let told = tail(&path, 9_999, &Filter::default());
+        assert_eq!(told.len(), kept + 2);
+        assert_eq!(told[kept].more["missed"], missed + 1);
+        assert_eq!(told[kept].seq, number + 1);
+        assert_eq!(told[kept + 1].text, "number 1");
+        assert_eq!(journal.waiting_bytes, 0);
     }
 
     #[test]

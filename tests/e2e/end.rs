@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::node::{Node, QUICK, children_of, said};
+use crate::node::{Node, QUICK, alive, children_of, said, signal_to};
 
 #[test]
 fn term_drains_and_ends_with_0_and_nothing_is_left() {
@@ -16,7 +16,7 @@ fn term_drains_and_ends_with_0_and_nothing_is_left() {
     node.signal_keeper(Signal::TERM);
     node.same(node.ended(), Some(0));
     node.same(node.processes(), vec![]);
-    assert!(agents.into_iter().all(|pid| !crate::node::alive(pid)));
+    assert!(agents.into_iter().all(|pid| !alive(pid)));
     for slot in 0..2 {
         assert!(node.text(&format!("root/log/w.{slot}.log")).contains("out bye"));
     }
@@ -96,4 +96,47 @@ fn a_second_run_on_the_same_root_is_refused_and_says_who_is_there() {
     let (pid, agent) = (node.pid("w"), node.look("/agent/pid"));
     said(&mut node.command(&["run"])).exits(1).says(&["another selfstart", &node.keeper().to_string()]);
     node.same((node.pid("w"), node.look("/agent/pid")), (pid, agent));
+}
+
+#[test]
+fn term_is_remembered_for_every_agent_that_comes_after_the_one_that_heard_it() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@ --ignore TERM', count: 2, stop: [TERM 4s, KILL], {QUICK}}}"));
+    let mark = node.mark();
+    let agent = || children_of(node.keeper()).into_iter().find(|pid| crate::node::title(*pid).contains("internal-agent"));
+    node.signal_keeper(Signal::TERM);
+    node.until("TERM to be sent", || (node.since(mark, &["worker_stopping"]).len() >= 2).then_some(()));
+    for _ in 0..2 {
+        let former = agent().expect("an agent");
+        signal_to(former, Signal::KILL);
+        node.until("the next agent", || agent().filter(|pid| *pid != former));
+    }
+    node.same(node.ended(), Some(0));
+    node.same(node.processes(), vec![]);
+    node.told(mark, "agent_restarted", "");
+    let ends = node.since(mark, &["worker_ended"]);
+    assert!(ends.len() == 2 && ends.iter().all(|end| end["verdict"] == "drain"), "{ends:#?}");
+}
+
+#[test]
+fn without_an_agent_that_comes_up_the_keeper_itself_ends_the_workers() {
+    let node = Node::with_pools(&format!(
+        "  w: {{command: '@FIXTURE@ --print-on-term bye', count: 2, {QUICK}}}\n  \
+         rude: {{command: '@FIXTURE@ --ignore TERM --daemonise @DIR@/daemon', {QUICK}}}"
+    ));
+    let (polite, rude) = (node.pids("w"), node.pid("rude"));
+    node.until("the good configuration", || node.root("run/config.good.yaml").exists().then_some(()));
+    node.write("config.yaml", "nonsense\n");
+    node.write("root/run/config.good.yaml", "nonsense\n");
+    children_of(node.keeper()).into_iter().filter(|pid| crate::node::title(*pid).contains("internal-agent")).for_each(|pid| {
+        signal_to(pid, Signal::KILL);
+    });
+    let tries = || node.text("agent.log").matches("the agent has ended").count();
+    node.until("an agent that does not come up", || (tries() >= 2).then_some(()));
+    node.signal_keeper(Signal::TERM);
+    node.until("the end of those who obey", || (!polite.iter().any(|pid| alive(*pid))).then_some(()));
+    assert!(alive(rude));
+    node.signal_keeper(Signal::TERM);
+    node.same(node.ended(), Some(1));
+    node.same(node.processes(), vec![]);
+    assert!(node.text("agent.log").contains("no agent comes up, and nothing runs any more: ending"));
 }

@@ -92,3 +92,37 @@ fn usr1_opens_the_journal_anew() {
     node.told(0, "worker_ended", "an operator asked for it");
     assert!(!node.text("root/run/away.jsonl").contains("an operator asked for it"));
 }
+
+#[test]
+fn usr1_lets_go_of_the_renamed_log_of_a_silent_worker_and_its_next_line_is_in_a_new_file() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@ --flood 50 --print-on-term bye', {QUICK}}}"));
+    let log = node.root("log/w.0.log");
+    node.until("all lines", || node.text("root/log/w.0.log").contains("n=000050").then_some(()));
+    let away = node.root("log/away.log");
+    fs_err::rename(&log, &away).expect("renamed");
+    let agent = i32::try_from(node.look("/agent/pid").as_i64().expect("a pid")).expect("a pid");
+    let held = || {
+        let open = fs_err::read_dir(format!("/proc/{agent}/fd")).expect("the agent's descriptors");
+        open.flatten().any(|entry| fs_err::read_link(entry.path()).is_ok_and(|path| path == away))
+    };
+    assert!(held(), "this shows nothing when the file was not open");
+    // One who compresses the old file after the signal must not find it open.
+    node.signal_keeper(Signal::USR1);
+    node.until("the old file to be closed", || (!held()).then_some(()));
+    assert!(!log.exists());
+    node.cli(&["stop", "w"]).exits(0);
+    let (old, new) = (node.text("root/log/away.log"), node.text("root/log/w.0.log"));
+    node.same((old.lines().count(), new.lines().count()), (50, 1));
+    assert!(new.ends_with(" out bye\n") && !old.contains("bye"), "{new}");
+}
+
+#[test]
+fn a_log_is_rotated_when_its_first_line_is_as_old_as_configured() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@ --flood 0 20', log: {{max_age: 1s, keep: 2}}, {QUICK}}}"));
+    node.until("two rotations", || node.root("log/w.0.log.2").exists().then_some(()));
+    node.cli(&["stop", "w"]).exits(0);
+    assert!(!node.root("log/w.0.log.3").exists());
+    let newer = node.text("root/log/w.0.log.1");
+    // A second's lines, and as many as came while the machine was busy.
+    assert!((10..200).contains(&newer.lines().count()), "{newer}");
+}

@@ -1,0 +1,142 @@
+//! Commands whose goal is far, or cannot be reached: each is answered, and says why.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::node::{Node, QUICK, alive, signal_to};
+
+/// A worker that fails as long as there is a file `crash`.
+const MOODY: &str = "shell: 'test ! -e @DIR@/crash || exit 3; exec @FIXTURE@'";
+
+#[test]
+fn a_drain_ends_with_a_quarantined_slot_and_a_pool_of_none_too_and_none_of_them_is_probed() {
+    let node = Node::new();
+    node.configure(
+        &format!(
+            "  bad: {{{MOODY}, {QUICK}, restart: {{backoff: [100ms, 100ms], flapping: {{crashes: 2, within: 1m, retry_after: 2s}}}}}}\n  \
+             good: {{command: '@FIXTURE@', after: [none], {QUICK}}}\n  none: {{command: '@FIXTURE@', count: 0, {QUICK}}}"
+        ),
+        "",
+    );
+    node.boot();
+    node.write("crash", "");
+    signal_to(node.pid("bad"), Signal::KILL);
+    node.state("bad", "quarantined");
+    let said = node.cli(&["drain"]).exits(0).says(&["drained"]);
+    assert!(said.took < Duration::from_secs(10), "{said:?}");
+    node.same(node.look("/agent/state"), "drained".into());
+    node.same(node.processes(), vec![]);
+    // A slot that still counted down to its probe would be shown as quarantined.
+    node.same(node.slots("bad")[0]["state"].clone(), "stopped".into());
+
+    fs_err::remove_file(node.path("crash")).expect("removed");
+    node.cli(&["start"]).exits(0);
+    node.state("bad", "ready");
+    node.state("good", "ready");
+}
+
+#[test]
+fn a_deploy_gives_way_to_a_drain_after_its_step_and_start_takes_it_up_again() {
+    let node = Node::new();
+    node.configure(
+        &format!("  w: {{command: '@FIXTURE@', {QUICK}}}"),
+        "build: {steps: ['while test -e @DIR@/hold; do touch @DIR@/at-it; sleep 0.05; done']}",
+    );
+    node.boot();
+    let before = node.live();
+    node.write("hold", "");
+    let next = node.commit(&[]);
+    let mark = node.mark();
+    let mut asker = node.command(&["deploy"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+    node.until("the build", || node.path("at-it").exists().then_some(()));
+    let said = node.cli(&["drain"]).exits(0);
+    assert!(said.took < Duration::from_secs(15), "{said:?}");
+    node.same(node.pids("w"), vec![]);
+    node.same(node.look("/agent/state"), "drained".into());
+    // It gives way at the end of its step.
+    fs_err::remove_file(node.path("hold")).expect("removed");
+    let status = node.until("an answer to `deploy`", || asker.try_wait().expect("waited"));
+    assert!(matches!(status.code(), Some(1 | 4)), "{status}");
+    node.idle();
+    node.same((node.live(), node.processes()), (before, vec![]));
+    node.same(node.look("/deploy/quarantined"), serde_json::json!([]));
+    assert!(node.since(mark, &["deploy_failed", "switched", "worker_started"]).is_empty());
+    node.told(mark, "deploy_postponed", &next[..7]);
+
+    node.cli(&["start"]).exits(0);
+    node.until("the revision that was asked for", || (node.live().0 == next).then_some(()));
+    node.idle();
+    node.state("w", "ready");
+}
+
+#[test]
+fn a_pool_waits_for_one_that_does_not_become_ready_and_the_deploy_that_mends_it_does_not() {
+    let node = Node::new();
+    node.commit(&[("first.sh", "#!/bin/sh\nexit 9\n")]);
+    node.configure(
+        &format!(
+            "  first: {{command: ./first.sh, env: {{FIXTURE: '@FIXTURE@'}}, restart: {{backoff: [100ms, 200ms]}}, {QUICK}}}\n  \
+             second: {{command: '@FIXTURE@', after: [first], {QUICK}}}\n  third: {{command: '@FIXTURE@', after: [second], {QUICK}}}\n  \
+             alone: {{command: '@FIXTURE@', {QUICK}}}"
+        ),
+        "",
+    );
+    node.start();
+    node.until("a failed start", || (node.since(0, &["worker_ended"]).len() >= 2).then_some(()));
+    node.state("alone", "ready");
+    node.idle();
+    let of = |pool: &str| node.since(0, &["worker_started"]).into_iter().filter(|event| event["pool"] == pool).count();
+    node.same((of("second"), of("third")), (0, 0));
+    node.cli(&["wait", "--ready", "--timeout", "300ms"]).exits(1);
+
+    node.commit(&[("first.sh", "#!/bin/sh\nexec \"$FIXTURE\"\n")]);
+    node.cli(&["deploy"]).exits(0);
+    node.cli(&["wait", "--ready", "--timeout", "20s"]).exits(0);
+    let events = node.events();
+    let at = |kind: &str, pool: &str| events.iter().position(|event| event["kind"] == kind && event["pool"] == pool).expect("told");
+    assert!(at("worker_ready", "first") < at("worker_started", "second") && at("worker_ready", "second") < at("worker_started", "third"));
+}
+
+#[test]
+fn what_can_never_be_ready_is_answered_with_why() {
+    let node = Node::new();
+    node.configure(
+        &format!(
+            "  w: {{{MOODY}, count: 2, {QUICK}, restart: {{backoff: [10s, 1m], flapping: {{crashes: 3, within: 1m, retry_after: 10m}}}}}}\n  \
+             v: {{command: '@FIXTURE@', {QUICK}}}"
+        ),
+        "",
+    );
+    node.boot();
+    node.cli(&["stop", "w"]).exits(0);
+    node.write("crash", "");
+    let answered = |words: &[&str], texts: &[&str]| {
+        let said = node.cli(words).exits(1).says(texts);
+        assert!(said.took < Duration::from_secs(15) && said.err.contains("hint:"), "{said:?}");
+    };
+    answered(&["start", "w"], &["does not become ready", "code 3", "w/0"]);
+    answered(&["restart", "w"], &["does not become ready", "code 3"]);
+    answered(&["restart", "w/1"], &["w/1 does not become ready", "code 3"]);
+    answered(&["scale", "w=3"], &["does not become ready", "code 3"]);
+    node.until("a quarantined slot", || node.slots("w").iter().any(|slot| slot["state"] == "quarantined").then_some(()));
+    answered(&["wait", "--ready"], &["does not become ready", "code 3"]);
+    // Of a pool that people stopped or paused.
+    node.cli(&["stop", "w"]).exits(0);
+    fs_err::remove_file(node.path("crash")).expect("removed");
+    node.cli(&["start", "w"]).exits(0);
+    node.cli(&["pause", "v"]).exits(0);
+    signal_to(node.pids("v")[0], Signal::KILL);
+    node.until("its end", || node.pids("v").is_empty().then_some(()));
+    answered(&["start", "v"], &["v/0 is paused", "resume"]);
+    answered(&["wait", "--ready"], &["v/0 is paused", "resume"]);
+    node.cli(&["resume", "v"]).exits(0);
+    // Of a node that is drained.
+    node.cli(&["drain"]).exits(0);
+    answered(&["wait", "--ready"], &["drained"]);
+    answered(&["restart", "v"], &["drained"]);
+    // Remembered for the time after.
+    node.cli(&["scale", "v=2"]).exits(0);
+    assert!(!node.processes().into_iter().any(alive));
+}
