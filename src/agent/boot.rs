@@ -441,6 +441,7 @@ impl Parts {
             drained: false,
             rolling: None,
             sampling: false,
+            rested: false,
             quit: None,
         };
         if agent.notes.is_empty() {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use selfstart_core::deploy::Event as DeployEvent;
+use selfstart_core::deploy::{Event as DeployEvent, PhaseName};
 use selfstart_core::id::{PoolName, SlotId, StartNo};
 use selfstart_core::time::MonoTime;
 use tokio::io::Interest;
@@ -121,6 +121,8 @@ pub(crate) struct Agent {
     pub(crate) drained: bool,
     pub(crate) rolling: Option<Rolling>,
     pub(crate) sampling: bool,
+    /// Whether the code that only the start or the last deploy needed has been given back.
+    pub(crate) rested: bool,
     pub(crate) quit: Option<u8>,
 }
 
@@ -400,6 +402,19 @@ impl Agent {
         self.see_end();
         if self.telling.waits() {
             self.save_again.get_or_insert_with(|| clock::now() + TRY_AGAIN);
+        }
+        self.rest();
+    }
+
+    /// After the start and after each deploy, once nothing goes on any more: gives back the code that only they needed.
+    fn rest(&mut self) {
+        /// The task that takes commands.
+        const ALWAYS: usize = 1;
+        if !matches!(self.deploying.machine().phase_name(), PhaseName::Idle) {
+            self.rested = false;
+        } else if !self.rested && !self.dirty && self.works.len() <= ALWAYS && self.errands.is_empty() {
+            self.rested = true;
+            crate::sys::rest::rest();
         }
     }
 }

@@ -35,6 +35,9 @@ const AGENT_LINE_FD: usize = 3;
 /// An agent that lived this long has earned a restart at once.
 const AGENT_STEADY: Duration = Duration::from_secs(2);
 
+/// How long after an agent has come up its start is over.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
+
 /// The waits between starts of an agent that does not stay up; the last is repeated.
 const AGENT_BACKOFF: [Duration; 5] =
     [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
@@ -107,6 +110,8 @@ struct Keeper {
     agent_failures: usize,
     last_agent: Option<Ended>,
     next_agent: MonoTime,
+    /// When the start of an agent is over: then the code that only a start needs is given back.
+    rest_at: Option<MonoTime>,
     /// Whether selfstart was told to end: every agent that comes hears it, not only the one that heard it first.
     leaving: bool,
     /// Whether it was told so twice: then nothing is asked politely.
@@ -159,6 +164,7 @@ fn mind(signals: SignalFd, agent_arguments: Vec<CString>) -> Result<u8, KeeperEr
         agent_failures: 0,
         last_agent: None,
         next_agent: clock::now(),
+        rest_at: None,
         leaving: false,
         hurry: false,
         quit: None,
@@ -203,7 +209,8 @@ impl Keeper {
         let agent = self.agent.is_none().then(|| clock::now().until(self.next_agent) + Duration::from_millis(1));
         // What could not be looked at or opened is tried again.
         let clearing = self.table.is_clearing().then_some(Duration::from_secs(1));
-        let wait = agent.into_iter().chain(clearing).min();
+        let rest = self.rest_at.map(|at| clock::now().until(at) + Duration::from_millis(1));
+        let wait = agent.into_iter().chain(clearing).chain(rest).min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let timeout = wait.and_then(|wait| rustix::event::Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
@@ -211,6 +218,10 @@ impl Keeper {
             Err(rustix::io::Errno::INTR) => 0,
             Err(error) => return Err(doing("wait")(error)),
         };
+        if self.rest_at.is_some_and(|at| at <= clock::now()) {
+            self.rest_at = None;
+            crate::sys::rest::rest();
+        }
         let mut ended = Vec::new();
         let mut hear = false;
         for event in &events[..woken] {
@@ -525,6 +536,7 @@ impl Keeper {
             self.notes.push_back(Note::Signalled(libc::SIGTERM));
         }
         self.notes.extend(signals);
+        self.rest_at = Some(clock::now() + SETTLED_AFTER);
     }
 
     fn start_child(&mut self, start: &Start, stdin: Option<OwnedFd>) {

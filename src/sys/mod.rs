@@ -10,6 +10,7 @@ pub(crate) mod packet;
 pub mod proc_scan;
 pub(crate) mod process;
 pub mod shared_map;
+pub(crate) mod rest;
 pub(crate) mod signals;
 pub(crate) mod spawn;
 pub mod sync;
