@@ -596,7 +596,8 @@ impl Keeper {
             new_session: true,
             dies_with_us: start.helper,
         })?;
-        // Not reaped yet, so it is there even if it has ended already.
+        // Two descriptors are free again for the look that needs one. Not reaped yet, so it is there even if it has ended already.
+        drop((worker_out, worker_err));
         let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
         Ok(Child::new(ProcessId { pid, start_ticks }, None, vec![(1, out), (2, err)], start.root.clone(), start.note.clone()))
     }
