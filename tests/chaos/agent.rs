@@ -1,6 +1,7 @@
 //! KILL for the agent, again and again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ const STEADY: Duration = Duration::from_millis(2050);
 /// `steady` writes for ever; `brief` writes as many lines as its number says, and fails; `demon` does so too and leaves a child in a
 /// session of its own; `random` ends in the middle of whatever it does.
 const POOLS: &str = r#"
-build: {steps: ["sleep 0.3; echo built"]}
+build: {steps: ["sleep 0.3; echo built; cp what product"]}
 pools:
   steady: {command: "{fixture} --flood 0 200", count: 3, stop: [TERM 5s, KILL], ready: {after: 200ms}, log: {max_size: 200kB, keep: 1000}}
   brief: {shell: "exec {fixture} --flood $((10 + $$ % 50)) 200 --then-exit 3", count: 2, stop: [TERM 5s, KILL], restart: {backoff: [100ms, 100ms], flapping: {crashes: 1000, within: 1m, retry_after: 1s}}, log: {max_size: 100kB, keep: 1000}, update: all_at_once}
@@ -24,26 +25,46 @@ pools:
   demon: {shell: "exec {fixture} --daemonise {dir}/demon.{slot} --flood $((20 + $$ % 50)) 100 --then-exit 3", count: 2, stop: [TERM 5s, KILL], restart: {backoff: [100ms, 100ms], flapping: {crashes: 1000, within: 1m, retry_after: 1s}}, log: {max_size: 100kB, keep: 1000}, update: all_at_once}
 "#;
 
-/// Looks all the time whether a slot has two live main processes.
+/// Looks all the time at something that must never be so; counts its looks.
 struct Watch {
     over: Arc<AtomicBool>,
     seen: Arc<Mutex<Vec<String>>>,
     thread: Option<std::thread::JoinHandle<u64>>,
 }
 
+/// Slots with two live main processes.
+fn doubled(root: &Path) -> Option<String> {
+    let doubled = scan(root).doubled();
+    (!doubled.is_empty()).then(|| format!("slots with two workers: {doubled:?}"))
+}
+
+/// A `current` that is not a whole, built release: its last build step copies `what` to `product`.
+fn unfinished(root: &Path) -> Option<String> {
+    let current = fs_err::read_link(root.join("current"));
+    // One name for the whole look: meanwhile it may be switched.
+    let release = match &current {
+        Ok(to) => root.join(to),
+        Err(error) => return Some(format!("no current: {error}")),
+    };
+    let read = |name: &str| fs_err::read_to_string(release.join(name)).map_err(|error| error.to_string());
+    let (what, product, revision) = (read("what"), read("product"), read("REVISION"));
+    let whole = what.is_ok() && what == product && revision.as_ref().is_ok_and(|revision| revision.trim().len() == 40);
+    (!whole).then(|| format!("current is {}: {what:?}, {product:?}, {revision:?}", release.display()))
+}
+
 impl Watch {
-    fn begin(root: std::path::PathBuf) -> Self {
+    fn begin(root: &Path, every: Duration, look: fn(&Path) -> Option<String>) -> Self {
+        let root = root.to_owned();
         let (over, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let (ends, sees) = (Arc::clone(&over), Arc::clone(&seen));
         let thread = std::thread::spawn(move || {
             let mut looks = 0;
             while !ends.load(Ordering::Relaxed) {
-                let doubled = scan(&root).doubled();
-                if !doubled.is_empty() {
-                    sees.lock().expect("nobody panics with it").push(format!("{doubled:?}"));
+                if let Some(wrong) = look(&root) {
+                    sees.lock().expect("nobody panics with it").push(wrong);
                 }
                 looks += 1;
-                pause(Duration::from_millis(20));
+                pause(every);
             }
             looks
         });
@@ -54,7 +75,7 @@ impl Watch {
         self.over.store(true, Ordering::Relaxed);
         let looks = self.thread.take().and_then(|thread| thread.join().ok()).expect("the watch");
         let seen = self.seen.lock().expect("nobody panics with it");
-        assert!(seen.is_empty(), "slots with two workers: {seen:?}");
+        assert!(seen.is_empty(), "{seen:?}");
         looks
     }
 }
@@ -75,7 +96,8 @@ pub(crate) fn killed(kills: u64) {
     assert!(first["agent"]["pid"].is_number());
     node.selfstart(&["deploy", "--no-wait"]);
     node.settled_on(&newest);
-    let watch = Watch::begin(node.root.clone());
+    let watch = Watch::begin(&node.root, Duration::from_millis(20), doubled);
+    let current = Watch::begin(&node.root, Duration::from_millis(1), unfinished);
     let (mut back, mut deploys, mut bursts) = (Vec::new(), 0, 0);
     let mut born = Instant::now();
     for round in 0..kills {
@@ -125,7 +147,7 @@ pub(crate) fn killed(kills: u64) {
     }
     // The last push was asked for by an agent that has been killed since.
     node.settled_on(&newest);
-    let looks = watch.end();
+    let (looks, links) = (watch.end(), current.end());
     let figures = figures(&back);
     let starts = told_once(&node);
     let last = scan(&node.root);
@@ -140,7 +162,7 @@ pub(crate) fn killed(kills: u64) {
     let lines = lines(&node);
     println!(
         "agent: {kills} kills ({bursts} of them while it came up again) and {deploys} deploys in {:.0} s; back: {figures}; {looks} looks for two \
-         workers in a slot; {starts} starts, each with one end; {lines} lines compared",
+         workers in a slot, {links} at `current`; {starts} starts, each with one end; {lines} lines compared",
         begun.elapsed().as_secs_f64()
     );
 }
