@@ -198,7 +198,7 @@ impl Table {
     fn is_of(&self, pid: i32, ended: &[Key]) -> bool {
         let session = match process::stat(pid) {
             Ok(stat) => stat.session,
-            Err(error) if is_gone(&error) => return false,
+            Err(error) if process::is_gone(&error) => return false,
             // It is there and cannot be looked at (out of descriptors, say): so it may be.
             Err(_) => return true,
         };
@@ -300,11 +300,6 @@ struct Name<'a> {
     root: &'a str,
 }
 
-/// Whether a read of `/proc` failed because there is no such process any more.
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
-}
-
 /// Parses `KEY:PID@ROOT`.
 fn name_in(value: &str) -> Option<Name<'_>> {
     let (left, root) = value.split_once('@')?;
@@ -343,7 +338,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-    use crate::sys::fault;
+    use crate::sys::{fault, headless};
 
     /// Killed and reaped when the test is over, also when it fails.
     struct Orphan(i32);
@@ -385,6 +380,23 @@ mod tests {
         assert_eq!(slow.expect("the long way"), 1);
         drop(left);
         assert_eq!(look().expect("/proc"), 0);
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_is_left_over_and_survives() {
+        let key = "w/0#1".to_owned();
+        let process = headless::start(headless::command().env(KEY_VARIABLE, "w/0#1:0000000001@/headless"));
+        let id = process::stat(process.pid()).expect("it lives").id(process.pid());
+        let found = survivors("/headless", &[(key.clone(), id.pid, id.start_ticks)], &Table::default());
+        assert!(matches!(&found[..], [(name, whose, Some(_))] if *name == key && *whose == id), "{found:?}");
+
+        let mut table = Table::default();
+        let main = ProcessId { pid: 1 << 22, start_ticks: id.start_ticks };
+        table.insert(key.clone(), Child::new(main, None, Vec::new(), "/headless".into(), String::new()));
+        table.ended(main.pid, Ended::Code(0), MonoTime::from_boot(std::time::Duration::from_secs(1)));
+        assert_eq!(table.tree(&key).expect("/proc"), [id]);
+        drop(process);
+        assert_eq!(table.tree(&key).expect("/proc"), []);
     }
 
     #[test]

@@ -4,13 +4,15 @@
 
 pub(crate) mod clock;
 pub mod fault;
+#[cfg(test)]
+pub(crate) mod headless;
 pub mod libgit2;
 pub mod links;
 pub(crate) mod packet;
 pub mod proc_scan;
 pub(crate) mod process;
-pub mod shared_map;
 pub(crate) mod rest;
+pub mod shared_map;
 pub(crate) mod signals;
 pub(crate) mod spawn;
 pub mod sync;

@@ -133,7 +133,7 @@ pub(crate) struct Stat {
     pub(crate) start_ticks: u64,
     /// Its resident pages.
     pub(crate) rss_pages: u64,
-    /// Whether it has ended and waits to be reaped.
+    /// Whether it has ended and waits to be reaped: all of it, not only its first thread.
     pub(crate) zombie: bool,
 }
 
@@ -159,17 +159,71 @@ pub(crate) fn stat(pid: i32) -> io::Result<Stat> {
 /// Parses `pid (name) state ppid pgrp session ... starttime(22) vsize rss(24) ...`; the name may hold anything, so what follows the *last*
 /// parenthesis counts (`proc_pid_stat(5)`).
 pub(super) fn parse_stat(line: &[u8]) -> Option<Stat> {
+    parse_line(line).map(|(stat, _)| stat)
+}
+
+/// As [`parse_stat`], and whether its first thread has ended while others live on.
+///
+/// The state is the first thread's. The kernel counts the threads that are not reaped yet (num_threads, field 20): the first one always,
+/// as it is reaped with the process; the others no longer than they live. So one thread in state Z is a process that has ended.
+pub(super) fn parse_line(line: &[u8]) -> Option<(Stat, bool)> {
     let after = memchr::memrchr(b')', line)?;
     let text = std::str::from_utf8(line.get(after + 1..)?).ok()?;
     let mut fields = text.split_ascii_whitespace();
     let state = fields.next()?;
     let ppid = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
-    // state is field 3; session was field 6; starttime is field 22.
-    let start_ticks = fields.nth(15)?.parse().ok()?;
+    // state is field 3; session was field 6; num_threads is field 20, starttime 22.
+    let threads: i64 = fields.nth(13)?.parse().ok()?;
+    let start_ticks = fields.nth(1)?.parse().ok()?;
     // rss is field 24; the kernel writes it as a signed number.
     let rss_pages = u64::try_from(fields.nth(1)?.parse::<i64>().ok()?.max(0)).ok()?;
-    Some(Stat { ppid, session, start_ticks, rss_pages, zombie: matches!(state, "Z" | "X") })
+    let (ended, headless) = (matches!(state, "Z" | "X"), threads > 1);
+    Some((Stat { ppid, session, start_ticks, rss_pages, zombie: ended && !headless }, ended && headless))
+}
+
+/// Returns the threads of a process besides its first.
+///
+/// # Errors
+/// When it is gone, or may not be looked into.
+pub(crate) fn other_threads(pid: i32) -> io::Result<Vec<i32>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let tasks = rustix::fs::open(format!("/proc/{pid}/task"), flags, Mode::empty())?;
+    let mut threads = Vec::new();
+    for entry in rustix::fs::Dir::read_from(&tasks)? {
+        let tid = entry?.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok());
+        threads.extend(tid.filter(|tid| *tid != pid));
+    }
+    Ok(threads)
+}
+
+/// Reads a whole file below `/proc/PID`. A process whose first thread has ended has nothing there any more, so one that is empty or gone is
+/// read through its other threads.
+fn read_of(pid: i32, name: &str) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let read = |path: String| -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        std::fs::File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let first = read(format!("/proc/{pid}/{name}"));
+    match &first {
+        Ok(bytes) if !bytes.is_empty() => return first,
+        Err(error) if !is_gone(error) => return first,
+        _ => {}
+    }
+    for thread in other_threads(pid).unwrap_or_default() {
+        match read(format!("/proc/{pid}/task/{thread}/{name}")) {
+            Ok(bytes) if !bytes.is_empty() => return Ok(bytes),
+            _ => {}
+        }
+    }
+    first
+}
+
+/// Whether a read of `/proc` failed because there is no such process any more.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// Reads up to a buffer of a file in one go.
@@ -208,7 +262,7 @@ pub(crate) fn everyone() -> io::Result<Vec<(i32, Stat)>> {
 /// Returns the value of a variable in a process's environment as it was at its start; `None` when it has none, or may not be read.
 pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
     fault::proc("environ").ok()?;
-    let block = fs_err::read(format!("/proc/{pid}/environ")).ok()?;
+    let block = read_of(pid, "environ").ok()?;
     block.split(|&byte| byte == 0).find_map(|entry| {
         let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
         String::from_utf8(value.to_vec()).ok()
@@ -221,7 +275,7 @@ pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
 /// When it is gone or may not be read.
 pub(crate) fn title(pid: i32) -> io::Result<Vec<u8>> {
     fault::proc("cmdline")?;
-    let mut bytes = fs_err::read(format!("/proc/{pid}/cmdline"))?;
+    let mut bytes = read_of(pid, "cmdline")?;
     bytes.truncate(bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1));
     Ok(bytes)
 }
@@ -252,8 +306,19 @@ const DEFAULT_PIPE_BYTES: usize = 64 << 10;
 /// # Errors
 /// When the process is gone or may not be looked into.
 pub(crate) fn reopen_output(pid: i32, fd: i32) -> io::Result<Option<OwnedFd>> {
-    let path = format!("/proc/{pid}/fd/{fd}");
-    let target = rustix::fs::readlink(&path, Vec::new())?;
+    let mut path = format!("/proc/{pid}/fd/{fd}");
+    let mut target = rustix::fs::readlink(&path, Vec::new());
+    if target == Err(rustix::io::Errno::NOENT) {
+        // Closed; or the process's first thread has ended, and the others have its descriptors.
+        for thread in other_threads(pid)? {
+            path = format!("/proc/{pid}/task/{thread}/fd/{fd}");
+            target = rustix::fs::readlink(&path, Vec::new());
+            if target.is_ok() {
+                break;
+            }
+        }
+    }
+    let target = target?;
     if !target.to_bytes().starts_with(b"pipe:") {
         return Ok(None);
     }
@@ -267,19 +332,42 @@ fn descriptor_path(fd: BorrowedFd<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::headless;
     use super::*;
 
     #[test]
     fn a_stat_line_is_read_whatever_the_name_is() {
         for name in ["sh", "a b", "a) S 1 2 3 (b", "x)\n) R 9", ")", "", "(((", "1 2 3"] {
-            let rest = "12 4710 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1000 200 18446744073709551615\n";
+            let rest =
+                |threads| format!("12 4710 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 {threads} 0 987654 1000 200 18446744073709551615\n");
             let expected = |zombie| Some(Stat { ppid: 12, session: 4711, start_ticks: 987_654, rss_pages: 200, zombie });
-            assert_eq!(parse_stat(format!("4711 ({name}) S {rest}").as_bytes()), expected(false), "{name:?}");
-            assert_eq!(parse_stat(format!("4711 ({name}) Z {rest}").as_bytes()), expected(true), "{name:?}");
+            // No thread: it was reaped while it was read.
+            for (state, threads, zombie) in [('S', 1, false), ('Z', 1, true), ('S', 2, false), ('Z', 2, false), ('X', 0, true)] {
+                let line = format!("4711 ({name}) {state} {}", rest(threads));
+                assert_eq!(parse_stat(line.as_bytes()), expected(zombie), "{name:?} {state} {threads}");
+            }
         }
         for wrong in ["", "1", "1 (x", "1 (x)", "1 (x) S", "1 (x) S 1 1 1 0", "1 (x) S x 40 39 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 1 9 2 1"] {
             assert_eq!(parse_stat(wrong.as_bytes()), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_lives_and_is_read_through_another() {
+        let (read, write) = output_pipe(DEFAULT_PIPE_BYTES).expect("a pipe");
+        let process = headless::start(headless::command().env("OF_IT", "its own").stdout(write));
+        let (pid, seen) = (process.pid(), stat(process.pid()).expect("there"));
+        assert!(!seen.zombie, "{seen:?}");
+        assert_eq!(variable(pid, "OF_IT").as_deref(), Some("its own"));
+        assert!(title(pid).expect("a title").ends_with(headless::NAME.as_bytes()));
+        assert!(reopen_output(pid, 1).expect("looked into").is_some());
+        let scanned = everyone().expect("/proc").into_iter().find(|(other, _)| *other == pid).expect("found").1;
+        assert!(scanned.rss_pages > 0, "{scanned:?}");
+        assert!(ProcScanner::new().expect("/proc").pss(pid).expect("ours").expect("there").0 > 0);
+        let opened = open(seen.id(pid)).expect("it lives");
+        signal_open(opened.as_fd(), libc::SIGKILL).expect("ours");
+        drop((process, read));
+        assert_eq!(open(seen.id(pid)).expect_err("reaped").kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
