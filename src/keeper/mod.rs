@@ -19,7 +19,7 @@ use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
 use crate::sys::process::{self, Ended};
-use crate::sys::signals::SignalFd;
+use crate::sys::signals::{self, SignalFd};
 use crate::sys::spawn::{Credentials, Spawn, SpawnError, Spawner, Step};
 use crate::sys::{clock, packet};
 use protocol::{Ask, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
@@ -131,6 +131,7 @@ struct Keeper {
 pub(crate) fn run(agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
     process::close_inherited_on_exec();
     process::become_subreaper().map_err(doing("become the parent of orphans"))?;
+    signals::take_back().map_err(doing("take signals"))?;
     // Here, so that they are blocked in both threads.
     let signals = SignalFd::take().map_err(doing("take signals"))?;
     let thread = std::thread::Builder::new()

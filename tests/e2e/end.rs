@@ -91,6 +91,20 @@ fn a_second_term_kills_at_once() {
 }
 
 #[test]
+fn whoever_starts_it_may_ignore_the_signals_that_it_needs() {
+    let node = Node::new();
+    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "");
+    // A shell cannot ignore SIGCHLD, and says so to nobody.
+    let ignoring = "$SIG{$_} = 'IGNORE' for qw(CHLD TERM INT HUP USR1 USR2); exec @ARGV or die";
+    node.start_with(&["perl", "-e", ignoring]);
+    node.until("the control socket", || node.root("run/control.sock").exists().then_some(()));
+    node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+    node.signal_keeper(Signal::TERM);
+    node.same(node.ended(), Some(0));
+    node.same(node.processes(), vec![]);
+}
+
+#[test]
 fn a_second_run_on_the_same_root_is_refused_and_says_who_is_there() {
     let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"));
     let (pid, agent) = (node.pid("w"), node.look("/agent/pid"));
