@@ -85,7 +85,8 @@ const AGENT: u64 = 1;
 const PROCESS: u64 = 2;
 
 struct Agent {
-    pid: i32,
+    /// Its number while that is its own: `None` once it is reaped, and its last words are heard.
+    pid: Option<i32>,
     line: OwnedFd,
     since: MonoTime,
     greeted: bool,
@@ -143,34 +144,7 @@ pub(crate) fn run(agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
 
 /// The loop.
 fn mind(signals: SignalFd, agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(doing("make a poll"))?;
-    epoll::add(&epoll, &signals, epoll::EventData::new_u64(SIGNALS), epoll::EventFlags::IN).map_err(doing("watch signals"))?;
-    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
-        .map_err(doing("open /dev/null"))?;
-    let null = above_standard(null).map_err(doing("move a descriptor"))?;
-    let mut keeper = Keeper {
-        agent_command: [c"selfstart".to_owned(), c"internal-agent".to_owned()].into_iter().chain(agent_arguments).collect(),
-        signals,
-        epoll,
-        null,
-        spawner: Spawner::new(),
-        nofile: raise_descriptor_limit(),
-        reset_oom_score: fs_err::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.trim() != "0"),
-        table: Table::default(),
-        kept: BTreeMap::new(),
-        dying: BTreeMap::new(),
-        notes: VecDeque::new(),
-        agent: None,
-        agent_starts: 0,
-        agent_failures: 0,
-        last_agent: None,
-        next_agent: clock::now(),
-        rest_at: None,
-        leaving: false,
-        hurry: false,
-        quit: None,
-        buffer: Vec::new(),
-    };
+    let mut keeper = Keeper::new(signals, agent_arguments)?;
     loop {
         keeper.turn()?;
         if let Some(code) = keeper.quit {
@@ -194,6 +168,38 @@ fn raise_descriptor_limit() -> (u64, u64) {
 }
 
 impl Keeper {
+    /// Returns one without children.
+    fn new(signals: SignalFd, agent_arguments: Vec<CString>) -> Result<Self, KeeperError> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(doing("make a poll"))?;
+        epoll::add(&epoll, &signals, epoll::EventData::new_u64(SIGNALS), epoll::EventFlags::IN).map_err(doing("watch signals"))?;
+        let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+            .map_err(doing("open /dev/null"))?;
+        let null = above_standard(null).map_err(doing("move a descriptor"))?;
+        Ok(Self {
+            agent_command: [c"selfstart".to_owned(), c"internal-agent".to_owned()].into_iter().chain(agent_arguments).collect(),
+            signals,
+            epoll,
+            null,
+            spawner: Spawner::new(),
+            nofile: raise_descriptor_limit(),
+            reset_oom_score: fs_err::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.trim() != "0"),
+            table: Table::default(),
+            kept: BTreeMap::new(),
+            dying: BTreeMap::new(),
+            notes: VecDeque::new(),
+            agent: None,
+            agent_starts: 0,
+            agent_failures: 0,
+            last_agent: None,
+            next_agent: clock::now(),
+            rest_at: None,
+            leaving: false,
+            hurry: false,
+            quit: None,
+            buffer: Vec::new(),
+        })
+    }
+
     /// Waits for something, deals with all of it, tells the agent.
     fn turn(&mut self) -> Result<(), KeeperError> {
         if self.agent.is_none() && clock::now() >= self.next_agent {
@@ -256,7 +262,7 @@ impl Keeper {
             }
         }
         while let Some((pid, how)) = process::reap().map_err(doing("reap"))? {
-            if self.agent.as_ref().is_some_and(|agent| agent.pid == pid) {
+            if self.agent.as_ref().is_some_and(|agent| agent.pid == Some(pid)) {
                 self.agent_ended(how);
             } else if let Some(key) = self.table.ended(pid, how, clock::now()) {
                 ended.push(key);
@@ -391,7 +397,7 @@ impl Keeper {
                 self.table.agent = Some(pid);
                 epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN)
                     .map_err(doing("watch the agent"))?;
-                self.agent = Some(Agent { pid, line: ours, since: clock::now(), greeted: false });
+                self.agent = Some(Agent { pid: Some(pid), line: ours, since: clock::now(), greeted: false });
             }
             Err(SpawnError { source, .. }) => {
                 complain(&format!("the agent could not be started: {source}"));
@@ -403,6 +409,11 @@ impl Keeper {
 
     /// The agent has ended: hear what it said last, then have another started.
     fn agent_ended(&mut self, how: Ended) {
+        // It is reaped, so its number can be anybody's by now: whatever is heard below, nothing is signalled by it.
+        if let Some(agent) = &mut self.agent {
+            agent.pid = None;
+        }
+        self.table.agent = None;
         // All that it said before it ended counts, its last word most.
         while self.hear() && self.quit.is_none() {}
         if let Some(agent) = self.agent.take() {
@@ -410,7 +421,6 @@ impl Keeper {
             self.plan_agent(agent.since);
         }
         self.notes.retain(|note| matches!(note, Note::Signalled(_)));
-        self.table.agent = None;
         self.last_agent = Some(how);
         if self.quit.is_none() {
             complain(&format!("the agent has ended ({}); starting it again", describe(how)));
@@ -472,8 +482,8 @@ impl Keeper {
 
     /// Ends an agent that cannot be understood; its exit starts the next.
     fn end_agent(&self) {
-        if let Some(agent) = &self.agent {
-            let _gone_already = process::signal_child(agent.pid, libc::SIGKILL);
+        if let Some(pid) = self.agent.as_ref().and_then(|agent| agent.pid) {
+            let _gone_already = process::signal_child(pid, libc::SIGKILL);
         }
     }
 
@@ -565,7 +575,8 @@ impl Keeper {
         let programs = texts(&start.programs)?;
         let argv = texts(&start.argv)?;
         let mut env = Vec::with_capacity(start.env.len() + 1);
-        for (name, value) in &start.env {
+        // Of two entries of one name the first counts, and it must be ours.
+        for (name, value) in start.env.iter().filter(|(name, _)| name != protocol::KEY_VARIABLE) {
             env.push(text(&format!("{name}={value}"))?);
         }
         env.push(text(&format!("{}={}:0000000000@{}", protocol::KEY_VARIABLE, start.key, start.root))?);
@@ -761,6 +772,71 @@ mod tests {
 
     use super::*;
     use crate::sys::fault;
+
+    fn keeper() -> Keeper {
+        Keeper::new(SignalFd::take().expect("signals"), Vec::new()).expect("a keeper")
+    }
+
+    /// A start of a program that waits for ever.
+    fn sleep(key: &str, env: &[(&str, &str)]) -> Start {
+        Start {
+            key: key.to_owned(),
+            programs: vec!["/bin/sleep".into()],
+            argv: vec!["sleep".into(), "1000".into()],
+            env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            root: "/of-this-test".into(),
+            cwd: "/".into(),
+            user: None,
+            nofile: None,
+            nice: None,
+            umask: None,
+            pipe_bytes: 1 << 16,
+            helper: false,
+            note: String::new(),
+        }
+    }
+
+    /// Ends a child that the keeper has started.
+    fn end(pid: i32) {
+        process::signal_child(pid, libc::SIGKILL).expect("ours");
+        rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty()).expect("its end");
+    }
+
+    #[test]
+    fn a_worker_has_its_own_name_whatever_it_is_started_with() {
+        let start = sleep("w/0#1", &[("A", "1"), (protocol::KEY_VARIABLE, "w/7#7:0000000001@/of-this-test")]);
+        let child = keeper().spawn(&start, None).expect("started");
+        let pid = child.id.pid;
+        // Empty until it has executed.
+        let name = loop {
+            match process::variable(pid, protocol::KEY_VARIABLE) {
+                Some(name) => break name,
+                None => std::thread::yield_now(),
+            }
+        };
+        end(pid);
+        assert_eq!(name, format!("w/0#1:{pid:010}@/of-this-test"));
+    }
+
+    #[test]
+    fn an_agent_that_is_reaped_is_not_signalled_whatever_it_said_last() {
+        // The number came again: it is another process's.
+        let mut other = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let mut keeper = keeper();
+        let pid = i32::try_from(other.id()).expect("a pid");
+        for last in [None, Some(&b"\xff nonsense"[..])] {
+            let (line, theirs) = packet::pair().expect("a line");
+            if let Some(last) = last {
+                packet::send(theirs.as_fd(), last, &[]).expect("said");
+            }
+            drop(theirs);
+            keeper.agent = Some(Agent { pid: Some(pid), line, since: clock::now(), greeted: true });
+            keeper.agent_ended(Ended::Code(0));
+            assert!(keeper.agent.is_none());
+        }
+        process::signal_child(pid, libc::SIGTERM).expect("ours");
+        assert_eq!(other.wait().expect("its end").signal(), Some(libc::SIGTERM));
+    }
 
     #[test]
     fn a_job_whose_title_cannot_be_read_is_not_killed() {
