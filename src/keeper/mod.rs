@@ -215,7 +215,7 @@ impl Keeper {
         }
         let agent = self.agent.is_none().then(|| clock::now().until(self.next_agent) + Duration::from_millis(1));
         // What could not be looked at or opened is tried again.
-        let clearing = self.table.is_clearing().then_some(Duration::from_secs(1));
+        let clearing = self.table.next_look(clock::now());
         let rest = self.rest_at.map(|at| clock::now().until(at) + Duration::from_millis(1));
         let wait = agent.into_iter().chain(clearing).chain(rest).min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
@@ -305,17 +305,23 @@ impl Keeper {
             Ok(left) => left,
             Err(error) => return complain(&format!("what is left of ended workers cannot be seen: {error}")),
         };
+        let now = clock::now();
         for key in clearing {
-            match left.get(&key) {
-                None => {
-                    if let Some(killed) = self.table.cleared(&key) {
-                        self.notes.push_back(Note::TreeGone(key, killed));
-                    }
+            let left = left.get(&key);
+            if let Some(left) = left.filter(|left| !left.processes.is_empty()) {
+                self.table.doubt(&key, false, now);
+                let killed = self.kill_all(&left.processes);
+                self.table.count_killed(&key, killed);
+                continue;
+            }
+            if let Some(pid) = left.and_then(|left| left.doubtful) {
+                if !self.table.doubt(&key, true, now) {
+                    continue;
                 }
-                Some(processes) => {
-                    let killed = self.kill_all(processes);
-                    self.table.count_killed(&key, killed);
-                }
+                complain(&format!("whether process {pid} is left of {key} cannot be seen: taken for a stranger's"));
+            }
+            if let Some(killed) = self.table.cleared(&key) {
+                self.notes.push_back(Note::TreeGone(key, killed));
             }
         }
     }

@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
 use super::protocol::{KEY_VARIABLE, Key};
-use crate::sys::process::{self, Ended, Stat};
+use crate::sys::process::{self, Ended, Stat, Variable};
 
 /// Whether a child's main process lives.
 #[derive(Debug)]
@@ -31,12 +32,45 @@ pub(super) struct Child {
     pub(super) note: String,
     /// While its tree is being cleared: how many were killed.
     clearing: Option<u32>,
+    /// While nothing is known to be left of its tree, but something might be: since when.
+    doubtful: Option<MonoTime>,
 }
+
+/// What is left of a tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Left {
+    /// Those who certainly belong to it.
+    pub(super) processes: Vec<ProcessId>,
+    /// One that may belong to it, which cannot be seen now: it is executing a program, say.
+    pub(super) doubtful: Option<i32>,
+}
+
+/// How soon who may belong to a tree is looked at again at first: to execute a program takes some microseconds.
+const LOOK_SOON: Duration = Duration::from_millis(5);
+
+/// How long it is done that often.
+const LOOK_SOON_FOR: Duration = Duration::from_millis(100);
+
+/// How often it is looked at what could not be looked at or killed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// After this time who may belong to a tree does not: a slot must not stay empty for a stranger whom nobody can see.
+pub(super) const DOUBT_FOR: Duration = Duration::from_secs(10);
 
 impl Child {
     /// `adopted` holds the pidfd of a process that is not our child, or nothing when that has ended already.
     pub(super) fn new(id: ProcessId, adopted: Option<Option<OwnedFd>>, streams: Vec<(u8, OwnedFd)>, root: String, note: String) -> Self {
-        Self { id, adopted: adopted.is_some(), pidfd: adopted.flatten(), streams, life: Life::Running, root, note, clearing: None }
+        Self {
+            id,
+            adopted: adopted.is_some(),
+            pidfd: adopted.flatten(),
+            streams,
+            life: Life::Running,
+            root,
+            note,
+            clearing: None,
+            doubtful: None,
+        }
     }
 
     fn running(&self) -> bool {
@@ -163,7 +197,7 @@ impl Table {
     ///
     /// # Errors
     /// When `/proc` cannot be read: then nothing is known.
-    pub(super) fn leftovers(&self, ended: &[Key]) -> io::Result<BTreeMap<Key, Vec<ProcessId>>> {
+    pub(super) fn leftovers(&self, ended: &[Key]) -> io::Result<BTreeMap<Key, Left>> {
         let ours = ended.iter().all(|key| self.children.get(key).is_none_or(|child| !child.adopted));
         if ours {
             if let Ok(inherited) = process::inherited() {
@@ -177,16 +211,27 @@ impl Table {
         let mut left = BTreeMap::new();
         for key in ended {
             let tree = self.members(key, &everyone);
-            if !tree.is_empty() {
+            if tree != Left::default() {
                 left.insert(key.clone(), tree);
             }
         }
         Ok(left)
     }
 
-    /// Whether a tree is being cleared.
-    pub(super) fn is_clearing(&self) -> bool {
-        !self.clearing.is_empty()
+    /// How long until the trees that are being cleared are looked at again, if nothing happens before; `None`: there are none.
+    pub(super) fn next_look(&self, now: MonoTime) -> Option<Duration> {
+        let soon = |key: &Key| self.children.get(key)?.doubtful.map(|since| now.since(since) < LOOK_SOON_FOR);
+        match self.clearing.iter().any(|key| soon(key).unwrap_or(false)) {
+            true => Some(LOOK_SOON),
+            false => (!self.clearing.is_empty()).then_some(LOOK_AGAIN),
+        }
+    }
+
+    /// Notes whether somebody may be left of a tree of which nobody certainly is; returns whether that has been so for too long.
+    pub(super) fn doubt(&mut self, key: &str, doubtful: bool, now: MonoTime) -> bool {
+        let Some(child) = self.children.get_mut(key) else { return false };
+        child.doubtful = doubtful.then(|| child.doubtful.unwrap_or(now));
+        child.doubtful.is_some_and(|since| now.since(since) >= DOUBT_FOR)
     }
 
     /// Everyone whose main process lives.
@@ -202,7 +247,12 @@ impl Table {
             // It is there and cannot be looked at (out of descriptors, say): so it may be.
             Err(_) => return true,
         };
-        let name = process::variable(pid, KEY_VARIABLE);
+        let name = match process::look_for(pid, KEY_VARIABLE) {
+            Variable::Is(name) => Some(name),
+            Variable::None => None,
+            // As above.
+            Variable::Unknown => return true,
+        };
         let name = name.as_deref().and_then(name_in);
         ended.iter().any(|key| {
             self.children.get(key).is_some_and(|child| {
@@ -216,16 +266,16 @@ impl Table {
     /// # Errors
     /// When `/proc` cannot be read.
     pub(super) fn tree(&self, key: &str) -> io::Result<Vec<ProcessId>> {
-        Ok(self.members(key, &Everyone::look()?))
+        Ok(self.members(key, &Everyone::look()?).processes)
     }
 
     /// Who belongs to a child: its main process, its session, whoever carries its name in the environment and has lost its parent, and
     /// all that descends from these.
-    fn members(&self, key: &str, everyone: &Everyone) -> Vec<ProcessId> {
-        let Some(child) = self.children.get(key) else { return Vec::new() };
+    fn members(&self, key: &str, everyone: &Everyone) -> Left {
+        let Some(child) = self.children.get(key) else { return Left::default() };
         if matches!(child.life, Life::Ended { tree_gone: true, .. }) {
             // Since then its numbers can be anybody's.
-            return Vec::new();
+            return Left::default();
         }
         // While a session has members its number is not given out again; so a process with that number that is not the main one shows
         // that the session is another's.
@@ -234,14 +284,25 @@ impl Table {
         let me = i32::try_from(std::process::id()).unwrap_or(0);
         let alive = |stat: &Stat| !stat.zombie;
         let mut member: BTreeMap<i32, u64> = BTreeMap::new();
+        let mut doubtful = Vec::new();
         for (pid, stat) in everyone.processes.iter().filter(|(_, stat)| alive(stat)) {
-            if *pid == me || self.running.get(pid).is_some_and(|other| other != key) {
+            if *pid == me || self.agent == Some(*pid) || self.running.get(pid).is_some_and(|other| other != key) {
                 continue;
             }
             let main = child.running() && *pid == child.id.pid && stat.start_ticks == child.id.start_ticks;
             let orphan = stat.ppid == me || (child.adopted && everyone.may_be_orphan(*pid, stat, child.id.start_ticks));
-            if main || (own_session && stat.session == child.id.pid) || (orphan && everyone.carries(*pid, key, &child.root)) {
+            if main || (own_session && stat.session == child.id.pid) {
                 member.insert(*pid, stat.start_ticks);
+            } else if orphan {
+                match everyone.carries(*pid, key, &child.root) {
+                    Some(true) => {
+                        member.insert(*pid, stat.start_ticks);
+                    }
+                    Some(false) => {}
+                    // What is older than the worker is not of it.
+                    None if stat.start_ticks >= child.id.start_ticks => doubtful.push(*pid),
+                    None => {}
+                }
             }
         }
         // Until nothing is added: a child can have a lower number than its parent.
@@ -256,7 +317,9 @@ impl Table {
                 break;
             }
         }
-        member.into_iter().map(|(pid, start_ticks)| ProcessId { pid, start_ticks }).collect()
+        // Whom somebody of the tree has started is of it, whatever its environment.
+        let doubtful = doubtful.into_iter().find(|pid| !member.contains_key(pid));
+        Left { processes: member.into_iter().map(|(pid, start_ticks)| ProcessId { pid, start_ticks }).collect(), doubtful }
     }
 }
 
@@ -268,7 +331,7 @@ pub(crate) fn main_process_of(pid: i32) -> Option<i32> {
 /// One look at all processes. Whose name one carries is read when it is asked for, and once: many may have ended.
 struct Everyone {
     processes: BTreeMap<i32, Stat>,
-    names: RefCell<BTreeMap<i32, Option<String>>>,
+    names: RefCell<BTreeMap<i32, Variable>>,
 }
 
 impl Everyone {
@@ -284,11 +347,14 @@ impl Everyone {
         pid != KTHREADD && stat.ppid != KTHREADD && (since == 0 || (stat.start_ticks >= since && older))
     }
 
-    /// Whether a process was started with this name in its environment.
-    fn carries(&self, pid: i32, key: &str, root: &str) -> bool {
+    /// Whether a process was started with this name in its environment; `None`: it cannot be seen now.
+    fn carries(&self, pid: i32, key: &str, root: &str) -> Option<bool> {
         let mut names = self.names.borrow_mut();
-        let name = names.entry(pid).or_insert_with(|| process::variable(pid, KEY_VARIABLE));
-        name.as_deref().and_then(name_in).is_some_and(|name| name.key == key && name.root == root)
+        match names.entry(pid).or_insert_with(|| process::look_for(pid, KEY_VARIABLE)) {
+            Variable::Is(value) => Some(name_in(value).is_some_and(|name| name.key == key && name.root == root)),
+            Variable::None => Some(false),
+            Variable::Unknown => None,
+        }
     }
 }
 
@@ -367,19 +433,70 @@ mod tests {
         let key = "w/0#1".to_owned();
         let mut table = Table::default();
         table.insert(key.clone(), Child::new(id, None, Vec::new(), "/x".into(), String::new()));
-        let now = MonoTime::from_boot(std::time::Duration::from_secs(1));
+        let now = MonoTime::from_boot(Duration::from_secs(1));
         assert_eq!(table.ended(id.pid, Ended::Code(0), now), Some(key.clone()));
-        let look = || table.leftovers(std::slice::from_ref(&key)).map(|left| left.get(&key).map_or(0, Vec::len));
-        assert_eq!(look().expect("/proc"), 1);
+        let look = || {
+            table
+                .leftovers(std::slice::from_ref(&key))
+                .map(|left| left.get(&key).map_or((0, false), |left| (left.processes.len(), left.doubtful.is_some())))
+        };
+        assert_eq!(look().expect("/proc"), (1, false));
         fault::set_proc(Some("stat"));
         let blind = look();
         fault::set_proc(Some("children"));
         let slow = look();
         fault::set_proc(None);
         assert!(blind.is_err(), "{blind:?}");
-        assert_eq!(slow.expect("the long way"), 1);
+        assert_eq!(slow.expect("the long way"), (1, false));
         drop(left);
-        assert_eq!(look().expect("/proc"), 0);
+        assert_eq!(look().expect("/proc"), (0, false));
+    }
+
+    #[test]
+    fn whose_name_cannot_be_read_may_be_left_over_and_is_looked_at_again_for_a_while() {
+        process::become_subreaper().expect("a subreaper");
+        // One that left its worker's session, as daemons do; its parent is gone.
+        let mut main = Command::new("sh")
+            .args(["-c", "setsid sleep 1000 >/dev/null & echo $!"])
+            .env(KEY_VARIABLE, "w/0#1:0000000001@/doubt")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh");
+        let pid = i32::try_from(main.id()).expect("a pid");
+        let id = process::stat(pid).expect("not reaped").id(pid);
+        let mut line = String::new();
+        io::BufRead::read_line(&mut io::BufReader::new(main.stdout.take().expect("piped")), &mut line).expect("a line");
+        let left = Orphan(line.trim().parse().expect("a pid"));
+        main.wait().expect("its end");
+        // `setsid` and `sleep` have been executed.
+        while process::stat(left.0).expect("it lives").session != left.0 || process::title(left.0).expect("ours") != b"sleep\x001000" {
+            std::thread::yield_now();
+        }
+
+        let (key, mut table) = ("w/0#1".to_owned(), Table::default());
+        table.insert(key.clone(), Child::new(id, None, Vec::new(), "/doubt".into(), String::new()));
+        let at = |millis| MonoTime::from_boot(Duration::from_millis(millis));
+        table.ended(id.pid, Ended::Code(0), at(1000));
+        let look = |table: &Table| table.leftovers(std::slice::from_ref(&key)).expect("/proc").remove(&key).unwrap_or_default();
+        fault::set_proc(Some("environ"));
+        let blind = look(&table);
+        fault::set_proc(None);
+        assert!(blind.processes.is_empty() && blind.doubtful.is_some(), "{blind:?}");
+        assert_eq!(look(&table).processes.iter().map(|id| id.pid).collect::<Vec<_>>(), [left.0]);
+        drop(left);
+        assert_eq!(look(&table), Left::default());
+
+        table.clear(&key);
+        assert_eq!(table.next_look(at(1000)), Some(LOOK_AGAIN));
+        assert!(!table.doubt(&key, true, at(2000)));
+        assert_eq!(table.next_look(at(2050)), Some(LOOK_SOON));
+        assert!(!table.doubt(&key, true, at(11_999)));
+        assert_eq!(table.next_look(at(11_999)), Some(LOOK_AGAIN));
+        assert!(table.doubt(&key, true, at(12_000)), "for ever");
+        assert!(!table.doubt(&key, false, at(12_001)) && !table.doubt(&key, true, at(13_000)), "a new doubt");
+        table.cleared(&key);
+        assert_eq!(table.next_look(at(14_000)), None);
     }
 
     #[test]
@@ -393,7 +510,7 @@ mod tests {
         let mut table = Table::default();
         let main = ProcessId { pid: 1 << 22, start_ticks: id.start_ticks };
         table.insert(key.clone(), Child::new(main, None, Vec::new(), "/headless".into(), String::new()));
-        table.ended(main.pid, Ended::Code(0), MonoTime::from_boot(std::time::Duration::from_secs(1)));
+        table.ended(main.pid, Ended::Code(0), MonoTime::from_boot(Duration::from_secs(1)));
         assert_eq!(table.tree(&key).expect("/proc"), [id]);
         drop(process);
         assert_eq!(table.tree(&key).expect("/proc"), []);

@@ -259,14 +259,71 @@ pub(crate) fn everyone() -> io::Result<Vec<(i32, Stat)>> {
     Ok(ProcScanner::new()?.scan()?.into_procs())
 }
 
-/// Returns the value of a variable in a process's environment as it was at its start; `None` when it has none, or may not be read.
+/// What a process's environment says of a variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Variable {
+    /// This.
+    Is(String),
+    /// Nothing, for certain: it has no such variable, it has ended, or it may not be looked into, which will not change.
+    None,
+    /// It could not be read now: it is executing a program, or we are out of something. It is worth another look.
+    Unknown,
+}
+
+/// Looks for a variable in a process's environment as it was at its start.
+pub(crate) fn look_for(pid: i32, name: &str) -> Variable {
+    let found = |block: &[u8]| {
+        let value = block.split(|&byte| byte == 0).find_map(|entry| {
+            let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+            String::from_utf8(value.to_vec()).ok()
+        });
+        value.map_or(Variable::None, Variable::Is)
+    };
+    let read = || {
+        fault::proc("environ")?;
+        read_of(pid, "environ")
+    };
+    for _ in 0..2 {
+        match read() {
+            Ok(block) if !block.is_empty() => return found(&block),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Variable::None,
+            Err(error) if !is_gone(&error) => return Variable::Unknown,
+            Ok(_) | Err(_) => {}
+        }
+        match has_environment(pid) {
+            // It has executed its program since; or it was started with nothing, as `env -i` does.
+            Ok(Some(true)) => {}
+            Ok(Some(false)) => return Variable::Unknown,
+            Ok(None) => return Variable::None,
+            Err(error) if is_gone(&error) => return Variable::None,
+            Err(_) => return Variable::Unknown,
+        }
+    }
+    Variable::None
+}
+
+/// Whether the kernel knows where a process's environment is, which it does not while the process executes a program and when its first
+/// thread has ended; `None`: it never will, as it is a kernel thread or has ended (`proc_pid_stat(5)`).
+fn has_environment(pid: i32) -> io::Result<Option<bool>> {
+    const PF_KTHREAD: u64 = 0x0020_0000;
+    fault::proc("stat")?;
+    let mut buffer = [0_u8; 1024];
+    let read = read_file(&format!("/proc/{pid}/stat"), &mut buffer)?;
+    let unknown = || io::Error::new(io::ErrorKind::InvalidData, "an unknown form of /proc/PID/stat");
+    let (stat, _) = parse_line(&buffer[..read]).ok_or_else(unknown)?;
+    let after = memchr::memrchr(b')', &buffer[..read]).map_or(0, |at| at + 1);
+    let fields: Vec<&str> = std::str::from_utf8(&buffer[after..read]).map_err(|_| unknown())?.split_ascii_whitespace().collect();
+    // The first of them is field 3; flags are field 9, env_end is field 51.
+    let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse::<u64>().ok()).ok_or_else(unknown);
+    if stat.zombie || field(9)? & PF_KTHREAD != 0 { Ok(None) } else { Ok(Some(field(51)? != 0)) }
+}
+
+/// Returns the value of a variable in a process's environment as it was at its start; `None` when it has none, or cannot be read.
 pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
-    fault::proc("environ").ok()?;
-    let block = read_of(pid, "environ").ok()?;
-    block.split(|&byte| byte == 0).find_map(|entry| {
-        let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-        String::from_utf8(value.to_vec()).ok()
-    })
+    match look_for(pid, name) {
+        Variable::Is(value) => Some(value),
+        Variable::None | Variable::Unknown => None,
+    }
 }
 
 /// Returns a process's title: its argument bytes without the NULs at the end.
@@ -368,6 +425,46 @@ mod tests {
         signal_open(opened.as_fd(), libc::SIGKILL).expect("ours");
         drop((process, read));
         assert_eq!(open(seen.id(pid)).expect_err("reaped").kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_an_environment_says_is_told_from_what_could_not_be_read() {
+        let sleep = |command: &mut std::process::Command| command.arg("1000").spawn().expect("sleep");
+        let mut children =
+            [sleep(std::process::Command::new("sleep").env("A", "1")), sleep(std::process::Command::new("sleep").env_clear())];
+        let pids = children.each_ref().map(|child| i32::try_from(child.id()).expect("a pid"));
+        // Until it executes it has ours, and none while it does so.
+        let settled = |pid: i32| loop {
+            match look_for(pid, "PATH") {
+                Variable::Unknown => std::thread::yield_now(),
+                _ if title(pid).is_ok_and(|title| title == b"sleep\x001000") => return look_for(pid, "A"),
+                _ => std::thread::yield_now(),
+            }
+        };
+        let seen = pids.map(settled);
+        fault::set_proc(Some("environ"));
+        let unreadable = look_for(pids[0], "A");
+        fault::set_proc(Some("stat"));
+        let no_stat = look_for(pids[1], "A");
+        fault::set_proc(None);
+        children.iter_mut().for_each(|child| child.kill().expect("ours"));
+        // It has ended, or is just about to.
+        let zombie = loop {
+            match stat(pids[0]).expect("not reaped").zombie {
+                true => break look_for(pids[0], "A"),
+                false => std::thread::yield_now(),
+            }
+        };
+        for child in &mut children {
+            child.wait().expect("its end");
+        }
+        assert_eq!(seen, [Variable::Is("1".into()), Variable::None]);
+        assert_eq!([unreadable, no_stat], [Variable::Unknown, Variable::Unknown]);
+        assert_eq!([zombie, look_for(pids[0], "A")], [Variable::None, Variable::None]);
+        // kthreadd, where it is not hidden by a container.
+        if stat(2).is_ok_and(|stat| stat.ppid == 0) {
+            assert_eq!(look_for(2, "A"), Variable::None);
+        }
     }
 
     #[test]
