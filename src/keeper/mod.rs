@@ -24,7 +24,7 @@ use crate::sys::spawn::{Credentials, Spawn, SpawnError, Spawner, Step};
 use crate::sys::{clock, packet};
 use protocol::{Ask, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
 pub(crate) use table::main_process_of;
-use table::{Child, Life, Table};
+use table::{Child, DOUBT_FOR, Doubt, LOOK_AGAIN, LOOK_SOON, LOOK_SOON_FOR, Life, Table};
 
 /// The environment variable that tells the agent which descriptor leads to the keeper.
 pub(crate) const LINE_VARIABLE: &str = "SELFSTART_KEEPER_FD";
@@ -44,6 +44,13 @@ const AGENT_BACKOFF: [Duration; 5] =
 
 /// So many agents in a row that did not stay up: none will see to an orderly end.
 const HOPELESS: usize = 4;
+
+/// So many descriptors are never given to a worker: with them an agent is started, `/proc` looked at and a process signalled when there are
+/// no others left.
+const RESERVE: i32 = 16;
+
+/// How often it is said that not everybody can be looked at.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Messages taken in one turn, so that signals and exits are seen in between.
 const MESSAGES_A_TURN: usize = 128;
@@ -92,6 +99,16 @@ struct Agent {
     greeted: bool,
 }
 
+/// The children of earlier keepers are being looked for.
+#[derive(Debug)]
+struct Adopting {
+    root: String,
+    known: Vec<(Key, i32, u64)>,
+    since: MonoTime,
+    next: MonoTime,
+    said: Option<MonoTime>,
+}
+
 /// The keeper.
 struct Keeper {
     agent_command: Vec<CString>,
@@ -100,6 +117,8 @@ struct Keeper {
     null: OwnedFd,
     spawner: Spawner,
     nofile: (u64, u64),
+    /// Descriptors from this number on are [`RESERVE`].
+    ceiling: i32,
     reset_oom_score: bool,
     table: Table,
     kept: BTreeMap<String, OwnedFd>,
@@ -118,6 +137,9 @@ struct Keeper {
     /// Whether it was told so twice: then nothing is asked politely.
     hurry: bool,
     quit: Option<u8>,
+    adopting: Option<Adopting>,
+    /// When the adopted children whose end nothing tells are looked at.
+    next_round: MonoTime,
     buffer: Vec<u8>,
 }
 
@@ -175,13 +197,16 @@ impl Keeper {
         let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
             .map_err(doing("open /dev/null"))?;
         let null = above_standard(null).map_err(doing("move a descriptor"))?;
+        let nofile = raise_descriptor_limit();
+        let most = i32::try_from(nofile.1).unwrap_or(i32::MAX);
         Ok(Self {
             agent_command: [c"selfstart".to_owned(), c"internal-agent".to_owned()].into_iter().chain(agent_arguments).collect(),
             signals,
             epoll,
             null,
             spawner: Spawner::new(),
-            nofile: raise_descriptor_limit(),
+            nofile,
+            ceiling: most - RESERVE.min(most / 4),
             reset_oom_score: fs_err::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.trim() != "0"),
             table: Table::default(),
             kept: BTreeMap::new(),
@@ -196,6 +221,8 @@ impl Keeper {
             leaving: false,
             hurry: false,
             quit: None,
+            adopting: None,
+            next_round: clock::now(),
             buffer: Vec::new(),
         })
     }
@@ -217,7 +244,9 @@ impl Keeper {
         // What could not be looked at or opened is tried again.
         let clearing = self.table.next_look(clock::now());
         let rest = self.rest_at.map(|at| clock::now().until(at) + Duration::from_millis(1));
-        let wait = agent.into_iter().chain(clearing).chain(rest).min();
+        let adopting = self.adopting.as_ref().map(|adopting| clock::now().until(adopting.next) + Duration::from_millis(1));
+        let round = self.table.has_unwatched().then(|| clock::now().until(self.next_round) + Duration::from_millis(1));
+        let wait = agent.into_iter().chain(clearing).chain(rest).chain(adopting).chain(round).min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let timeout = wait.and_then(|wait| rustix::event::Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
@@ -239,10 +268,12 @@ impl Keeper {
                 _ => self.adopted_gone(i32::try_from(token >> 2).unwrap_or(0), &mut ended),
             }
         }
+        self.make_round(&mut ended);
         self.note_exits(ended);
         if hear {
             self.hear();
         }
+        self.go_on_adopting();
         self.clear_trees();
         self.tell();
         Ok(())
@@ -330,10 +361,18 @@ impl Keeper {
     fn kill_all(&mut self, processes: &[ProcessId]) -> u32 {
         let mut killed = 0;
         for &id in processes {
-            // Gone meanwhile: what was wanted.
-            let Ok(pidfd) = process::open(id) else { continue };
+            let pidfd = match process::open(id) {
+                Ok(pidfd) => pidfd,
+                // Gone meanwhile: what was wanted.
+                Err(error) if process::is_gone(&error) => continue,
+                Err(error) => {
+                    complain(&format!("process {} cannot be killed now: {error}", id.pid));
+                    continue;
+                }
+            };
             let _may_be_gone = process::signal_open(pidfd.as_fd(), libc::SIGKILL);
-            if !self.dying.contains_key(&id.pid) {
+            // Without a place for it, its end is seen at the next look.
+            if !self.dying.contains_key(&id.pid) && self.has_place_for(&pidfd) {
                 let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
                 if epoll::add(&self.epoll, &pidfd, token, epoll::EventFlags::IN).is_ok() {
                     self.dying.insert(id.pid, pidfd);
@@ -427,6 +466,8 @@ impl Keeper {
             self.plan_agent(agent.since);
         }
         self.notes.retain(|note| matches!(note, Note::Signalled(_)));
+        // The next one asks itself.
+        self.adopting = None;
         self.last_agent = Some(how);
         if self.quit.is_none() {
             complain(&format!("the agent has ended ({}); starting it again", describe(how)));
@@ -520,7 +561,10 @@ impl Keeper {
                 }
             }
             Ask::Forget { key } => self.table.forget(&key),
-            Ask::Adopt { root, known } => self.adopt(root, &known),
+            Ask::Adopt { root, known } => {
+                let now = clock::now();
+                self.adopting = Some(Adopting { root, known, since: now, next: now, said: None });
+            }
             Ask::Keep { name } => {
                 if let Some(fd) = fds.pop() {
                     self.kept.insert(name, fd);
@@ -591,6 +635,9 @@ impl Keeper {
         let size = usize::try_from(start.pipe_bytes).unwrap_or(0);
         let (out, worker_out) = process::output_pipe(size).map_err(pipes)?;
         let (err, worker_err) = process::output_pipe(size).map_err(pipes)?;
+        if !self.has_place_for(&out) || !self.has_place_for(&err) {
+            return Err(pipes(io::Error::from_raw_os_error(libc::EMFILE)));
+        }
         if let Some((uid, gid, _)) = &start.user {
             // So that the worker may open /dev/stdout and /dev/stderr, which many programs log to.
             for pipe in [&worker_out, &worker_err] {
@@ -617,43 +664,110 @@ impl Keeper {
         // Two descriptors are free again for the look that needs one. Not reaped yet, so it is there even if it has ended already.
         drop((worker_out, worker_err));
         let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
-        Ok(Child::new(ProcessId { pid, start_ticks }, None, vec![(1, out), (2, err)], start.root.clone(), start.note.clone()))
+        Ok(Child::new(ProcessId { pid, start_ticks }, false, vec![(1, out), (2, err)], start.root.clone(), start.note.clone()))
     }
 
-    /// Takes over the children of an earlier keeper.
-    fn adopt(&mut self, root: String, known: &[(Key, i32, u64)]) {
-        for (key, id, child) in table::survivors(&root, known, &self.table) {
-            let mut life = None;
-            if let Some(pidfd) = &child {
-                let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
-                if let Err(error) = epoll::add(&self.epoll, pidfd, token, epoll::EventFlags::IN) {
-                    complain(&format!("{key} cannot be watched: {error}"));
+    /// Whether a descriptor may stay open: the kernel gives the lowest number that is free, so one of the [`RESERVE`] says that nothing
+    /// else is left.
+    fn has_place_for(&self, fd: &OwnedFd) -> bool {
+        use std::os::fd::AsRawFd;
+        fd.as_raw_fd() < self.ceiling
+    }
+
+    /// Takes over the children of an earlier keeper: says that all have been told only when everybody could be looked at. A worker that
+    /// was overlooked would get a second one beside it.
+    fn go_on_adopting(&mut self) {
+        let now = clock::now();
+        let Some(mut adopting) = self.adopting.take_if(|adopting| adopting.next <= now) else { return };
+        let found = table::survivors(&adopting.root, &adopting.known, &self.table);
+        let living: Vec<Key> = found.living.iter().map(|(key, _)| key.clone()).collect();
+        for (key, id) in found.living {
+            self.adopt(key, id, &adopting.root);
+        }
+        // When all have their output: without that they stop, without this they are looked at every second.
+        for key in &living {
+            self.watch(key);
+        }
+        let age = now.since(adopting.since);
+        let wait = match found.doubt {
+            None => None,
+            Some(Doubt::Of(pid)) if age >= DOUBT_FOR => {
+                complain(&format!("whether process {pid} is a worker of an earlier keeper cannot be seen: taken for a stranger"));
+                None
+            }
+            Some(_) if age < LOOK_SOON_FOR => Some(LOOK_SOON),
+            Some(doubt) => {
+                if adopting.said.is_none_or(|said| now.since(said) >= SAY_AGAIN) {
+                    adopting.said = Some(now);
+                    let what = match doubt {
+                        Doubt::Of(pid) => format!("process {pid} cannot be seen"),
+                        Doubt::All(error) => error.to_string(),
+                    };
+                    complain(&format!("whether workers of an earlier keeper live is not known yet, so none is started: {what}"));
                 }
-            } else {
-                life = Some(Life::Ended { how: Ended::Unknown, at: clock::now(), tree_gone: false });
+                Some(LOOK_AGAIN)
             }
-            let gone = life.is_some();
-            let mut streams = Vec::new();
-            // A main process that is gone has left its number to anybody.
-            for number in [1, 2].into_iter().filter(|_| !gone) {
-                if let Ok(Some(fd)) = process::reopen_output(id.pid, i32::from(number)) {
-                    streams.push((number, fd));
-                }
-            }
-            if !gone && process::stat(id.pid).is_ok_and(|seen| seen.start_ticks != id.start_ticks) {
-                streams.clear();
-            }
-            let mut adopted = Child::new(id, Some(child), streams, root.clone(), String::new());
-            if let Some(life) = life {
-                adopted.life = life;
-            }
-            self.table.insert(key.clone(), adopted);
-            self.notes.push_back(Note::Child(key.clone()));
-            if gone {
-                self.notes.push_back(Note::Exited(key));
-            }
+        };
+        if let Some(wait) = wait {
+            adopting.next = now + wait;
+            self.adopting = Some(adopting);
+            return;
+        }
+        for (key, id) in found.remains {
+            let mut child = Child::new(id, true, Vec::new(), adopting.root.clone(), String::new());
+            child.life = Life::Ended { how: Ended::Unknown, at: now, tree_gone: false };
+            self.table.insert(key.clone(), child);
+            self.notes.extend([Note::Child(key.clone()), Note::Exited(key)]);
         }
         self.notes.push_back(Note::Adopted);
+    }
+
+    /// Takes over one whose main process lives, with what can be had of its output.
+    fn adopt(&mut self, key: Key, id: ProcessId, root: &str) {
+        let mut streams = Vec::new();
+        for number in [1, 2] {
+            match process::reopen_output(id.pid, i32::from(number)) {
+                Ok(Some(fd)) if self.has_place_for(&fd) => streams.push((number, fd)),
+                Ok(Some(_)) => complain(&format!("no descriptor is left for output {number} of {key}: it is not read")),
+                Ok(None) => {}
+                // It has closed it.
+                Err(error) if process::is_gone(&error) => {}
+                Err(error) => complain(&format!("output {number} of {key} cannot be opened, so it is not read: {error}")),
+            }
+        }
+        if matches!(process::lives(id), Ok(false)) {
+            // What was opened may be another's, who has the number by now.
+            streams.clear();
+        }
+        self.table.insert(key.clone(), Child::new(id, true, streams, root.to_owned(), String::new()));
+        self.notes.push_back(Note::Child(key));
+    }
+
+    /// Has the end of an adopted child told, if there is a descriptor for it.
+    fn watch(&mut self, key: &str) {
+        let Some(id) = self.table.get(key).map(|child| child.id) else { return };
+        // Gone: the next round sees that.
+        let Ok(pidfd) = process::open(id) else { return };
+        let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
+        if self.has_place_for(&pidfd) && epoll::add(&self.epoll, &pidfd, token, epoll::EventFlags::IN).is_ok() {
+            self.table.watched(key, pidfd);
+        }
+    }
+
+    /// Looks, every second, at the adopted children whose end nothing tells.
+    fn make_round(&mut self, ended: &mut Vec<Key>) {
+        let now = clock::now();
+        if !self.table.has_unwatched() || now < self.next_round {
+            return;
+        }
+        self.next_round = now + LOOK_AGAIN;
+        for (key, id) in self.table.unwatched() {
+            match process::lives(id) {
+                Ok(true) => self.watch(&key),
+                Ok(false) => ended.extend(self.table.ended(id.pid, Ended::Unknown, now)),
+                Err(error) => complain(&format!("whether {key} lives cannot be seen: {error}")),
+            }
+        }
     }
 
     /// Tells the agent as much as it takes now.
@@ -784,13 +898,13 @@ mod tests {
     }
 
     /// A start of a program that waits for ever.
-    fn sleep(key: &str, env: &[(&str, &str)]) -> Start {
+    fn sleep(root: &str, key: &str, env: &[(&str, &str)]) -> Start {
         Start {
             key: key.to_owned(),
             programs: vec!["/bin/sleep".into()],
             argv: vec!["sleep".into(), "1000".into()],
             env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
-            root: "/of-this-test".into(),
+            root: root.to_owned(),
             cwd: "/".into(),
             user: None,
             nofile: None,
@@ -810,7 +924,7 @@ mod tests {
 
     #[test]
     fn a_worker_has_its_own_name_whatever_it_is_started_with() {
-        let start = sleep("w/0#1", &[("A", "1"), (protocol::KEY_VARIABLE, "w/7#7:0000000001@/of-this-test")]);
+        let start = sleep("/of-this-test", "w/0#1", &[("A", "1"), (protocol::KEY_VARIABLE, "w/7#7:0000000001@/of-this-test")]);
         let child = keeper().spawn(&start, None).expect("started");
         let pid = child.id.pid;
         // Empty until it has executed.
@@ -822,6 +936,79 @@ mod tests {
         };
         end(pid);
         assert_eq!(name, format!("w/0#1:{pid:010}@/of-this-test"));
+    }
+
+    fn told(keeper: &mut Keeper) -> Vec<String> {
+        keeper.notes.drain(..).map(|note| format!("{note:?}")).collect()
+    }
+
+    #[test]
+    fn nobody_is_taken_for_gone_who_could_not_be_looked_at() {
+        let (mut earlier, mut keeper) = (keeper(), keeper());
+        let start = sleep("/unseen", "w/0#1", &[]);
+        let pid = earlier.spawn(&start, None).expect("started").id.pid;
+        let mut seen = Vec::new();
+        for what in ["environ", "stat", ""] {
+            fault::set_proc(Some(what));
+            keeper.obey(Ask::Adopt { root: start.root.clone(), known: Vec::new() }, Vec::new());
+            keeper.go_on_adopting();
+            seen.push(told(&mut keeper));
+            // Even then: it is not they who cannot be seen.
+            if let Some(adopting) = &mut keeper.adopting {
+                adopting.since = MonoTime::from_boot(Duration::ZERO);
+                adopting.next = adopting.since;
+            }
+            keeper.go_on_adopting();
+            seen.push(told(&mut keeper));
+            fault::set_proc(None);
+        }
+        // It may be executing its program.
+        while keeper.adopting.is_some() {
+            if let Some(adopting) = &mut keeper.adopting {
+                adopting.next = MonoTime::from_boot(Duration::ZERO);
+            }
+            keeper.go_on_adopting();
+        }
+        let found = told(&mut keeper);
+        let streams = keeper.table.get("w/0#1").map(|child| child.streams.len());
+        end(pid);
+        assert!(seen.iter().all(Vec::is_empty), "{seen:?}");
+        assert_eq!(found, ["Child(\"w/0#1\")", "Adopted"]);
+        assert_eq!(streams, Some(2));
+    }
+
+    #[test]
+    fn without_descriptors_the_living_are_adopted_signalled_and_their_end_is_seen() {
+        let (mut earlier, mut keeper) = (keeper(), keeper());
+        let start = sleep("/full", "w/0#2", &[]);
+        let pid = earlier.spawn(&start, None).expect("started").id.pid;
+        while process::variable(pid, protocol::KEY_VARIABLE).is_none() {
+            std::thread::yield_now();
+        }
+        // As if all but the reserve were taken.
+        keeper.ceiling = 0;
+        let refused = keeper.spawn(&sleep("/full", "w/1#1", &[]), None);
+        keeper.obey(Ask::Adopt { root: start.root.clone(), known: Vec::new() }, Vec::new());
+        while keeper.adopting.is_some() {
+            keeper.go_on_adopting();
+        }
+        let found = told(&mut keeper);
+        let streams = keeper.table.get("w/0#2").map(|child| child.streams.len());
+        let round = |keeper: &mut Keeper| {
+            let mut ended = Vec::new();
+            keeper.next_round = MonoTime::from_boot(Duration::ZERO);
+            keeper.make_round(&mut ended);
+            ended
+        };
+        let before = round(&mut keeper);
+        keeper.obey(Ask::Signal { key: "w/0#2".into(), number: libc::SIGTERM }, Vec::new());
+        let status = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
+        let signal = status.expect("its end").and_then(|(_, status)| status.terminating_signal());
+        assert!(matches!(&refused, Err(error) if error.step == Step::Descriptors), "{:?}", refused.map(|child| child.id));
+        assert_eq!(found, ["Child(\"w/0#2\")", "Adopted"]);
+        assert_eq!((streams, before, signal), (Some(0), Vec::<Key>::new(), Some(libc::SIGTERM)));
+        assert_eq!(round(&mut keeper), ["w/0#2"]);
+        assert!(!keeper.table.has_unwatched());
     }
 
     #[test]

@@ -46,31 +46,21 @@ pub(super) struct Left {
 }
 
 /// How soon who may belong to a tree is looked at again at first: to execute a program takes some microseconds.
-const LOOK_SOON: Duration = Duration::from_millis(5);
+pub(super) const LOOK_SOON: Duration = Duration::from_millis(5);
 
 /// How long it is done that often.
-const LOOK_SOON_FOR: Duration = Duration::from_millis(100);
+pub(super) const LOOK_SOON_FOR: Duration = Duration::from_millis(100);
 
 /// How often it is looked at what could not be looked at or killed.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// After this time who may belong to a tree does not: a slot must not stay empty for a stranger whom nobody can see.
 pub(super) const DOUBT_FOR: Duration = Duration::from_secs(10);
 
 impl Child {
-    /// `adopted` holds the pidfd of a process that is not our child, or nothing when that has ended already.
-    pub(super) fn new(id: ProcessId, adopted: Option<Option<OwnedFd>>, streams: Vec<(u8, OwnedFd)>, root: String, note: String) -> Self {
-        Self {
-            id,
-            adopted: adopted.is_some(),
-            pidfd: adopted.flatten(),
-            streams,
-            life: Life::Running,
-            root,
-            note,
-            clearing: None,
-            doubtful: None,
-        }
+    /// `adopted`: it is not our child.
+    pub(super) fn new(id: ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>, root: String, note: String) -> Self {
+        Self { id, adopted, pidfd: None, streams, life: Life::Running, root, note, clearing: None, doubtful: None }
     }
 
     fn running(&self) -> bool {
@@ -84,6 +74,8 @@ pub(super) struct Table {
     children: BTreeMap<Key, Child>,
     running: BTreeMap<i32, Key>,
     clearing: BTreeSet<Key>,
+    /// Adopted and running, without a pidfd: nothing tells when they end.
+    unwatched: BTreeSet<Key>,
     /// The agent: a child too, but nobody's leftover.
     pub(super) agent: Option<i32>,
 }
@@ -92,6 +84,9 @@ impl Table {
     pub(super) fn insert(&mut self, key: Key, child: Child) {
         if child.running() {
             self.running.insert(child.id.pid, key.clone());
+            if child.adopted && child.pidfd.is_none() {
+                self.unwatched.insert(key.clone());
+            }
         }
         self.children.insert(key, child);
     }
@@ -115,6 +110,7 @@ impl Table {
         let child = self.children.get_mut(&key)?;
         child.life = Life::Ended { how, at, tree_gone: false };
         child.pidfd = None;
+        self.unwatched.remove(&key);
         if child.clearing.is_some() {
             self.clearing.insert(key.clone());
         }
@@ -125,6 +121,24 @@ impl Table {
         if let Some(Life::Ended { tree_gone, .. }) = self.children.get_mut(key).map(|child| &mut child.life) {
             *tree_gone = gone;
         }
+    }
+
+    /// Notes the descriptor that tells when an adopted child ends.
+    pub(super) fn watched(&mut self, key: &str, pidfd: OwnedFd) {
+        if let Some(child) = self.children.get_mut(key).filter(|child| child.running()) {
+            child.pidfd = Some(pidfd);
+            self.unwatched.remove(key);
+        }
+    }
+
+    /// The adopted children whose end nothing tells: they must be looked at.
+    pub(super) fn unwatched(&self) -> Vec<(Key, ProcessId)> {
+        self.unwatched.iter().filter_map(|key| Some((key.clone(), self.children.get(key)?.id))).collect()
+    }
+
+    /// Whether there are such.
+    pub(super) fn has_unwatched(&self) -> bool {
+        !self.unwatched.is_empty()
     }
 
     /// Returns a copy of the pidfd of an adopted child that was running until now.
@@ -140,7 +154,12 @@ impl Table {
             Some(pidfd) => process::signal_open(pidfd.as_fd(), number),
             // Ours and not reaped, so the number is still its own.
             None if !child.adopted => process::signal_child(child.id.pid, number),
-            None => Ok(()),
+            None => match process::open(child.id) {
+                Ok(pidfd) => process::signal_open(pidfd.as_fd(), number),
+                // Its end is seen at the next look.
+                Err(error) if process::is_gone(&error) => Ok(()),
+                Err(error) => Err(error),
+            },
         };
         sent.err()
     }
@@ -182,6 +201,7 @@ impl Table {
 
     pub(super) fn forget(&mut self, key: &str) {
         self.clearing.remove(key);
+        self.unwatched.remove(key);
         if let Some(child) = self.children.remove(key) {
             // The number may be another child's by now.
             if self.running.get(&child.id.pid).is_some_and(|owner| owner == key) {
@@ -373,30 +393,72 @@ fn name_in(value: &str) -> Option<Name<'_>> {
     Some(Name { key, pid: pid.parse().ok()?, root })
 }
 
-/// Finds the children of earlier keepers of this root that `table` does not have: with a pidfd those whose main process lives, without
-/// one those of which only something is left.
-pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) -> Vec<(Key, ProcessId, Option<OwnedFd>)> {
-    let mut mains: BTreeMap<Key, (ProcessId, Option<OwnedFd>)> = BTreeMap::new();
+/// What is found of the children of earlier keepers.
+#[derive(Debug, Default)]
+pub(super) struct Survivors {
+    /// Their main process lives.
+    pub(super) living: Vec<(Key, ProcessId)>,
+    /// Their main process is gone, and something is left. True only without a doubt: the main process may be what could not be seen.
+    pub(super) remains: Vec<(Key, ProcessId)>,
+    /// Why there may be more.
+    pub(super) doubt: Option<Doubt>,
+}
+
+/// Why not everybody has been looked at.
+#[derive(Debug)]
+pub(super) enum Doubt {
+    /// This process cannot be seen now: it is executing a program, say.
+    Of(i32),
+    /// Nothing can be seen.
+    All(io::Error),
+}
+
+/// Finds the children of earlier keepers of this root that `table` does not have.
+pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) -> Survivors {
+    let mut mains: BTreeMap<Key, (ProcessId, bool)> = BTreeMap::new();
+    let mut doubt = None;
     for (key, pid, start_ticks) in known.iter().filter(|(key, ..)| !table.has(key)) {
         let id = ProcessId { pid: *pid, start_ticks: *start_ticks };
-        // Refused when the number is another process's by now.
-        if let Ok(pidfd) = process::open(id) {
-            mains.insert(key.clone(), (id, Some(pidfd)));
-        }
-    }
-    for (pid, stat) in process::everyone().unwrap_or_default() {
-        let Some(value) = process::variable(pid, KEY_VARIABLE) else { continue };
-        let Some(name) = name_in(&value).filter(|name| name.root == root && !table.has(name.key)) else { continue };
-        let id = ProcessId { pid, start_ticks: stat.start_ticks };
-        if name.pid == pid && !stat.zombie {
-            if let Ok(pidfd) = process::open(id) {
-                mains.insert(name.key.to_owned(), (id, Some(pidfd)));
+        match process::lives(id) {
+            Ok(true) => {
+                mains.insert(key.clone(), (id, true));
             }
-        } else {
-            mains.entry(name.key.to_owned()).or_insert((ProcessId { pid: name.pid, start_ticks: 0 }, None));
+            // Gone, or the number is another process's by now.
+            Ok(false) => {}
+            Err(error) => doubt = Some(Doubt::All(error)),
         }
     }
-    mains.into_iter().map(|(key, (id, pidfd))| (key, id, pidfd)).collect()
+    let everyone = process::everyone().unwrap_or_else(|error| {
+        doubt = Some(Doubt::All(error));
+        Vec::new()
+    });
+    for (pid, stat) in everyone {
+        if table.agent == Some(pid) || table.running.contains_key(&pid) {
+            continue;
+        }
+        let value = match process::look_for(pid, KEY_VARIABLE) {
+            Variable::Is(value) => value,
+            Variable::None => continue,
+            Variable::Unknown => {
+                doubt = doubt.or(Some(Doubt::Of(pid)));
+                continue;
+            }
+        };
+        let Some(name) = name_in(&value).filter(|name| name.root == root && !table.has(name.key)) else { continue };
+        if name.pid == pid && !stat.zombie {
+            mains.insert(name.key.to_owned(), (ProcessId { pid, start_ticks: stat.start_ticks }, true));
+        } else {
+            mains.entry(name.key.to_owned()).or_insert((ProcessId { pid: name.pid, start_ticks: 0 }, false));
+        }
+    }
+    let me = i32::try_from(std::process::id()).unwrap_or(0);
+    if matches!(doubt, Some(Doubt::Of(_))) && process::look_for(me, KEY_VARIABLE) == Variable::Unknown {
+        // It is not they who cannot be seen: we cannot see ourselves.
+        doubt = Some(Doubt::All(io::Error::other("no environment can be read")));
+    }
+    let (living, remains): (Vec<_>, Vec<_>) = mains.into_iter().partition(|(_, (_, lives))| *lives);
+    let plain = |list: Vec<(Key, (ProcessId, bool))>| list.into_iter().map(|(key, (id, _))| (key, id)).collect();
+    Survivors { living: plain(living), remains: plain(remains), doubt }
 }
 
 #[cfg(test)]
@@ -432,7 +494,7 @@ mod tests {
 
         let key = "w/0#1".to_owned();
         let mut table = Table::default();
-        table.insert(key.clone(), Child::new(id, None, Vec::new(), "/x".into(), String::new()));
+        table.insert(key.clone(), Child::new(id, false, Vec::new(), "/x".into(), String::new()));
         let now = MonoTime::from_boot(Duration::from_secs(1));
         assert_eq!(table.ended(id.pid, Ended::Code(0), now), Some(key.clone()));
         let look = || {
@@ -475,7 +537,7 @@ mod tests {
         }
 
         let (key, mut table) = ("w/0#1".to_owned(), Table::default());
-        table.insert(key.clone(), Child::new(id, None, Vec::new(), "/doubt".into(), String::new()));
+        table.insert(key.clone(), Child::new(id, false, Vec::new(), "/doubt".into(), String::new()));
         let at = |millis| MonoTime::from_boot(Duration::from_millis(millis));
         table.ended(id.pid, Ended::Code(0), at(1000));
         let look = |table: &Table| table.leftovers(std::slice::from_ref(&key)).expect("/proc").remove(&key).unwrap_or_default();
@@ -505,11 +567,11 @@ mod tests {
         let process = headless::start(headless::command().env(KEY_VARIABLE, "w/0#1:0000000001@/headless"));
         let id = process::stat(process.pid()).expect("it lives").id(process.pid());
         let found = survivors("/headless", &[(key.clone(), id.pid, id.start_ticks)], &Table::default());
-        assert!(matches!(&found[..], [(name, whose, Some(_))] if *name == key && *whose == id), "{found:?}");
+        assert_eq!(found.living, [(key.clone(), id)], "{found:?}");
 
         let mut table = Table::default();
         let main = ProcessId { pid: 1 << 22, start_ticks: id.start_ticks };
-        table.insert(key.clone(), Child::new(main, None, Vec::new(), "/headless".into(), String::new()));
+        table.insert(key.clone(), Child::new(main, false, Vec::new(), "/headless".into(), String::new()));
         table.ended(main.pid, Ended::Code(0), MonoTime::from_boot(Duration::from_secs(1)));
         assert_eq!(table.tree(&key).expect("/proc"), [id]);
         drop(process);

@@ -96,15 +96,24 @@ pub(crate) fn apart(command: &mut std::process::Command) {
 /// Opens a process by number and start, so that it can be signalled and awaited whatever happens to the number.
 ///
 /// # Errors
-/// `NotFound` when it is gone or is another by now.
+/// `NotFound` when it is gone or is another by now; any other: it could not be opened or looked at now (out of descriptors, say).
 pub(crate) fn open(id: ProcessId) -> io::Result<OwnedFd> {
     let gone = || io::Error::new(io::ErrorKind::NotFound, "the process is gone");
     let pid = Pid::from_raw(id.pid).ok_or_else(gone)?;
     let fd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| if error == rustix::io::Errno::SRCH { gone() } else { error.into() })?;
     // Read after the descriptor was opened: from here on the descriptor and what was read are the same process or it is dead.
+    if lives(id)? { Ok(fd) } else { Err(gone()) }
+}
+
+/// Whether a process, known by number and start, lives.
+///
+/// # Errors
+/// When that cannot be seen now.
+pub(crate) fn lives(id: ProcessId) -> io::Result<bool> {
     match stat(id.pid) {
-        Ok(seen) if seen.start_ticks == id.start_ticks && !seen.zombie => Ok(fd),
-        _ => Err(gone()),
+        Ok(seen) => Ok(seen.start_ticks == id.start_ticks && !seen.zombie),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
