@@ -11,10 +11,11 @@ mod table;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
@@ -248,7 +249,7 @@ impl Keeper {
         let round = self.table.has_unwatched().then(|| clock::now().until(self.next_round) + Duration::from_millis(1));
         let wait = agent.into_iter().chain(clearing).chain(rest).chain(adopting).chain(round).min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
-        let timeout = wait.and_then(|wait| rustix::event::Timespec::try_from(wait).ok());
+        let timeout = wait.and_then(|wait| Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
             Ok(woken) => woken,
             Err(rustix::io::Errno::INTR) => 0,
@@ -420,6 +421,8 @@ impl Keeper {
             })
             .collect();
         env.extend(CString::new(format!("{LINE_VARIABLE}={AGENT_LINE_FD}")));
+        // Before there is an agent: one that is not listened to would mind nothing, for ever.
+        epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN).map_err(doing("watch the agent"))?;
         self.agent_starts += 1;
         let spawned = self.spawner.spawn(&mut Spawn {
             programs: &[c"/proc/self/exe".to_owned()],
@@ -440,11 +443,10 @@ impl Keeper {
         match spawned {
             Ok(pid) => {
                 self.table.agent = Some(pid);
-                epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN)
-                    .map_err(doing("watch the agent"))?;
                 self.agent = Some(Agent { pid: Some(pid), line: ours, since: clock::now(), greeted: false });
             }
             Err(SpawnError { source, .. }) => {
+                unwatch(&self.epoll, &ours);
                 complain(&format!("the agent could not be started: {source}"));
                 self.plan_agent(clock::now());
             }
@@ -787,8 +789,15 @@ impl Keeper {
                     full = true;
                     break;
                 }
-                // Its exit is on the way, and the next agent is told everything anew.
-                Err(_) => break,
+                Err(error) => {
+                    // Gone: its exit is on the way. Else it can never be told this (too long, too many descriptors on the way), so it ends
+                    // too: nothing else would wake us. The next agent is told everything anew.
+                    if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+                        complain(&format!("the agent could not be told something: {error}"));
+                        self.end_agent();
+                    }
+                    break;
+                }
             }
         }
         let wanted = if full { epoll::EventFlags::IN | epoll::EventFlags::OUT } else { epoll::EventFlags::IN };
@@ -797,7 +806,7 @@ impl Keeper {
     }
 
     /// Puts a note in words; `None` when what it is about is forgotten by now.
-    fn words<'a>(&'a self, note: &Note) -> Option<(Tell, Vec<std::os::fd::BorrowedFd<'a>>)> {
+    fn words<'a>(&'a self, note: &Note) -> Option<(Tell, Vec<BorrowedFd<'a>>)> {
         let plain = |tell| Some((tell, Vec::new()));
         match note {
             Note::Welcome => plain(Tell::Welcome(Welcome {
@@ -882,8 +891,34 @@ pub(crate) fn describe(how: Ended) -> String {
 
 /// Says something on standard error; a closed one is nobody to tell.
 fn complain(text: &str) {
-    use std::io::Write;
-    let _nobody_listens = writeln!(io::stderr(), "selfstart keeper: {text}");
+    static UNSAID: AtomicU32 = AtomicU32::new(0);
+    say(rustix::stdio::stderr(), &UNSAID, text);
+}
+
+/// Writes a line if there is room for it: who reads our complaints may have stopped, and the keeper must not stop with them. What was not
+/// said is counted, and told with what is.
+fn say(to: BorrowedFd<'_>, unsaid: &AtomicU32, text: &str) {
+    /// A pipe that takes anything takes so much at once (`pipe(7)`, PIPE_BUF).
+    const LINE_BYTES: usize = 4096;
+    let mut ready = [PollFd::from_borrowed_fd(to, PollFlags::OUT)];
+    let polled = poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    if polled.is_err() || !ready[0].revents().contains(PollFlags::OUT) {
+        unsaid.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    let before = match unsaid.load(Ordering::Relaxed) {
+        0 => String::new(),
+        lines => format!("({lines} lines before this one could not be written) "),
+    };
+    let mut line = format!("selfstart keeper: {before}{text}").into_bytes();
+    line.truncate(LINE_BYTES - 1);
+    line.push(b'\n');
+    match rustix::io::write(to, &line) {
+        Ok(_) => unsaid.store(0, Ordering::Relaxed),
+        Err(_) => {
+            unsaid.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -987,7 +1022,7 @@ mod tests {
         }
         // As if all but the reserve were taken.
         keeper.ceiling = 0;
-        let refused = keeper.spawn(&sleep("/full", "w/1#1", &[]), None);
+        let refused = keeper.spawn(&sleep("/full", "w/1#1", &[]), None).map(|child| end(child.id.pid));
         keeper.obey(Ask::Adopt { root: start.root.clone(), known: Vec::new() }, Vec::new());
         while keeper.adopting.is_some() {
             keeper.go_on_adopting();
@@ -1004,11 +1039,52 @@ mod tests {
         keeper.obey(Ask::Signal { key: "w/0#2".into(), number: libc::SIGTERM }, Vec::new());
         let status = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
         let signal = status.expect("its end").and_then(|(_, status)| status.terminating_signal());
-        assert!(matches!(&refused, Err(error) if error.step == Step::Descriptors), "{:?}", refused.map(|child| child.id));
+        assert!(matches!(&refused, Err(error) if error.step == Step::Descriptors), "{refused:?}");
         assert_eq!(found, ["Child(\"w/0#2\")", "Adopted"]);
         assert_eq!((streams, before, signal), (Some(0), Vec::<Key>::new(), Some(libc::SIGTERM)));
         assert_eq!(round(&mut keeper), ["w/0#2"]);
         assert!(!keeper.table.has_unwatched());
+    }
+
+    #[test]
+    fn an_agent_that_cannot_be_told_something_is_ended() {
+        let mut agent = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let mut keeper = keeper();
+        let (line, theirs) = packet::pair().expect("a line");
+        let pid = i32::try_from(agent.id()).expect("a pid");
+        keeper.agent = Some(Agent { pid: Some(pid), line, since: clock::now(), greeted: true });
+        keeper.notes.push_back(Note::Adopted);
+        // Longer than the kernel takes.
+        let name = "x".repeat(8 << 20);
+        keeper.kept.insert(name.clone(), above_standard(theirs.try_clone().expect("a copy")).expect("another"));
+        keeper.notes.push_back(Note::Kept(name));
+        keeper.tell();
+        let _or_already_ended = process::signal_child(pid, libc::SIGTERM);
+        assert_eq!(agent.wait().expect("its end").signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn a_keeper_to_whom_nobody_listens_goes_on_and_says_how_much_it_did_not_say() {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+        let nonblocking = |yes| rustix::io::ioctl_fionbio(&write, yes).expect("ours");
+        nonblocking(true);
+        while rustix::io::write(&write, &[b'x'; 4096]).is_ok() {}
+        // Not our doing in life: whoever made the pipe decides.
+        nonblocking(false);
+        let unsaid = AtomicU32::new(0);
+        for _ in 0..3 {
+            say(write.as_fd(), &unsaid, "unheard");
+        }
+        assert_eq!(unsaid.load(Ordering::Relaxed), 3);
+        let mut room = vec![0; 1 << 20];
+        let _full = rustix::io::read(&read, &mut room[..]).expect("read");
+        say(write.as_fd(), &unsaid, "heard");
+        say(write.as_fd(), &unsaid, &"long ".repeat(2000));
+        let heard = rustix::io::read(&read, &mut room[..]).expect("read");
+        let text = String::from_utf8_lossy(&room[..heard]).into_owned();
+        let (first, second) = text.split_once('\n').expect("two lines");
+        assert_eq!(first, "selfstart keeper: (3 lines before this one could not be written) heard");
+        assert!(second.starts_with("selfstart keeper: long ") && second.ends_with('\n') && second.len() == 4096, "{second}");
     }
 
     #[test]
