@@ -37,6 +37,14 @@ pub(crate) enum LaunchError {
         #[source]
         source: io::Error,
     },
+    /// A line in it sets what only selfstart may say.
+    #[error("`{}`, line {line}: `SELFSTART_*` is set by selfstart", .path.display())]
+    EnvOurs {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+    },
     /// A line in it is no variable.
     #[error("`{}`, line {line}: not NAME=VALUE", .path.display())]
     EnvLine {
@@ -320,6 +328,10 @@ fn read_env_file(path: &Path, vars: &mut BTreeMap<String, String>) -> Result<(),
         if !is_variable_name(name) || value.contains('\0') {
             return Err(wrong());
         }
+        // A worker with another's name would be adopted, or killed, as the other.
+        if name.starts_with("SELFSTART_") {
+            return Err(LaunchError::EnvOurs { path: path.to_owned(), line: number + 1 });
+        }
         let quoted = ['"', '\''].iter().find_map(|&quote| value.strip_prefix(quote)?.strip_suffix(quote));
         vars.insert(name.to_owned(), quoted.unwrap_or(value).to_owned());
     }
@@ -351,5 +363,9 @@ mod tests {
         assert_eq!(read, ["A=1", "B=two words", "C=it''s", "D="]);
         fs_err::write(&path, "A=1\nnonsense\n").expect("written");
         assert!(matches!(read_env_file(&path, &mut vars), Err(LaunchError::EnvLine { line: 2, .. })));
+        fs_err::write(&path, "# ours\n\nexport SELFSTART_WORKER=w/0#1:0000000001@/srv\n").expect("written");
+        let error = read_env_file(&path, &mut vars).expect_err("refused");
+        assert_eq!(error.to_string(), format!("`{}`, line 3: `SELFSTART_*` is set by selfstart", path.display()));
+        assert!(!vars.contains_key("SELFSTART_WORKER"), "{vars:?}");
     }
 }

@@ -132,7 +132,12 @@ pub const KEYS: &[Key] = &[
         Left::As("{}"),
         "Added to the environment of the workers. `SELFSTART_*` is ours, and so is `PORT` with `port`.",
     ),
-    key("pools.NAME.env_files", "list of absolute paths", Left::As("[]"), "Files of `NAME=value` lines, read again at each start."),
+    key(
+        "pools.NAME.env_files",
+        "list of absolute paths",
+        Left::As("[]"),
+        "Files of `NAME=value` lines, read again at each start; `SELFSTART_*` is refused there.",
+    ),
     key(
         "pools.NAME.memory",
         "size or map",

@@ -40,8 +40,30 @@ pub(crate) const NAME_WITHIN: Duration = Duration::from_secs(1);
 /// Progress that a slow client has not read yet; what comes on top is dropped, the outcome never is.
 const PROGRESS_QUEUED: usize = 64;
 
-/// After a failed accept(2) (no descriptors left): others may be closed meanwhile.
+/// After a failed accept(2) (no descriptors left): others may be closed meanwhile. Twice as long after each further one.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// The longest of these waits: whoever asks then waits no longer than that.
+const ACCEPT_AGAIN_MAX: Duration = Duration::from_secs(2);
+
+/// Failures to accept in a row.
+#[derive(Debug, Default)]
+struct Trouble(Option<Duration>);
+
+impl Trouble {
+    /// One more: whether to tell it (the first says all), and how long to wait.
+    fn again(&mut self) -> (bool, Duration) {
+        let first = self.0.is_none();
+        let wait = self.0.map_or(ACCEPT_AGAIN, |last| (last * 2).min(ACCEPT_AGAIN_MAX));
+        self.0 = Some(wait);
+        (first, wait)
+    }
+
+    /// Over; returns whether there was any.
+    fn over(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+}
 
 /// Who speaks, as the kernel saw it at connect(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +141,7 @@ impl Reply {
 pub(crate) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, gate: Gate, name_of: NameOf) {
     let mut clients = JoinSet::new();
     let names = Names { name_of, turn: Arc::new(Semaphore::new(1)) };
+    let mut trouble = Trouble::default();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -126,14 +149,23 @@ pub(crate) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, gat
             Some(_) = clients.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
+        if accepted.is_ok() && trouble.over() {
+            tracing::info!("control connections are accepted again");
+        }
         match accepted {
             Ok((stream, _)) if clients.len() >= CONNECTIONS_MAX => turn_away(&stream),
             Ok((stream, _)) => {
                 clients.spawn(converse(stream, calls.clone(), Arc::clone(&gate), names.clone()));
             }
             Err(error) => {
-                tracing::warn!(%error, "failed to accept a control connection");
-                sleep(ACCEPT_AGAIN).await;
+                let (first, wait) = trouble.again();
+                if first {
+                    tracing::warn!(%error, "control connections cannot be accepted now; trying again");
+                }
+                tokio::select! {
+                    () = calls.closed() => break,
+                    () = sleep(wait) => {}
+                }
             }
         }
     }
@@ -582,6 +614,22 @@ mod tests {
             }
         };
         call.reply.finish(Done::text("ok"));
+    }
+
+    #[test]
+    fn trouble_with_accepting_is_told_once_and_waited_out_longer_and_longer() {
+        let mut trouble = Trouble::default();
+        let millis = [100, 200, 400, 800, 1600, 2000, 2000].map(Duration::from_millis);
+        for _ in 0..2 {
+            assert!(!trouble.over());
+            let told = millis.map(|wait| {
+                let (first, waits) = trouble.again();
+                assert_eq!(waits, wait);
+                first
+            });
+            assert_eq!(told, [true, false, false, false, false, false, false]);
+            assert!(trouble.over());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,20 +11,21 @@ mod table;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
 use crate::sys::process::{self, Ended};
-use crate::sys::signals::SignalFd;
+use crate::sys::signals::{self, SignalFd};
 use crate::sys::spawn::{Credentials, Spawn, SpawnError, Spawner, Step};
 use crate::sys::{clock, packet};
 use protocol::{Ask, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
 pub(crate) use table::main_process_of;
-use table::{Child, Life, Table};
+use table::{Child, DOUBT_FOR, Doubt, LOOK_AGAIN, LOOK_SOON, LOOK_SOON_FOR, Life, Table};
 
 /// The environment variable that tells the agent which descriptor leads to the keeper.
 pub(crate) const LINE_VARIABLE: &str = "SELFSTART_KEEPER_FD";
@@ -44,6 +45,13 @@ const AGENT_BACKOFF: [Duration; 5] =
 
 /// So many agents in a row that did not stay up: none will see to an orderly end.
 const HOPELESS: usize = 4;
+
+/// So many descriptors are never given to a worker: with them an agent is started, `/proc` looked at and a process signalled when there are
+/// no others left.
+const RESERVE: i32 = 16;
+
+/// How often it is said that not everybody can be looked at.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Messages taken in one turn, so that signals and exits are seen in between.
 const MESSAGES_A_TURN: usize = 128;
@@ -85,10 +93,21 @@ const AGENT: u64 = 1;
 const PROCESS: u64 = 2;
 
 struct Agent {
-    pid: i32,
+    /// Its number while that is its own: `None` once it is reaped, and its last words are heard.
+    pid: Option<i32>,
     line: OwnedFd,
     since: MonoTime,
     greeted: bool,
+}
+
+/// The children of earlier keepers are being looked for.
+#[derive(Debug)]
+struct Adopting {
+    root: String,
+    known: Vec<(Key, i32, u64)>,
+    since: MonoTime,
+    next: MonoTime,
+    said: Option<MonoTime>,
 }
 
 /// The keeper.
@@ -99,6 +118,8 @@ struct Keeper {
     null: OwnedFd,
     spawner: Spawner,
     nofile: (u64, u64),
+    /// Descriptors from this number on are [`RESERVE`].
+    ceiling: i32,
     reset_oom_score: bool,
     table: Table,
     kept: BTreeMap<String, OwnedFd>,
@@ -117,6 +138,9 @@ struct Keeper {
     /// Whether it was told so twice: then nothing is asked politely.
     hurry: bool,
     quit: Option<u8>,
+    adopting: Option<Adopting>,
+    /// When the adopted children whose end nothing tells are looked at.
+    next_round: MonoTime,
     buffer: Vec<u8>,
 }
 
@@ -131,6 +155,7 @@ struct Keeper {
 pub(crate) fn run(agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
     process::close_inherited_on_exec();
     process::become_subreaper().map_err(doing("become the parent of orphans"))?;
+    signals::take_back().map_err(doing("take signals"))?;
     // Here, so that they are blocked in both threads.
     let signals = SignalFd::take().map_err(doing("take signals"))?;
     let thread = std::thread::Builder::new()
@@ -142,34 +167,7 @@ pub(crate) fn run(agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
 
 /// The loop.
 fn mind(signals: SignalFd, agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(doing("make a poll"))?;
-    epoll::add(&epoll, &signals, epoll::EventData::new_u64(SIGNALS), epoll::EventFlags::IN).map_err(doing("watch signals"))?;
-    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
-        .map_err(doing("open /dev/null"))?;
-    let null = above_standard(null).map_err(doing("move a descriptor"))?;
-    let mut keeper = Keeper {
-        agent_command: [c"selfstart".to_owned(), c"internal-agent".to_owned()].into_iter().chain(agent_arguments).collect(),
-        signals,
-        epoll,
-        null,
-        spawner: Spawner::new(),
-        nofile: raise_descriptor_limit(),
-        reset_oom_score: fs_err::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.trim() != "0"),
-        table: Table::default(),
-        kept: BTreeMap::new(),
-        dying: BTreeMap::new(),
-        notes: VecDeque::new(),
-        agent: None,
-        agent_starts: 0,
-        agent_failures: 0,
-        last_agent: None,
-        next_agent: clock::now(),
-        rest_at: None,
-        leaving: false,
-        hurry: false,
-        quit: None,
-        buffer: Vec::new(),
-    };
+    let mut keeper = Keeper::new(signals, agent_arguments)?;
     loop {
         keeper.turn()?;
         if let Some(code) = keeper.quit {
@@ -193,6 +191,43 @@ fn raise_descriptor_limit() -> (u64, u64) {
 }
 
 impl Keeper {
+    /// Returns one without children.
+    fn new(signals: SignalFd, agent_arguments: Vec<CString>) -> Result<Self, KeeperError> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(doing("make a poll"))?;
+        epoll::add(&epoll, &signals, epoll::EventData::new_u64(SIGNALS), epoll::EventFlags::IN).map_err(doing("watch signals"))?;
+        let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+            .map_err(doing("open /dev/null"))?;
+        let null = above_standard(null).map_err(doing("move a descriptor"))?;
+        let nofile = raise_descriptor_limit();
+        let most = i32::try_from(nofile.1).unwrap_or(i32::MAX);
+        Ok(Self {
+            agent_command: [c"selfstart".to_owned(), c"internal-agent".to_owned()].into_iter().chain(agent_arguments).collect(),
+            signals,
+            epoll,
+            null,
+            spawner: Spawner::new(),
+            nofile,
+            ceiling: most - RESERVE.min(most / 4),
+            reset_oom_score: fs_err::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.trim() != "0"),
+            table: Table::default(),
+            kept: BTreeMap::new(),
+            dying: BTreeMap::new(),
+            notes: VecDeque::new(),
+            agent: None,
+            agent_starts: 0,
+            agent_failures: 0,
+            last_agent: None,
+            next_agent: clock::now(),
+            rest_at: None,
+            leaving: false,
+            hurry: false,
+            quit: None,
+            adopting: None,
+            next_round: clock::now(),
+            buffer: Vec::new(),
+        })
+    }
+
     /// Waits for something, deals with all of it, tells the agent.
     fn turn(&mut self) -> Result<(), KeeperError> {
         if self.agent.is_none() && clock::now() >= self.next_agent {
@@ -208,11 +243,13 @@ impl Keeper {
         }
         let agent = self.agent.is_none().then(|| clock::now().until(self.next_agent) + Duration::from_millis(1));
         // What could not be looked at or opened is tried again.
-        let clearing = self.table.is_clearing().then_some(Duration::from_secs(1));
+        let clearing = self.table.next_look(clock::now());
         let rest = self.rest_at.map(|at| clock::now().until(at) + Duration::from_millis(1));
-        let wait = agent.into_iter().chain(clearing).chain(rest).min();
+        let adopting = self.adopting.as_ref().map(|adopting| clock::now().until(adopting.next) + Duration::from_millis(1));
+        let round = self.table.has_unwatched().then(|| clock::now().until(self.next_round) + Duration::from_millis(1));
+        let wait = agent.into_iter().chain(clearing).chain(rest).chain(adopting).chain(round).min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
-        let timeout = wait.and_then(|wait| rustix::event::Timespec::try_from(wait).ok());
+        let timeout = wait.and_then(|wait| Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
             Ok(woken) => woken,
             Err(rustix::io::Errno::INTR) => 0,
@@ -232,10 +269,12 @@ impl Keeper {
                 _ => self.adopted_gone(i32::try_from(token >> 2).unwrap_or(0), &mut ended),
             }
         }
+        self.make_round(&mut ended);
         self.note_exits(ended);
         if hear {
             self.hear();
         }
+        self.go_on_adopting();
         self.clear_trees();
         self.tell();
         Ok(())
@@ -255,7 +294,7 @@ impl Keeper {
             }
         }
         while let Some((pid, how)) = process::reap().map_err(doing("reap"))? {
-            if self.agent.as_ref().is_some_and(|agent| agent.pid == pid) {
+            if self.agent.as_ref().is_some_and(|agent| agent.pid == Some(pid)) {
                 self.agent_ended(how);
             } else if let Some(key) = self.table.ended(pid, how, clock::now()) {
                 ended.push(key);
@@ -298,17 +337,23 @@ impl Keeper {
             Ok(left) => left,
             Err(error) => return complain(&format!("what is left of ended workers cannot be seen: {error}")),
         };
+        let now = clock::now();
         for key in clearing {
-            match left.get(&key) {
-                None => {
-                    if let Some(killed) = self.table.cleared(&key) {
-                        self.notes.push_back(Note::TreeGone(key, killed));
-                    }
+            let left = left.get(&key);
+            if let Some(left) = left.filter(|left| !left.processes.is_empty()) {
+                self.table.doubt(&key, false, now);
+                let killed = self.kill_all(&left.processes);
+                self.table.count_killed(&key, killed);
+                continue;
+            }
+            if let Some(pid) = left.and_then(|left| left.doubtful) {
+                if !self.table.doubt(&key, true, now) {
+                    continue;
                 }
-                Some(processes) => {
-                    let killed = self.kill_all(processes);
-                    self.table.count_killed(&key, killed);
-                }
+                complain(&format!("whether process {pid} is left of {key} cannot be seen: taken for a stranger's"));
+            }
+            if let Some(killed) = self.table.cleared(&key) {
+                self.notes.push_back(Note::TreeGone(key, killed));
             }
         }
     }
@@ -317,10 +362,18 @@ impl Keeper {
     fn kill_all(&mut self, processes: &[ProcessId]) -> u32 {
         let mut killed = 0;
         for &id in processes {
-            // Gone meanwhile: what was wanted.
-            let Ok(pidfd) = process::open(id) else { continue };
+            let pidfd = match process::open(id) {
+                Ok(pidfd) => pidfd,
+                // Gone meanwhile: what was wanted.
+                Err(error) if process::is_gone(&error) => continue,
+                Err(error) => {
+                    complain(&format!("process {} cannot be killed now: {error}", id.pid));
+                    continue;
+                }
+            };
             let _may_be_gone = process::signal_open(pidfd.as_fd(), libc::SIGKILL);
-            if !self.dying.contains_key(&id.pid) {
+            // Without a place for it, its end is seen at the next look.
+            if !self.dying.contains_key(&id.pid) && self.has_place_for(&pidfd) {
                 let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
                 if epoll::add(&self.epoll, &pidfd, token, epoll::EventFlags::IN).is_ok() {
                     self.dying.insert(id.pid, pidfd);
@@ -368,6 +421,8 @@ impl Keeper {
             })
             .collect();
         env.extend(CString::new(format!("{LINE_VARIABLE}={AGENT_LINE_FD}")));
+        // Before there is an agent: one that is not listened to would mind nothing, for ever.
+        epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN).map_err(doing("watch the agent"))?;
         self.agent_starts += 1;
         let spawned = self.spawner.spawn(&mut Spawn {
             programs: &[c"/proc/self/exe".to_owned()],
@@ -388,11 +443,10 @@ impl Keeper {
         match spawned {
             Ok(pid) => {
                 self.table.agent = Some(pid);
-                epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN)
-                    .map_err(doing("watch the agent"))?;
-                self.agent = Some(Agent { pid, line: ours, since: clock::now(), greeted: false });
+                self.agent = Some(Agent { pid: Some(pid), line: ours, since: clock::now(), greeted: false });
             }
             Err(SpawnError { source, .. }) => {
+                unwatch(&self.epoll, &ours);
                 complain(&format!("the agent could not be started: {source}"));
                 self.plan_agent(clock::now());
             }
@@ -402,6 +456,11 @@ impl Keeper {
 
     /// The agent has ended: hear what it said last, then have another started.
     fn agent_ended(&mut self, how: Ended) {
+        // It is reaped, so its number can be anybody's by now: whatever is heard below, nothing is signalled by it.
+        if let Some(agent) = &mut self.agent {
+            agent.pid = None;
+        }
+        self.table.agent = None;
         // All that it said before it ended counts, its last word most.
         while self.hear() && self.quit.is_none() {}
         if let Some(agent) = self.agent.take() {
@@ -409,7 +468,8 @@ impl Keeper {
             self.plan_agent(agent.since);
         }
         self.notes.retain(|note| matches!(note, Note::Signalled(_)));
-        self.table.agent = None;
+        // The next one asks itself.
+        self.adopting = None;
         self.last_agent = Some(how);
         if self.quit.is_none() {
             complain(&format!("the agent has ended ({}); starting it again", describe(how)));
@@ -471,8 +531,8 @@ impl Keeper {
 
     /// Ends an agent that cannot be understood; its exit starts the next.
     fn end_agent(&self) {
-        if let Some(agent) = &self.agent {
-            let _gone_already = process::signal_child(agent.pid, libc::SIGKILL);
+        if let Some(pid) = self.agent.as_ref().and_then(|agent| agent.pid) {
+            let _gone_already = process::signal_child(pid, libc::SIGKILL);
         }
     }
 
@@ -503,7 +563,10 @@ impl Keeper {
                 }
             }
             Ask::Forget { key } => self.table.forget(&key),
-            Ask::Adopt { root, known } => self.adopt(root, &known),
+            Ask::Adopt { root, known } => {
+                let now = clock::now();
+                self.adopting = Some(Adopting { root, known, since: now, next: now, said: None });
+            }
             Ask::Keep { name } => {
                 if let Some(fd) = fds.pop() {
                     self.kept.insert(name, fd);
@@ -564,7 +627,8 @@ impl Keeper {
         let programs = texts(&start.programs)?;
         let argv = texts(&start.argv)?;
         let mut env = Vec::with_capacity(start.env.len() + 1);
-        for (name, value) in &start.env {
+        // Of two entries of one name the first counts, and it must be ours.
+        for (name, value) in start.env.iter().filter(|(name, _)| name != protocol::KEY_VARIABLE) {
             env.push(text(&format!("{name}={value}"))?);
         }
         env.push(text(&format!("{}={}:0000000000@{}", protocol::KEY_VARIABLE, start.key, start.root))?);
@@ -573,6 +637,9 @@ impl Keeper {
         let size = usize::try_from(start.pipe_bytes).unwrap_or(0);
         let (out, worker_out) = process::output_pipe(size).map_err(pipes)?;
         let (err, worker_err) = process::output_pipe(size).map_err(pipes)?;
+        if !self.has_place_for(&out) || !self.has_place_for(&err) {
+            return Err(pipes(io::Error::from_raw_os_error(libc::EMFILE)));
+        }
         if let Some((uid, gid, _)) = &start.user {
             // So that the worker may open /dev/stdout and /dev/stderr, which many programs log to.
             for pipe in [&worker_out, &worker_err] {
@@ -599,43 +666,110 @@ impl Keeper {
         // Two descriptors are free again for the look that needs one. Not reaped yet, so it is there even if it has ended already.
         drop((worker_out, worker_err));
         let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
-        Ok(Child::new(ProcessId { pid, start_ticks }, None, vec![(1, out), (2, err)], start.root.clone(), start.note.clone()))
+        Ok(Child::new(ProcessId { pid, start_ticks }, false, vec![(1, out), (2, err)], start.root.clone(), start.note.clone()))
     }
 
-    /// Takes over the children of an earlier keeper.
-    fn adopt(&mut self, root: String, known: &[(Key, i32, u64)]) {
-        for (key, id, child) in table::survivors(&root, known, &self.table) {
-            let mut life = None;
-            if let Some(pidfd) = &child {
-                let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
-                if let Err(error) = epoll::add(&self.epoll, pidfd, token, epoll::EventFlags::IN) {
-                    complain(&format!("{key} cannot be watched: {error}"));
+    /// Whether a descriptor may stay open: the kernel gives the lowest number that is free, so one of the [`RESERVE`] says that nothing
+    /// else is left.
+    fn has_place_for(&self, fd: &OwnedFd) -> bool {
+        use std::os::fd::AsRawFd;
+        fd.as_raw_fd() < self.ceiling
+    }
+
+    /// Takes over the children of an earlier keeper: says that all have been told only when everybody could be looked at. A worker that
+    /// was overlooked would get a second one beside it.
+    fn go_on_adopting(&mut self) {
+        let now = clock::now();
+        let Some(mut adopting) = self.adopting.take_if(|adopting| adopting.next <= now) else { return };
+        let found = table::survivors(&adopting.root, &adopting.known, &self.table);
+        let living: Vec<Key> = found.living.iter().map(|(key, _)| key.clone()).collect();
+        for (key, id) in found.living {
+            self.adopt(key, id, &adopting.root);
+        }
+        // When all have their output: without that they stop, without this they are looked at every second.
+        for key in &living {
+            self.watch(key);
+        }
+        let age = now.since(adopting.since);
+        let wait = match found.doubt {
+            None => None,
+            Some(Doubt::Of(pid)) if age >= DOUBT_FOR => {
+                complain(&format!("whether process {pid} is a worker of an earlier keeper cannot be seen: taken for a stranger"));
+                None
+            }
+            Some(_) if age < LOOK_SOON_FOR => Some(LOOK_SOON),
+            Some(doubt) => {
+                if adopting.said.is_none_or(|said| now.since(said) >= SAY_AGAIN) {
+                    adopting.said = Some(now);
+                    let what = match doubt {
+                        Doubt::Of(pid) => format!("process {pid} cannot be seen"),
+                        Doubt::All(error) => error.to_string(),
+                    };
+                    complain(&format!("whether workers of an earlier keeper live is not known yet, so none is started: {what}"));
                 }
-            } else {
-                life = Some(Life::Ended { how: Ended::Unknown, at: clock::now(), tree_gone: false });
+                Some(LOOK_AGAIN)
             }
-            let gone = life.is_some();
-            let mut streams = Vec::new();
-            // A main process that is gone has left its number to anybody.
-            for number in [1, 2].into_iter().filter(|_| !gone) {
-                if let Ok(Some(fd)) = process::reopen_output(id.pid, i32::from(number)) {
-                    streams.push((number, fd));
-                }
-            }
-            if !gone && process::stat(id.pid).is_ok_and(|seen| seen.start_ticks != id.start_ticks) {
-                streams.clear();
-            }
-            let mut adopted = Child::new(id, Some(child), streams, root.clone(), String::new());
-            if let Some(life) = life {
-                adopted.life = life;
-            }
-            self.table.insert(key.clone(), adopted);
-            self.notes.push_back(Note::Child(key.clone()));
-            if gone {
-                self.notes.push_back(Note::Exited(key));
-            }
+        };
+        if let Some(wait) = wait {
+            adopting.next = now + wait;
+            self.adopting = Some(adopting);
+            return;
+        }
+        for (key, id) in found.remains {
+            let mut child = Child::new(id, true, Vec::new(), adopting.root.clone(), String::new());
+            child.life = Life::Ended { how: Ended::Unknown, at: now, tree_gone: false };
+            self.table.insert(key.clone(), child);
+            self.notes.extend([Note::Child(key.clone()), Note::Exited(key)]);
         }
         self.notes.push_back(Note::Adopted);
+    }
+
+    /// Takes over one whose main process lives, with what can be had of its output.
+    fn adopt(&mut self, key: Key, id: ProcessId, root: &str) {
+        let mut streams = Vec::new();
+        for number in [1, 2] {
+            match process::reopen_output(id.pid, i32::from(number)) {
+                Ok(Some(fd)) if self.has_place_for(&fd) => streams.push((number, fd)),
+                Ok(Some(_)) => complain(&format!("no descriptor is left for output {number} of {key}: it is not read")),
+                Ok(None) => {}
+                // It has closed it.
+                Err(error) if process::is_gone(&error) => {}
+                Err(error) => complain(&format!("output {number} of {key} cannot be opened, so it is not read: {error}")),
+            }
+        }
+        if matches!(process::lives(id), Ok(false)) {
+            // What was opened may be another's, who has the number by now.
+            streams.clear();
+        }
+        self.table.insert(key.clone(), Child::new(id, true, streams, root.to_owned(), String::new()));
+        self.notes.push_back(Note::Child(key));
+    }
+
+    /// Has the end of an adopted child told, if there is a descriptor for it.
+    fn watch(&mut self, key: &str) {
+        let Some(id) = self.table.get(key).map(|child| child.id) else { return };
+        // Gone: the next round sees that.
+        let Ok(pidfd) = process::open(id) else { return };
+        let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
+        if self.has_place_for(&pidfd) && epoll::add(&self.epoll, &pidfd, token, epoll::EventFlags::IN).is_ok() {
+            self.table.watched(key, pidfd);
+        }
+    }
+
+    /// Looks, every second, at the adopted children whose end nothing tells.
+    fn make_round(&mut self, ended: &mut Vec<Key>) {
+        let now = clock::now();
+        if !self.table.has_unwatched() || now < self.next_round {
+            return;
+        }
+        self.next_round = now + LOOK_AGAIN;
+        for (key, id) in self.table.unwatched() {
+            match process::lives(id) {
+                Ok(true) => self.watch(&key),
+                Ok(false) => ended.extend(self.table.ended(id.pid, Ended::Unknown, now)),
+                Err(error) => complain(&format!("whether {key} lives cannot be seen: {error}")),
+            }
+        }
     }
 
     /// Tells the agent as much as it takes now.
@@ -655,8 +789,15 @@ impl Keeper {
                     full = true;
                     break;
                 }
-                // Its exit is on the way, and the next agent is told everything anew.
-                Err(_) => break,
+                Err(error) => {
+                    // Gone: its exit is on the way. Else it can never be told this (too long, too many descriptors on the way), so it ends
+                    // too: nothing else would wake us. The next agent is told everything anew.
+                    if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+                        complain(&format!("the agent could not be told something: {error}"));
+                        self.end_agent();
+                    }
+                    break;
+                }
             }
         }
         let wanted = if full { epoll::EventFlags::IN | epoll::EventFlags::OUT } else { epoll::EventFlags::IN };
@@ -665,7 +806,7 @@ impl Keeper {
     }
 
     /// Puts a note in words; `None` when what it is about is forgotten by now.
-    fn words<'a>(&'a self, note: &Note) -> Option<(Tell, Vec<std::os::fd::BorrowedFd<'a>>)> {
+    fn words<'a>(&'a self, note: &Note) -> Option<(Tell, Vec<BorrowedFd<'a>>)> {
         let plain = |tell| Some((tell, Vec::new()));
         match note {
             Note::Welcome => plain(Tell::Welcome(Welcome {
@@ -750,8 +891,34 @@ pub(crate) fn describe(how: Ended) -> String {
 
 /// Says something on standard error; a closed one is nobody to tell.
 fn complain(text: &str) {
-    use std::io::Write;
-    let _nobody_listens = writeln!(io::stderr(), "selfstart keeper: {text}");
+    static UNSAID: AtomicU32 = AtomicU32::new(0);
+    say(rustix::stdio::stderr(), &UNSAID, text);
+}
+
+/// Writes a line if there is room for it: who reads our complaints may have stopped, and the keeper must not stop with them. What was not
+/// said is counted, and told with what is.
+fn say(to: BorrowedFd<'_>, unsaid: &AtomicU32, text: &str) {
+    /// A pipe that takes anything takes so much at once (`pipe(7)`, PIPE_BUF).
+    const LINE_BYTES: usize = 4096;
+    let mut ready = [PollFd::from_borrowed_fd(to, PollFlags::OUT)];
+    let polled = poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    if polled.is_err() || !ready[0].revents().contains(PollFlags::OUT) {
+        unsaid.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    let before = match unsaid.load(Ordering::Relaxed) {
+        0 => String::new(),
+        lines => format!("({lines} lines before this one could not be written) "),
+    };
+    let mut line = format!("selfstart keeper: {before}{text}").into_bytes();
+    line.truncate(LINE_BYTES - 1);
+    line.push(b'\n');
+    match rustix::io::write(to, &line) {
+        Ok(_) => unsaid.store(0, Ordering::Relaxed),
+        Err(_) => {
+            unsaid.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -760,6 +927,185 @@ mod tests {
 
     use super::*;
     use crate::sys::fault;
+
+    fn keeper() -> Keeper {
+        Keeper::new(SignalFd::take().expect("signals"), Vec::new()).expect("a keeper")
+    }
+
+    /// A start of a program that waits for ever.
+    fn sleep(root: &str, key: &str, env: &[(&str, &str)]) -> Start {
+        Start {
+            key: key.to_owned(),
+            programs: vec!["/bin/sleep".into()],
+            argv: vec!["sleep".into(), "1000".into()],
+            env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            root: root.to_owned(),
+            cwd: "/".into(),
+            user: None,
+            nofile: None,
+            nice: None,
+            umask: None,
+            pipe_bytes: 1 << 16,
+            helper: false,
+            note: String::new(),
+        }
+    }
+
+    /// Ends a child that the keeper has started.
+    fn end(pid: i32) {
+        process::signal_child(pid, libc::SIGKILL).expect("ours");
+        rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty()).expect("its end");
+    }
+
+    #[test]
+    fn a_worker_has_its_own_name_whatever_it_is_started_with() {
+        let start = sleep("/of-this-test", "w/0#1", &[("A", "1"), (protocol::KEY_VARIABLE, "w/7#7:0000000001@/of-this-test")]);
+        let child = keeper().spawn(&start, None).expect("started");
+        let pid = child.id.pid;
+        // Empty until it has executed.
+        let name = loop {
+            match process::variable(pid, protocol::KEY_VARIABLE) {
+                Some(name) => break name,
+                None => std::thread::yield_now(),
+            }
+        };
+        end(pid);
+        assert_eq!(name, format!("w/0#1:{pid:010}@/of-this-test"));
+    }
+
+    fn told(keeper: &mut Keeper) -> Vec<String> {
+        keeper.notes.drain(..).map(|note| format!("{note:?}")).collect()
+    }
+
+    #[test]
+    fn nobody_is_taken_for_gone_who_could_not_be_looked_at() {
+        let (mut earlier, mut keeper) = (keeper(), keeper());
+        let start = sleep("/unseen", "w/0#1", &[]);
+        let pid = earlier.spawn(&start, None).expect("started").id.pid;
+        let mut seen = Vec::new();
+        for what in ["environ", "stat", ""] {
+            fault::set_proc(Some(what));
+            keeper.obey(Ask::Adopt { root: start.root.clone(), known: Vec::new() }, Vec::new());
+            keeper.go_on_adopting();
+            seen.push(told(&mut keeper));
+            // Even then: it is not they who cannot be seen.
+            if let Some(adopting) = &mut keeper.adopting {
+                adopting.since = MonoTime::from_boot(Duration::ZERO);
+                adopting.next = adopting.since;
+            }
+            keeper.go_on_adopting();
+            seen.push(told(&mut keeper));
+            fault::set_proc(None);
+        }
+        // It may be executing its program.
+        while keeper.adopting.is_some() {
+            if let Some(adopting) = &mut keeper.adopting {
+                adopting.next = MonoTime::from_boot(Duration::ZERO);
+            }
+            keeper.go_on_adopting();
+        }
+        let found = told(&mut keeper);
+        let streams = keeper.table.get("w/0#1").map(|child| child.streams.len());
+        end(pid);
+        assert!(seen.iter().all(Vec::is_empty), "{seen:?}");
+        assert_eq!(found, ["Child(\"w/0#1\")", "Adopted"]);
+        assert_eq!(streams, Some(2));
+    }
+
+    #[test]
+    fn without_descriptors_the_living_are_adopted_signalled_and_their_end_is_seen() {
+        let (mut earlier, mut keeper) = (keeper(), keeper());
+        let start = sleep("/full", "w/0#2", &[]);
+        let pid = earlier.spawn(&start, None).expect("started").id.pid;
+        while process::variable(pid, protocol::KEY_VARIABLE).is_none() {
+            std::thread::yield_now();
+        }
+        // As if all but the reserve were taken.
+        keeper.ceiling = 0;
+        let refused = keeper.spawn(&sleep("/full", "w/1#1", &[]), None).map(|child| end(child.id.pid));
+        keeper.obey(Ask::Adopt { root: start.root.clone(), known: Vec::new() }, Vec::new());
+        while keeper.adopting.is_some() {
+            keeper.go_on_adopting();
+        }
+        let found = told(&mut keeper);
+        let streams = keeper.table.get("w/0#2").map(|child| child.streams.len());
+        let round = |keeper: &mut Keeper| {
+            let mut ended = Vec::new();
+            keeper.next_round = MonoTime::from_boot(Duration::ZERO);
+            keeper.make_round(&mut ended);
+            ended
+        };
+        let before = round(&mut keeper);
+        keeper.obey(Ask::Signal { key: "w/0#2".into(), number: libc::SIGTERM }, Vec::new());
+        let status = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
+        let signal = status.expect("its end").and_then(|(_, status)| status.terminating_signal());
+        assert!(matches!(&refused, Err(error) if error.step == Step::Descriptors), "{refused:?}");
+        assert_eq!(found, ["Child(\"w/0#2\")", "Adopted"]);
+        assert_eq!((streams, before, signal), (Some(0), Vec::<Key>::new(), Some(libc::SIGTERM)));
+        assert_eq!(round(&mut keeper), ["w/0#2"]);
+        assert!(!keeper.table.has_unwatched());
+    }
+
+    #[test]
+    fn an_agent_that_cannot_be_told_something_is_ended() {
+        let mut agent = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let mut keeper = keeper();
+        let (line, theirs) = packet::pair().expect("a line");
+        let pid = i32::try_from(agent.id()).expect("a pid");
+        keeper.agent = Some(Agent { pid: Some(pid), line, since: clock::now(), greeted: true });
+        keeper.notes.push_back(Note::Adopted);
+        // Longer than the kernel takes.
+        let name = "x".repeat(8 << 20);
+        keeper.kept.insert(name.clone(), above_standard(theirs.try_clone().expect("a copy")).expect("another"));
+        keeper.notes.push_back(Note::Kept(name));
+        keeper.tell();
+        let _or_already_ended = process::signal_child(pid, libc::SIGTERM);
+        assert_eq!(agent.wait().expect("its end").signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn a_keeper_to_whom_nobody_listens_goes_on_and_says_how_much_it_did_not_say() {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+        let nonblocking = |yes| rustix::io::ioctl_fionbio(&write, yes).expect("ours");
+        nonblocking(true);
+        while rustix::io::write(&write, &[b'x'; 4096]).is_ok() {}
+        // Not our doing in life: whoever made the pipe decides.
+        nonblocking(false);
+        let unsaid = AtomicU32::new(0);
+        for _ in 0..3 {
+            say(write.as_fd(), &unsaid, "unheard");
+        }
+        assert_eq!(unsaid.load(Ordering::Relaxed), 3);
+        let mut room = vec![0; 1 << 20];
+        let _full = rustix::io::read(&read, &mut room[..]).expect("read");
+        say(write.as_fd(), &unsaid, "heard");
+        say(write.as_fd(), &unsaid, &"long ".repeat(2000));
+        let heard = rustix::io::read(&read, &mut room[..]).expect("read");
+        let text = String::from_utf8_lossy(&room[..heard]).into_owned();
+        let (first, second) = text.split_once('\n').expect("two lines");
+        assert_eq!(first, "selfstart keeper: (3 lines before this one could not be written) heard");
+        assert!(second.starts_with("selfstart keeper: long ") && second.ends_with('\n') && second.len() == 4096, "{second}");
+    }
+
+    #[test]
+    fn an_agent_that_is_reaped_is_not_signalled_whatever_it_said_last() {
+        // The number came again: it is another process's.
+        let mut other = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let mut keeper = keeper();
+        let pid = i32::try_from(other.id()).expect("a pid");
+        for last in [None, Some(&b"\xff nonsense"[..])] {
+            let (line, theirs) = packet::pair().expect("a line");
+            if let Some(last) = last {
+                packet::send(theirs.as_fd(), last, &[]).expect("said");
+            }
+            drop(theirs);
+            keeper.agent = Some(Agent { pid: Some(pid), line, since: clock::now(), greeted: true });
+            keeper.agent_ended(Ended::Code(0));
+            assert!(keeper.agent.is_none());
+        }
+        process::signal_child(pid, libc::SIGTERM).expect("ours");
+        assert_eq!(other.wait().expect("its end").signal(), Some(libc::SIGTERM));
+    }
 
     #[test]
     fn a_job_whose_title_cannot_be_read_is_not_killed() {

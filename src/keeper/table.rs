@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
 use super::protocol::{KEY_VARIABLE, Key};
-use crate::sys::process::{self, Ended, Stat};
+use crate::sys::process::{self, Ended, Stat, Variable};
 
 /// Whether a child's main process lives.
 #[derive(Debug)]
@@ -31,12 +32,35 @@ pub(super) struct Child {
     pub(super) note: String,
     /// While its tree is being cleared: how many were killed.
     clearing: Option<u32>,
+    /// While nothing is known to be left of its tree, but something might be: since when.
+    doubtful: Option<MonoTime>,
 }
 
+/// What is left of a tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Left {
+    /// Those who certainly belong to it.
+    pub(super) processes: Vec<ProcessId>,
+    /// One that may belong to it, which cannot be seen now: it is executing a program, say.
+    pub(super) doubtful: Option<i32>,
+}
+
+/// How soon who may belong to a tree is looked at again at first: to execute a program takes some microseconds.
+pub(super) const LOOK_SOON: Duration = Duration::from_millis(5);
+
+/// How long it is done that often.
+pub(super) const LOOK_SOON_FOR: Duration = Duration::from_millis(100);
+
+/// How often it is looked at what could not be looked at or killed.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// After this time who may belong to a tree does not: a slot must not stay empty for a stranger whom nobody can see.
+pub(super) const DOUBT_FOR: Duration = Duration::from_secs(10);
+
 impl Child {
-    /// `adopted` holds the pidfd of a process that is not our child, or nothing when that has ended already.
-    pub(super) fn new(id: ProcessId, adopted: Option<Option<OwnedFd>>, streams: Vec<(u8, OwnedFd)>, root: String, note: String) -> Self {
-        Self { id, adopted: adopted.is_some(), pidfd: adopted.flatten(), streams, life: Life::Running, root, note, clearing: None }
+    /// `adopted`: it is not our child.
+    pub(super) fn new(id: ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>, root: String, note: String) -> Self {
+        Self { id, adopted, pidfd: None, streams, life: Life::Running, root, note, clearing: None, doubtful: None }
     }
 
     fn running(&self) -> bool {
@@ -50,6 +74,8 @@ pub(super) struct Table {
     children: BTreeMap<Key, Child>,
     running: BTreeMap<i32, Key>,
     clearing: BTreeSet<Key>,
+    /// Adopted and running, without a pidfd: nothing tells when they end.
+    unwatched: BTreeSet<Key>,
     /// The agent: a child too, but nobody's leftover.
     pub(super) agent: Option<i32>,
 }
@@ -58,6 +84,9 @@ impl Table {
     pub(super) fn insert(&mut self, key: Key, child: Child) {
         if child.running() {
             self.running.insert(child.id.pid, key.clone());
+            if child.adopted && child.pidfd.is_none() {
+                self.unwatched.insert(key.clone());
+            }
         }
         self.children.insert(key, child);
     }
@@ -81,6 +110,7 @@ impl Table {
         let child = self.children.get_mut(&key)?;
         child.life = Life::Ended { how, at, tree_gone: false };
         child.pidfd = None;
+        self.unwatched.remove(&key);
         if child.clearing.is_some() {
             self.clearing.insert(key.clone());
         }
@@ -91,6 +121,24 @@ impl Table {
         if let Some(Life::Ended { tree_gone, .. }) = self.children.get_mut(key).map(|child| &mut child.life) {
             *tree_gone = gone;
         }
+    }
+
+    /// Notes the descriptor that tells when an adopted child ends.
+    pub(super) fn watched(&mut self, key: &str, pidfd: OwnedFd) {
+        if let Some(child) = self.children.get_mut(key).filter(|child| child.running()) {
+            child.pidfd = Some(pidfd);
+            self.unwatched.remove(key);
+        }
+    }
+
+    /// The adopted children whose end nothing tells: they must be looked at.
+    pub(super) fn unwatched(&self) -> Vec<(Key, ProcessId)> {
+        self.unwatched.iter().filter_map(|key| Some((key.clone(), self.children.get(key)?.id))).collect()
+    }
+
+    /// Whether there are such.
+    pub(super) fn has_unwatched(&self) -> bool {
+        !self.unwatched.is_empty()
     }
 
     /// Returns a copy of the pidfd of an adopted child that was running until now.
@@ -106,7 +154,12 @@ impl Table {
             Some(pidfd) => process::signal_open(pidfd.as_fd(), number),
             // Ours and not reaped, so the number is still its own.
             None if !child.adopted => process::signal_child(child.id.pid, number),
-            None => Ok(()),
+            None => match process::open(child.id) {
+                Ok(pidfd) => process::signal_open(pidfd.as_fd(), number),
+                // Its end is seen at the next look.
+                Err(error) if process::is_gone(&error) => Ok(()),
+                Err(error) => Err(error),
+            },
         };
         sent.err()
     }
@@ -148,6 +201,7 @@ impl Table {
 
     pub(super) fn forget(&mut self, key: &str) {
         self.clearing.remove(key);
+        self.unwatched.remove(key);
         if let Some(child) = self.children.remove(key) {
             // The number may be another child's by now.
             if self.running.get(&child.id.pid).is_some_and(|owner| owner == key) {
@@ -163,7 +217,7 @@ impl Table {
     ///
     /// # Errors
     /// When `/proc` cannot be read: then nothing is known.
-    pub(super) fn leftovers(&self, ended: &[Key]) -> io::Result<BTreeMap<Key, Vec<ProcessId>>> {
+    pub(super) fn leftovers(&self, ended: &[Key]) -> io::Result<BTreeMap<Key, Left>> {
         let ours = ended.iter().all(|key| self.children.get(key).is_none_or(|child| !child.adopted));
         if ours {
             if let Ok(inherited) = process::inherited() {
@@ -177,16 +231,27 @@ impl Table {
         let mut left = BTreeMap::new();
         for key in ended {
             let tree = self.members(key, &everyone);
-            if !tree.is_empty() {
+            if tree != Left::default() {
                 left.insert(key.clone(), tree);
             }
         }
         Ok(left)
     }
 
-    /// Whether a tree is being cleared.
-    pub(super) fn is_clearing(&self) -> bool {
-        !self.clearing.is_empty()
+    /// How long until the trees that are being cleared are looked at again, if nothing happens before; `None`: there are none.
+    pub(super) fn next_look(&self, now: MonoTime) -> Option<Duration> {
+        let soon = |key: &Key| self.children.get(key)?.doubtful.map(|since| now.since(since) < LOOK_SOON_FOR);
+        match self.clearing.iter().any(|key| soon(key).unwrap_or(false)) {
+            true => Some(LOOK_SOON),
+            false => (!self.clearing.is_empty()).then_some(LOOK_AGAIN),
+        }
+    }
+
+    /// Notes whether somebody may be left of a tree of which nobody certainly is; returns whether that has been so for too long.
+    pub(super) fn doubt(&mut self, key: &str, doubtful: bool, now: MonoTime) -> bool {
+        let Some(child) = self.children.get_mut(key) else { return false };
+        child.doubtful = doubtful.then(|| child.doubtful.unwrap_or(now));
+        child.doubtful.is_some_and(|since| now.since(since) >= DOUBT_FOR)
     }
 
     /// Everyone whose main process lives.
@@ -198,11 +263,16 @@ impl Table {
     fn is_of(&self, pid: i32, ended: &[Key]) -> bool {
         let session = match process::stat(pid) {
             Ok(stat) => stat.session,
-            Err(error) if is_gone(&error) => return false,
+            Err(error) if process::is_gone(&error) => return false,
             // It is there and cannot be looked at (out of descriptors, say): so it may be.
             Err(_) => return true,
         };
-        let name = process::variable(pid, KEY_VARIABLE);
+        let name = match process::look_for(pid, KEY_VARIABLE) {
+            Variable::Is(name) => Some(name),
+            Variable::None => None,
+            // As above.
+            Variable::Unknown => return true,
+        };
         let name = name.as_deref().and_then(name_in);
         ended.iter().any(|key| {
             self.children.get(key).is_some_and(|child| {
@@ -216,16 +286,16 @@ impl Table {
     /// # Errors
     /// When `/proc` cannot be read.
     pub(super) fn tree(&self, key: &str) -> io::Result<Vec<ProcessId>> {
-        Ok(self.members(key, &Everyone::look()?))
+        Ok(self.members(key, &Everyone::look()?).processes)
     }
 
     /// Who belongs to a child: its main process, its session, whoever carries its name in the environment and has lost its parent, and
     /// all that descends from these.
-    fn members(&self, key: &str, everyone: &Everyone) -> Vec<ProcessId> {
-        let Some(child) = self.children.get(key) else { return Vec::new() };
+    fn members(&self, key: &str, everyone: &Everyone) -> Left {
+        let Some(child) = self.children.get(key) else { return Left::default() };
         if matches!(child.life, Life::Ended { tree_gone: true, .. }) {
             // Since then its numbers can be anybody's.
-            return Vec::new();
+            return Left::default();
         }
         // While a session has members its number is not given out again; so a process with that number that is not the main one shows
         // that the session is another's.
@@ -234,14 +304,25 @@ impl Table {
         let me = i32::try_from(std::process::id()).unwrap_or(0);
         let alive = |stat: &Stat| !stat.zombie;
         let mut member: BTreeMap<i32, u64> = BTreeMap::new();
+        let mut doubtful = Vec::new();
         for (pid, stat) in everyone.processes.iter().filter(|(_, stat)| alive(stat)) {
-            if *pid == me || self.running.get(pid).is_some_and(|other| other != key) {
+            if *pid == me || self.agent == Some(*pid) || self.running.get(pid).is_some_and(|other| other != key) {
                 continue;
             }
             let main = child.running() && *pid == child.id.pid && stat.start_ticks == child.id.start_ticks;
             let orphan = stat.ppid == me || (child.adopted && everyone.may_be_orphan(*pid, stat, child.id.start_ticks));
-            if main || (own_session && stat.session == child.id.pid) || (orphan && everyone.carries(*pid, key, &child.root)) {
+            if main || (own_session && stat.session == child.id.pid) {
                 member.insert(*pid, stat.start_ticks);
+            } else if orphan {
+                match everyone.carries(*pid, key, &child.root) {
+                    Some(true) => {
+                        member.insert(*pid, stat.start_ticks);
+                    }
+                    Some(false) => {}
+                    // What is older than the worker is not of it.
+                    None if stat.start_ticks >= child.id.start_ticks => doubtful.push(*pid),
+                    None => {}
+                }
             }
         }
         // Until nothing is added: a child can have a lower number than its parent.
@@ -256,7 +337,9 @@ impl Table {
                 break;
             }
         }
-        member.into_iter().map(|(pid, start_ticks)| ProcessId { pid, start_ticks }).collect()
+        // Whom somebody of the tree has started is of it, whatever its environment.
+        let doubtful = doubtful.into_iter().find(|pid| !member.contains_key(pid));
+        Left { processes: member.into_iter().map(|(pid, start_ticks)| ProcessId { pid, start_ticks }).collect(), doubtful }
     }
 }
 
@@ -268,7 +351,7 @@ pub(crate) fn main_process_of(pid: i32) -> Option<i32> {
 /// One look at all processes. Whose name one carries is read when it is asked for, and once: many may have ended.
 struct Everyone {
     processes: BTreeMap<i32, Stat>,
-    names: RefCell<BTreeMap<i32, Option<String>>>,
+    names: RefCell<BTreeMap<i32, Variable>>,
 }
 
 impl Everyone {
@@ -284,11 +367,14 @@ impl Everyone {
         pid != KTHREADD && stat.ppid != KTHREADD && (since == 0 || (stat.start_ticks >= since && older))
     }
 
-    /// Whether a process was started with this name in its environment.
-    fn carries(&self, pid: i32, key: &str, root: &str) -> bool {
+    /// Whether a process was started with this name in its environment; `None`: it cannot be seen now.
+    fn carries(&self, pid: i32, key: &str, root: &str) -> Option<bool> {
         let mut names = self.names.borrow_mut();
-        let name = names.entry(pid).or_insert_with(|| process::variable(pid, KEY_VARIABLE));
-        name.as_deref().and_then(name_in).is_some_and(|name| name.key == key && name.root == root)
+        match names.entry(pid).or_insert_with(|| process::look_for(pid, KEY_VARIABLE)) {
+            Variable::Is(value) => Some(name_in(value).is_some_and(|name| name.key == key && name.root == root)),
+            Variable::None => Some(false),
+            Variable::Unknown => None,
+        }
     }
 }
 
@@ -300,11 +386,6 @@ struct Name<'a> {
     root: &'a str,
 }
 
-/// Whether a read of `/proc` failed because there is no such process any more.
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
-}
-
 /// Parses `KEY:PID@ROOT`.
 fn name_in(value: &str) -> Option<Name<'_>> {
     let (left, root) = value.split_once('@')?;
@@ -312,30 +393,72 @@ fn name_in(value: &str) -> Option<Name<'_>> {
     Some(Name { key, pid: pid.parse().ok()?, root })
 }
 
-/// Finds the children of earlier keepers of this root that `table` does not have: with a pidfd those whose main process lives, without
-/// one those of which only something is left.
-pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) -> Vec<(Key, ProcessId, Option<OwnedFd>)> {
-    let mut mains: BTreeMap<Key, (ProcessId, Option<OwnedFd>)> = BTreeMap::new();
+/// What is found of the children of earlier keepers.
+#[derive(Debug, Default)]
+pub(super) struct Survivors {
+    /// Their main process lives.
+    pub(super) living: Vec<(Key, ProcessId)>,
+    /// Their main process is gone, and something is left. True only without a doubt: the main process may be what could not be seen.
+    pub(super) remains: Vec<(Key, ProcessId)>,
+    /// Why there may be more.
+    pub(super) doubt: Option<Doubt>,
+}
+
+/// Why not everybody has been looked at.
+#[derive(Debug)]
+pub(super) enum Doubt {
+    /// This process cannot be seen now: it is executing a program, say.
+    Of(i32),
+    /// Nothing can be seen.
+    All(io::Error),
+}
+
+/// Finds the children of earlier keepers of this root that `table` does not have.
+pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) -> Survivors {
+    let mut mains: BTreeMap<Key, (ProcessId, bool)> = BTreeMap::new();
+    let mut doubt = None;
     for (key, pid, start_ticks) in known.iter().filter(|(key, ..)| !table.has(key)) {
         let id = ProcessId { pid: *pid, start_ticks: *start_ticks };
-        // Refused when the number is another process's by now.
-        if let Ok(pidfd) = process::open(id) {
-            mains.insert(key.clone(), (id, Some(pidfd)));
-        }
-    }
-    for (pid, stat) in process::everyone().unwrap_or_default() {
-        let Some(value) = process::variable(pid, KEY_VARIABLE) else { continue };
-        let Some(name) = name_in(&value).filter(|name| name.root == root && !table.has(name.key)) else { continue };
-        let id = ProcessId { pid, start_ticks: stat.start_ticks };
-        if name.pid == pid && !stat.zombie {
-            if let Ok(pidfd) = process::open(id) {
-                mains.insert(name.key.to_owned(), (id, Some(pidfd)));
+        match process::lives(id) {
+            Ok(true) => {
+                mains.insert(key.clone(), (id, true));
             }
-        } else {
-            mains.entry(name.key.to_owned()).or_insert((ProcessId { pid: name.pid, start_ticks: 0 }, None));
+            // Gone, or the number is another process's by now.
+            Ok(false) => {}
+            Err(error) => doubt = Some(Doubt::All(error)),
         }
     }
-    mains.into_iter().map(|(key, (id, pidfd))| (key, id, pidfd)).collect()
+    let everyone = process::everyone().unwrap_or_else(|error| {
+        doubt = Some(Doubt::All(error));
+        Vec::new()
+    });
+    for (pid, stat) in everyone {
+        if table.agent == Some(pid) || table.running.contains_key(&pid) {
+            continue;
+        }
+        let value = match process::look_for(pid, KEY_VARIABLE) {
+            Variable::Is(value) => value,
+            Variable::None => continue,
+            Variable::Unknown => {
+                doubt = doubt.or(Some(Doubt::Of(pid)));
+                continue;
+            }
+        };
+        let Some(name) = name_in(&value).filter(|name| name.root == root && !table.has(name.key)) else { continue };
+        if name.pid == pid && !stat.zombie {
+            mains.insert(name.key.to_owned(), (ProcessId { pid, start_ticks: stat.start_ticks }, true));
+        } else {
+            mains.entry(name.key.to_owned()).or_insert((ProcessId { pid: name.pid, start_ticks: 0 }, false));
+        }
+    }
+    let me = i32::try_from(std::process::id()).unwrap_or(0);
+    if matches!(doubt, Some(Doubt::Of(_))) && process::look_for(me, KEY_VARIABLE) == Variable::Unknown {
+        // It is not they who cannot be seen: we cannot see ourselves.
+        doubt = Some(Doubt::All(io::Error::other("no environment can be read")));
+    }
+    let (living, remains): (Vec<_>, Vec<_>) = mains.into_iter().partition(|(_, (_, lives))| *lives);
+    let plain = |list: Vec<(Key, (ProcessId, bool))>| list.into_iter().map(|(key, (id, _))| (key, id)).collect();
+    Survivors { living: plain(living), remains: plain(remains), doubt }
 }
 
 #[cfg(test)]
@@ -343,7 +466,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
-    use crate::sys::fault;
+    use crate::sys::{fault, headless};
 
     /// Killed and reaped when the test is over, also when it fails.
     struct Orphan(i32);
@@ -371,20 +494,88 @@ mod tests {
 
         let key = "w/0#1".to_owned();
         let mut table = Table::default();
-        table.insert(key.clone(), Child::new(id, None, Vec::new(), "/x".into(), String::new()));
-        let now = MonoTime::from_boot(std::time::Duration::from_secs(1));
+        table.insert(key.clone(), Child::new(id, false, Vec::new(), "/x".into(), String::new()));
+        let now = MonoTime::from_boot(Duration::from_secs(1));
         assert_eq!(table.ended(id.pid, Ended::Code(0), now), Some(key.clone()));
-        let look = || table.leftovers(std::slice::from_ref(&key)).map(|left| left.get(&key).map_or(0, Vec::len));
-        assert_eq!(look().expect("/proc"), 1);
+        let look = || {
+            table
+                .leftovers(std::slice::from_ref(&key))
+                .map(|left| left.get(&key).map_or((0, false), |left| (left.processes.len(), left.doubtful.is_some())))
+        };
+        assert_eq!(look().expect("/proc"), (1, false));
         fault::set_proc(Some("stat"));
         let blind = look();
         fault::set_proc(Some("children"));
         let slow = look();
         fault::set_proc(None);
         assert!(blind.is_err(), "{blind:?}");
-        assert_eq!(slow.expect("the long way"), 1);
+        assert_eq!(slow.expect("the long way"), (1, false));
         drop(left);
-        assert_eq!(look().expect("/proc"), 0);
+        assert_eq!(look().expect("/proc"), (0, false));
+    }
+
+    #[test]
+    fn whose_name_cannot_be_read_may_be_left_over_and_is_looked_at_again_for_a_while() {
+        process::become_subreaper().expect("a subreaper");
+        // One that left its worker's session, as daemons do; its parent is gone.
+        let mut main = Command::new("sh")
+            .args(["-c", "setsid sleep 1000 >/dev/null & echo $!"])
+            .env(KEY_VARIABLE, "w/0#1:0000000001@/doubt")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh");
+        let pid = i32::try_from(main.id()).expect("a pid");
+        let id = process::stat(pid).expect("not reaped").id(pid);
+        let mut line = String::new();
+        io::BufRead::read_line(&mut io::BufReader::new(main.stdout.take().expect("piped")), &mut line).expect("a line");
+        let left = Orphan(line.trim().parse().expect("a pid"));
+        main.wait().expect("its end");
+        // `setsid` and `sleep` have been executed.
+        while process::stat(left.0).expect("it lives").session != left.0 || process::title(left.0).expect("ours") != b"sleep\x001000" {
+            std::thread::yield_now();
+        }
+
+        let (key, mut table) = ("w/0#1".to_owned(), Table::default());
+        table.insert(key.clone(), Child::new(id, false, Vec::new(), "/doubt".into(), String::new()));
+        let at = |millis| MonoTime::from_boot(Duration::from_millis(millis));
+        table.ended(id.pid, Ended::Code(0), at(1000));
+        let look = |table: &Table| table.leftovers(std::slice::from_ref(&key)).expect("/proc").remove(&key).unwrap_or_default();
+        fault::set_proc(Some("environ"));
+        let blind = look(&table);
+        fault::set_proc(None);
+        assert!(blind.processes.is_empty() && blind.doubtful.is_some(), "{blind:?}");
+        assert_eq!(look(&table).processes.iter().map(|id| id.pid).collect::<Vec<_>>(), [left.0]);
+        drop(left);
+        assert_eq!(look(&table), Left::default());
+
+        table.clear(&key);
+        assert_eq!(table.next_look(at(1000)), Some(LOOK_AGAIN));
+        assert!(!table.doubt(&key, true, at(2000)));
+        assert_eq!(table.next_look(at(2050)), Some(LOOK_SOON));
+        assert!(!table.doubt(&key, true, at(11_999)));
+        assert_eq!(table.next_look(at(11_999)), Some(LOOK_AGAIN));
+        assert!(table.doubt(&key, true, at(12_000)), "for ever");
+        assert!(!table.doubt(&key, false, at(12_001)) && !table.doubt(&key, true, at(13_000)), "a new doubt");
+        table.cleared(&key);
+        assert_eq!(table.next_look(at(14_000)), None);
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_is_left_over_and_survives() {
+        let key = "w/0#1".to_owned();
+        let process = headless::start(headless::command().env(KEY_VARIABLE, "w/0#1:0000000001@/headless"));
+        let id = process::stat(process.pid()).expect("it lives").id(process.pid());
+        let found = survivors("/headless", &[(key.clone(), id.pid, id.start_ticks)], &Table::default());
+        assert_eq!(found.living, [(key.clone(), id)], "{found:?}");
+
+        let mut table = Table::default();
+        let main = ProcessId { pid: 1 << 22, start_ticks: id.start_ticks };
+        table.insert(key.clone(), Child::new(main, false, Vec::new(), "/headless".into(), String::new()));
+        table.ended(main.pid, Ended::Code(0), MonoTime::from_boot(Duration::from_secs(1)));
+        assert_eq!(table.tree(&key).expect("/proc"), [id]);
+        drop(process);
+        assert_eq!(table.tree(&key).expect("/proc"), []);
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub(crate) fn uses(releases: &Path) -> Result<Uses, PruneError> {
         let entry = entry.map_err(unreadable(proc_dir))?;
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let mut seen = BTreeSet::new();
-        match look_into(&entry.path(), &prefix, &mut seen) {
+        match look_into(pid, &prefix, &mut seen) {
             Look::Gone => {}
             Look::Whole => {
                 found.known.insert(pid);
@@ -153,6 +153,7 @@ pub(crate) fn uses(releases: &Path) -> Result<Uses, PruneError> {
     Ok(found)
 }
 
+#[derive(Debug, PartialEq, Eq)]
 enum Look {
     Whole,
     Denied,
@@ -160,17 +161,31 @@ enum Look {
 }
 
 /// Collects the releases that one process uses.
-fn look_into(process: &Path, prefix: &[u8], seen: &mut BTreeSet<ReleaseId>) -> Look {
+fn look_into(pid: i32, prefix: &[u8], seen: &mut BTreeSet<ReleaseId>) -> Look {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let look = look_through(&process, prefix, seen);
+    if look != Look::Gone {
+        return look;
+    }
+    // A kernel thread has no executable, and a process that ended none any more. Nor has one whose first thread alone has ended: what that
+    // one uses is seen through the others.
+    match crate::sys::process::other_threads(pid) {
+        Ok(threads) => {
+            let through = |thread| look_through(&process.join(format!("task/{thread}")), prefix, seen);
+            threads.into_iter().map(through).find(|look| *look != Look::Gone).unwrap_or(Look::Gone)
+        }
+        Err(error) if crate::sys::process::is_gone(&error) => Look::Gone,
+        Err(_) => Look::Denied,
+    }
+}
+
+/// Collects the releases that a process uses, as one of its threads (a directory in `/proc`) shows them.
+fn look_through(process: &Path, prefix: &[u8], seen: &mut BTreeSet<ReleaseId>) -> Look {
     let mut note = |path: &[u8]| seen.extend(release_in(path, prefix));
     // Bare system calls, since it matters which error it is.
     let link = |path: &Path| rustix::fs::readlink(path, Vec::new()).map(CString::into_bytes);
     let looked = (|| -> Result<(), Errno> {
-        // A kernel thread has no executable; a process that ended but is not reaped yet has none either.
-        match link(&process.join("exe")) {
-            Ok(target) => note(&target),
-            Err(Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(error),
-        }
+        note(&link(&process.join("exe"))?);
         for name in ["cwd", "root"] {
             note(&link(&process.join(name))?);
         }
@@ -403,6 +418,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use crate::release::switch;
+    use crate::sys::headless;
 
     /// Ends its process with the test.
     struct Running(Child);
@@ -512,6 +528,15 @@ mod tests {
         fs_err::remove_file(path(1).join("sleep")).expect("removed");
         fs_err::remove_dir_all(path(4)).expect("removed");
         until_used(&layout, &expected);
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_uses_what_it_used() {
+        let (_dir, layout, ids) = scene(2);
+        let process = headless::start(headless::command().current_dir(layout.release(&ids[0])));
+        let seen = uses(&layout.releases()).expect("seen");
+        assert_eq!(seen.of(&ids[0], &Unreadable::KeepOf(BTreeSet::new())), Use::Used([process.pid()].into()));
+        assert_eq!(seen.of(&ids[1], &Unreadable::KeepOf(BTreeSet::new())), Use::Free);
     }
 
     #[test]

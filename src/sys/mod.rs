@@ -2,8 +2,14 @@
 //!
 //! It knows how, not when: no policy, no retry, no logging beyond returning errors.
 
+// The bare system calls for users and groups take 16-bit numbers on some 32-bit machines (`setgroups(2)`).
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("selfstart is for 64-bit Linux");
+
 pub(crate) mod clock;
 pub mod fault;
+#[cfg(test)]
+pub(crate) mod headless;
 pub mod libgit2;
 pub mod links;
 pub(crate) mod packet;

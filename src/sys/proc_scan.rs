@@ -18,7 +18,7 @@ use selfstart_core::time::MonoTime;
 use selfstart_core::units::Bytes;
 
 use super::fault;
-use super::process::{Stat, parse_stat};
+use super::process::{Stat, other_threads, parse_line, parse_stat};
 
 /// All processes at about one moment.
 #[derive(Clone, Debug, Default)]
@@ -161,7 +161,15 @@ impl ProcScanner {
                 // Out of descriptors or memory: it may be there, so nothing can be said of any tree.
                 Err(error) => return Err(error),
             };
-            if there && let Some(stat) = parse_stat(text) {
+            if there && let Some((mut stat, headless)) = parse_line(text) {
+                if headless {
+                    // Its first thread has given up its memory, the others have not.
+                    for thread in other_threads(pid).unwrap_or_default() {
+                        if read_into(proc_dir, pid, &format!("task/{thread}/stat"), 4096, text).is_ok_and(|there| there) {
+                            stat.rss_pages = stat.rss_pages.max(parse_stat(text).map_or(0, |of_thread| of_thread.rss_pages));
+                        }
+                    }
+                }
                 snapshot.procs.push((pid, stat));
             }
         }
@@ -177,7 +185,17 @@ impl ProcScanner {
     /// # Errors
     /// If it is there and may not be read (another user's, without CAP_SYS_PTRACE).
     pub(crate) fn pss(&mut self, pid: i32) -> io::Result<Option<Bytes>> {
-        match read_into(&self.proc_dir, pid, "smaps_rollup", 4096, &mut self.text) {
+        let mut read = read_into(&self.proc_dir, pid, "smaps_rollup", 4096, &mut self.text);
+        if read.as_ref().is_ok_and(|there| !there || self.text.is_empty()) {
+            // It is gone, or only its first thread is.
+            for thread in other_threads(pid).unwrap_or_default() {
+                read = read_into(&self.proc_dir, pid, &format!("task/{thread}/smaps_rollup"), 4096, &mut self.text);
+                if read.as_ref().is_ok_and(|there| *there) {
+                    break;
+                }
+            }
+        }
+        match read {
             Ok(false) => Ok(None),
             Ok(true) => parse_pss(&self.text).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into()),
             Err(error) => Err(error),

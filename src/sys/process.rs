@@ -96,15 +96,24 @@ pub(crate) fn apart(command: &mut std::process::Command) {
 /// Opens a process by number and start, so that it can be signalled and awaited whatever happens to the number.
 ///
 /// # Errors
-/// `NotFound` when it is gone or is another by now.
+/// `NotFound` when it is gone or is another by now; any other: it could not be opened or looked at now (out of descriptors, say).
 pub(crate) fn open(id: ProcessId) -> io::Result<OwnedFd> {
     let gone = || io::Error::new(io::ErrorKind::NotFound, "the process is gone");
     let pid = Pid::from_raw(id.pid).ok_or_else(gone)?;
     let fd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| if error == rustix::io::Errno::SRCH { gone() } else { error.into() })?;
     // Read after the descriptor was opened: from here on the descriptor and what was read are the same process or it is dead.
+    if lives(id)? { Ok(fd) } else { Err(gone()) }
+}
+
+/// Whether a process, known by number and start, lives.
+///
+/// # Errors
+/// When that cannot be seen now.
+pub(crate) fn lives(id: ProcessId) -> io::Result<bool> {
     match stat(id.pid) {
-        Ok(seen) if seen.start_ticks == id.start_ticks && !seen.zombie => Ok(fd),
-        _ => Err(gone()),
+        Ok(seen) => Ok(seen.start_ticks == id.start_ticks && !seen.zombie),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -133,7 +142,7 @@ pub(crate) struct Stat {
     pub(crate) start_ticks: u64,
     /// Its resident pages.
     pub(crate) rss_pages: u64,
-    /// Whether it has ended and waits to be reaped.
+    /// Whether it has ended and waits to be reaped: all of it, not only its first thread.
     pub(crate) zombie: bool,
 }
 
@@ -159,17 +168,71 @@ pub(crate) fn stat(pid: i32) -> io::Result<Stat> {
 /// Parses `pid (name) state ppid pgrp session ... starttime(22) vsize rss(24) ...`; the name may hold anything, so what follows the *last*
 /// parenthesis counts (`proc_pid_stat(5)`).
 pub(super) fn parse_stat(line: &[u8]) -> Option<Stat> {
+    parse_line(line).map(|(stat, _)| stat)
+}
+
+/// As [`parse_stat`], and whether its first thread has ended while others live on.
+///
+/// The state is the first thread's. The kernel counts the threads that are not reaped yet (num_threads, field 20): the first one always,
+/// as it is reaped with the process; the others no longer than they live. So one thread in state Z is a process that has ended.
+pub(super) fn parse_line(line: &[u8]) -> Option<(Stat, bool)> {
     let after = memchr::memrchr(b')', line)?;
     let text = std::str::from_utf8(line.get(after + 1..)?).ok()?;
     let mut fields = text.split_ascii_whitespace();
     let state = fields.next()?;
     let ppid = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
-    // state is field 3; session was field 6; starttime is field 22.
-    let start_ticks = fields.nth(15)?.parse().ok()?;
+    // state is field 3; session was field 6; num_threads is field 20, starttime 22.
+    let threads: i64 = fields.nth(13)?.parse().ok()?;
+    let start_ticks = fields.nth(1)?.parse().ok()?;
     // rss is field 24; the kernel writes it as a signed number.
     let rss_pages = u64::try_from(fields.nth(1)?.parse::<i64>().ok()?.max(0)).ok()?;
-    Some(Stat { ppid, session, start_ticks, rss_pages, zombie: matches!(state, "Z" | "X") })
+    let (ended, headless) = (matches!(state, "Z" | "X"), threads > 1);
+    Some((Stat { ppid, session, start_ticks, rss_pages, zombie: ended && !headless }, ended && headless))
+}
+
+/// Returns the threads of a process besides its first.
+///
+/// # Errors
+/// When it is gone, or may not be looked into.
+pub(crate) fn other_threads(pid: i32) -> io::Result<Vec<i32>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let tasks = rustix::fs::open(format!("/proc/{pid}/task"), flags, Mode::empty())?;
+    let mut threads = Vec::new();
+    for entry in rustix::fs::Dir::read_from(&tasks)? {
+        let tid = entry?.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok());
+        threads.extend(tid.filter(|tid| *tid != pid));
+    }
+    Ok(threads)
+}
+
+/// Reads a whole file below `/proc/PID`. A process whose first thread has ended has nothing there any more, so one that is empty or gone is
+/// read through its other threads.
+fn read_of(pid: i32, name: &str) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let read = |path: String| -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        std::fs::File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let first = read(format!("/proc/{pid}/{name}"));
+    match &first {
+        Ok(bytes) if !bytes.is_empty() => return first,
+        Err(error) if !is_gone(error) => return first,
+        _ => {}
+    }
+    for thread in other_threads(pid).unwrap_or_default() {
+        match read(format!("/proc/{pid}/task/{thread}/{name}")) {
+            Ok(bytes) if !bytes.is_empty() => return Ok(bytes),
+            _ => {}
+        }
+    }
+    first
+}
+
+/// Whether a read of `/proc` failed because there is no such process any more.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// Reads up to a buffer of a file in one go.
@@ -205,14 +268,71 @@ pub(crate) fn everyone() -> io::Result<Vec<(i32, Stat)>> {
     Ok(ProcScanner::new()?.scan()?.into_procs())
 }
 
-/// Returns the value of a variable in a process's environment as it was at its start; `None` when it has none, or may not be read.
+/// What a process's environment says of a variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Variable {
+    /// This.
+    Is(String),
+    /// Nothing, for certain: it has no such variable, it has ended, or it may not be looked into, which will not change.
+    None,
+    /// It could not be read now: it is executing a program, or we are out of something. It is worth another look.
+    Unknown,
+}
+
+/// Looks for a variable in a process's environment as it was at its start.
+pub(crate) fn look_for(pid: i32, name: &str) -> Variable {
+    let found = |block: &[u8]| {
+        let value = block.split(|&byte| byte == 0).find_map(|entry| {
+            let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+            String::from_utf8(value.to_vec()).ok()
+        });
+        value.map_or(Variable::None, Variable::Is)
+    };
+    let read = || {
+        fault::proc("environ")?;
+        read_of(pid, "environ")
+    };
+    for _ in 0..2 {
+        match read() {
+            Ok(block) if !block.is_empty() => return found(&block),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Variable::None,
+            Err(error) if !is_gone(&error) => return Variable::Unknown,
+            Ok(_) | Err(_) => {}
+        }
+        match has_environment(pid) {
+            // It has executed its program since; or it was started with nothing, as `env -i` does.
+            Ok(Some(true)) => {}
+            Ok(Some(false)) => return Variable::Unknown,
+            Ok(None) => return Variable::None,
+            Err(error) if is_gone(&error) => return Variable::None,
+            Err(_) => return Variable::Unknown,
+        }
+    }
+    Variable::None
+}
+
+/// Whether the kernel knows where a process's environment is, which it does not while the process executes a program and when its first
+/// thread has ended; `None`: it never will, as it is a kernel thread or has ended (`proc_pid_stat(5)`).
+fn has_environment(pid: i32) -> io::Result<Option<bool>> {
+    const PF_KTHREAD: u64 = 0x0020_0000;
+    fault::proc("stat")?;
+    let mut buffer = [0_u8; 1024];
+    let read = read_file(&format!("/proc/{pid}/stat"), &mut buffer)?;
+    let unknown = || io::Error::new(io::ErrorKind::InvalidData, "an unknown form of /proc/PID/stat");
+    let (stat, _) = parse_line(&buffer[..read]).ok_or_else(unknown)?;
+    let after = memchr::memrchr(b')', &buffer[..read]).map_or(0, |at| at + 1);
+    let fields: Vec<&str> = std::str::from_utf8(&buffer[after..read]).map_err(|_| unknown())?.split_ascii_whitespace().collect();
+    // The first of them is field 3; flags are field 9, env_end is field 51.
+    let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse::<u64>().ok()).ok_or_else(unknown);
+    if stat.zombie || field(9)? & PF_KTHREAD != 0 { Ok(None) } else { Ok(Some(field(51)? != 0)) }
+}
+
+/// Returns the value of a variable in a process's environment as it was at its start; `None` when it has none, or cannot be read.
 pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
-    fault::proc("environ").ok()?;
-    let block = fs_err::read(format!("/proc/{pid}/environ")).ok()?;
-    block.split(|&byte| byte == 0).find_map(|entry| {
-        let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-        String::from_utf8(value.to_vec()).ok()
-    })
+    match look_for(pid, name) {
+        Variable::Is(value) => Some(value),
+        Variable::None | Variable::Unknown => None,
+    }
 }
 
 /// Returns a process's title: its argument bytes without the NULs at the end.
@@ -221,7 +341,7 @@ pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
 /// When it is gone or may not be read.
 pub(crate) fn title(pid: i32) -> io::Result<Vec<u8>> {
     fault::proc("cmdline")?;
-    let mut bytes = fs_err::read(format!("/proc/{pid}/cmdline"))?;
+    let mut bytes = read_of(pid, "cmdline")?;
     bytes.truncate(bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1));
     Ok(bytes)
 }
@@ -252,8 +372,19 @@ const DEFAULT_PIPE_BYTES: usize = 64 << 10;
 /// # Errors
 /// When the process is gone or may not be looked into.
 pub(crate) fn reopen_output(pid: i32, fd: i32) -> io::Result<Option<OwnedFd>> {
-    let path = format!("/proc/{pid}/fd/{fd}");
-    let target = rustix::fs::readlink(&path, Vec::new())?;
+    let mut path = format!("/proc/{pid}/fd/{fd}");
+    let mut target = rustix::fs::readlink(&path, Vec::new());
+    if target == Err(rustix::io::Errno::NOENT) {
+        // Closed; or the process's first thread has ended, and the others have its descriptors.
+        for thread in other_threads(pid)? {
+            path = format!("/proc/{pid}/task/{thread}/fd/{fd}");
+            target = rustix::fs::readlink(&path, Vec::new());
+            if target.is_ok() {
+                break;
+            }
+        }
+    }
+    let target = target?;
     if !target.to_bytes().starts_with(b"pipe:") {
         return Ok(None);
     }
@@ -267,18 +398,81 @@ fn descriptor_path(fd: BorrowedFd<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::headless;
     use super::*;
 
     #[test]
     fn a_stat_line_is_read_whatever_the_name_is() {
         for name in ["sh", "a b", "a) S 1 2 3 (b", "x)\n) R 9", ")", "", "(((", "1 2 3"] {
-            let rest = "12 4710 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1000 200 18446744073709551615\n";
+            let rest =
+                |threads| format!("12 4710 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 {threads} 0 987654 1000 200 18446744073709551615\n");
             let expected = |zombie| Some(Stat { ppid: 12, session: 4711, start_ticks: 987_654, rss_pages: 200, zombie });
-            assert_eq!(parse_stat(format!("4711 ({name}) S {rest}").as_bytes()), expected(false), "{name:?}");
-            assert_eq!(parse_stat(format!("4711 ({name}) Z {rest}").as_bytes()), expected(true), "{name:?}");
+            // No thread: it was reaped while it was read.
+            for (state, threads, zombie) in [('S', 1, false), ('Z', 1, true), ('S', 2, false), ('Z', 2, false), ('X', 0, true)] {
+                let line = format!("4711 ({name}) {state} {}", rest(threads));
+                assert_eq!(parse_stat(line.as_bytes()), expected(zombie), "{name:?} {state} {threads}");
+            }
         }
         for wrong in ["", "1", "1 (x", "1 (x)", "1 (x) S", "1 (x) S 1 1 1 0", "1 (x) S x 40 39 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 1 9 2 1"] {
             assert_eq!(parse_stat(wrong.as_bytes()), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_lives_and_is_read_through_another() {
+        let (read, write) = output_pipe(DEFAULT_PIPE_BYTES).expect("a pipe");
+        let process = headless::start(headless::command().env("OF_IT", "its own").stdout(write));
+        let (pid, seen) = (process.pid(), stat(process.pid()).expect("there"));
+        assert!(!seen.zombie, "{seen:?}");
+        assert_eq!(variable(pid, "OF_IT").as_deref(), Some("its own"));
+        assert!(title(pid).expect("a title").ends_with(headless::NAME.as_bytes()));
+        assert!(reopen_output(pid, 1).expect("looked into").is_some());
+        let scanned = everyone().expect("/proc").into_iter().find(|(other, _)| *other == pid).expect("found").1;
+        assert!(scanned.rss_pages > 0, "{scanned:?}");
+        assert!(ProcScanner::new().expect("/proc").pss(pid).expect("ours").expect("there").0 > 0);
+        let opened = open(seen.id(pid)).expect("it lives");
+        signal_open(opened.as_fd(), libc::SIGKILL).expect("ours");
+        drop((process, read));
+        assert_eq!(open(seen.id(pid)).expect_err("reaped").kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_an_environment_says_is_told_from_what_could_not_be_read() {
+        let sleep = |command: &mut std::process::Command| command.arg("1000").spawn().expect("sleep");
+        let mut children =
+            [sleep(std::process::Command::new("sleep").env("A", "1")), sleep(std::process::Command::new("sleep").env_clear())];
+        let pids = children.each_ref().map(|child| i32::try_from(child.id()).expect("a pid"));
+        // Until it executes it has ours, and none while it does so.
+        let settled = |pid: i32| loop {
+            match look_for(pid, "PATH") {
+                Variable::Unknown => std::thread::yield_now(),
+                _ if title(pid).is_ok_and(|title| title == b"sleep\x001000") => return look_for(pid, "A"),
+                _ => std::thread::yield_now(),
+            }
+        };
+        let seen = pids.map(settled);
+        fault::set_proc(Some("environ"));
+        let unreadable = look_for(pids[0], "A");
+        fault::set_proc(Some("stat"));
+        let no_stat = look_for(pids[1], "A");
+        fault::set_proc(None);
+        children.iter_mut().for_each(|child| child.kill().expect("ours"));
+        // It has ended, or is just about to.
+        let zombie = loop {
+            match stat(pids[0]).expect("not reaped").zombie {
+                true => break look_for(pids[0], "A"),
+                false => std::thread::yield_now(),
+            }
+        };
+        for child in &mut children {
+            child.wait().expect("its end");
+        }
+        assert_eq!(seen, [Variable::Is("1".into()), Variable::None]);
+        assert_eq!([unreadable, no_stat], [Variable::Unknown, Variable::Unknown]);
+        assert_eq!([zombie, look_for(pids[0], "A")], [Variable::None, Variable::None]);
+        // kthreadd, where it is not hidden by a container.
+        if stat(2).is_ok_and(|stat| stat.ppid == 0) {
+            assert_eq!(look_for(2, "A"), Variable::None);
         }
     }
 

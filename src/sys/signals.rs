@@ -29,6 +29,22 @@ pub(crate) const fn number(signal: Signal) -> i32 {
 /// The signals that the keeper takes: child ends, and what is meant for the node.
 pub(crate) const TAKEN: [i32; 6] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
 
+/// Gives [`TAKEN`] their default dispositions, whatever they were in who started us: with SIGCHLD ignored the kernel reaps our children
+/// itself and tells nobody (`wait(2)`).
+///
+/// # Errors
+/// Never: these can be set.
+#[expect(unsafe_code, reason = "signal(2) has no safe wrapper")]
+pub(crate) fn take_back() -> io::Result<()> {
+    for signal in TAKEN {
+        // SAFETY: sets a disposition; no handler is involved.
+        if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// The taken signals, blocked and readable.
 #[derive(Debug)]
 pub(crate) struct SignalFd(OwnedFd);

@@ -91,6 +91,48 @@ fn a_second_term_kills_at_once() {
 }
 
 #[test]
+fn with_no_descriptors_but_those_for_output_workers_are_adopted_and_minded() {
+    let node = Node::new();
+    node.configure(&format!("  w: {{command: '@FIXTURE@', count: 20, {QUICK}}}"), "");
+    let run = || {
+        // Two for each of them and some; for a pidfd each there is no room.
+        node.start_with(&["prlimit", "--nofile=84"]);
+        // The former one's socket is still there.
+        node.until("an agent that answers", || (node.cli(&["status"]).code == Some(0)).then_some(()));
+        node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+    };
+    run();
+    let before = node.pids("w");
+    node.signal_keeper(Signal::KILL);
+    node.same(node.ended(), None);
+    run();
+    node.same(node.pids("w"), before.clone());
+    // One that nothing watches is seen to end all the same.
+    before.iter().for_each(|pid| signal_to(*pid, Signal::KILL));
+    node.until("others in their places", || {
+        let now = node.pids("w");
+        (now.len() == 20 && now.iter().all(|pid| *pid > 0 && !before.contains(pid))).then_some(())
+    });
+    node.signal_keeper(Signal::TERM);
+    node.same(node.ended(), Some(0));
+    node.same(node.processes(), vec![]);
+}
+
+#[test]
+fn whoever_starts_it_may_ignore_the_signals_that_it_needs() {
+    let node = Node::new();
+    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "");
+    // A shell cannot ignore SIGCHLD, and says so to nobody.
+    let ignoring = "$SIG{$_} = 'IGNORE' for qw(CHLD TERM INT HUP USR1 USR2); exec @ARGV or die";
+    node.start_with(&["perl", "-e", ignoring]);
+    node.until("the control socket", || node.root("run/control.sock").exists().then_some(()));
+    node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+    node.signal_keeper(Signal::TERM);
+    node.same(node.ended(), Some(0));
+    node.same(node.processes(), vec![]);
+}
+
+#[test]
 fn a_second_run_on_the_same_root_is_refused_and_says_who_is_there() {
     let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"));
     let (pid, agent) = (node.pid("w"), node.look("/agent/pid"));
