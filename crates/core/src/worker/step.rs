@@ -226,7 +226,14 @@ impl Slot {
             ) if start == recalled => {
                 let worker = self.adopted(start, process, target, since, turn);
                 match ladder {
-                    Some(ladder) => State::Stopping { worker, ready: ready_since, order, ladder },
+                    Some(ladder) => {
+                        if let Ladder::Polite { signal, .. } = ladder {
+                            // The rung was saved before its signal was sent: the former agent may have died in between, and a worker that
+                            // was never asked would be killed for not having heard. Twice is better than never; its time goes on.
+                            turn.act(Effect::Signal { start, signal });
+                        }
+                        State::Stopping { worker, ready: ready_since, order, ladder }
+                    }
                     None => Self::begin_stop(worker, ready_since, order, Manner::Ladder, turn),
                 }
             }

@@ -474,10 +474,12 @@ fn a_worker_that_nobody_knows_any_more_has_a_verdict_and_a_successor() {
 }
 
 #[test]
-fn a_stop_goes_on_where_it_was_when_the_agent_comes_back() {
+fn a_stop_goes_on_where_it_was_when_the_agent_comes_back_and_its_signal_is_sent_again_as_it_may_not_have_been() {
     let life = agent_killed(ready(policy()).then(&[event::stop(Then::Stay)])).then(&[(adopted().0, 10)]);
-    assert_eq!((life.deeds(), next_deadline(&life.slot)), (vec![], Some(at(61))));
-    assert_eq!(life.due().deeds(), [signal(1, Signal::Term)]);
+    assert_eq!((life.deeds(), next_deadline(&life.slot)), (vec![signal(1, Signal::Quit)], Some(at(61))));
+    let life = agent_killed(life.due()).then(&[(adopted().0, 5)]);
+    assert_eq!((life.deeds(), next_deadline(&life.slot)), (vec![signal(1, Signal::Term)], Some(at(71))));
+    assert_eq!(life.due().deeds(), [Effect::KillTree { start: ONE }]);
 }
 
 #[test]
