@@ -733,12 +733,13 @@ impl Agent {
         let now = clock::now();
         let rested = self.next_save;
         let due = *self.save_due.get_or_insert_with(|| rested.max(now + SAVE_AFTER));
-        let urgent = !self.held.is_empty() || self.ending == Ending::Leaving;
+        let urgent = !self.held.is_empty() || self.ending == Ending::Leaving || self.serving.waits_for_save();
         if now < due && !urgent {
             return;
         }
         self.save_due = None;
         self.save_began = now;
+        self.saves_begun += 1;
         (self.dirty, self.saving_state) = (false, true);
         self.forgetting.append(&mut self.forget_after_save);
         self.being_saved.append(&mut self.held);
@@ -769,9 +770,10 @@ impl Agent {
         if self.held.is_empty() {
             self.held_until = None;
         }
+        self.serving.saved(self.saves_begun, result.as_ref().err().map(String::as_str));
         match result {
             Ok(()) => {
-                self.state_trouble = false;
+                self.state_trouble = None;
                 for key in std::mem::take(&mut self.forgetting) {
                     self.ask(Ask::Forget { key });
                 }
@@ -779,9 +781,10 @@ impl Agent {
             Err(error) => {
                 self.save_again = Some(clock::now() + super::run::TRY_AGAIN);
                 // Kept in the keeper until it can be written: an agent that comes back hears the exits again.
-                if !std::mem::replace(&mut self.state_trouble, true) {
+                if self.state_trouble.is_none() {
                     self.telling.warn(&format!("the state could not be written, and is tried again every second: {error}"));
                 }
+                self.state_trouble = Some(error);
             }
         }
     }

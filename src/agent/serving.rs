@@ -40,6 +40,8 @@ pub(crate) struct Serving {
     next_request: u64,
     deploys: BTreeMap<RequestId, Asked>,
     pending: Vec<Pending>,
+    /// What is so already, and is answered once a write of the state that contains it is over; with the number of that write.
+    unsaved: Vec<(u64, Reply, Box<Done>)>,
     shown: Option<(MonoTime, String)>,
 }
 
@@ -48,6 +50,10 @@ struct Asked {
     reply: Reply,
     wait: bool,
     since: MonoTime,
+    /// Whether it changes what must outlive the agent, and so is not done before that is on disk.
+    saved: bool,
+    /// Whether it has been tried to write it once more for this answer.
+    tried_again: bool,
     /// What was done all the same, if the deploy that the answer waits for does not come about; may be empty.
     done: &'static str,
 }
@@ -76,7 +82,46 @@ enum Goal {
     AllReady,
 }
 
+impl Serving {
+    /// Whether somebody waits for the state to be written.
+    pub(crate) fn waits_for_save(&self) -> bool {
+        !self.unsaved.is_empty()
+    }
+
+    /// This write of the state is over: answers those whose change it contains.
+    pub(crate) fn saved(&mut self, write: u64, trouble: Option<&str>) {
+        for (needed, reply, done) in std::mem::take(&mut self.unsaved) {
+            match trouble {
+                _ if needed > write => self.unsaved.push((needed, reply, done)),
+                None => reply.finish(Outcome::Done(done)),
+                Some(why) => reply.finish(not_saved(&done.text, why)),
+            }
+        }
+    }
+}
+
+/// It is so, but only as long as this agent lives: no success, as the next agent knows nothing of it.
+fn not_saved(done: &str, why: &str) -> Outcome {
+    let reason = format!("done ({done}), but not saved: {why}; it is forgotten if the agent ends");
+    Outcome::Failed(Failed { reason, hint: Some("free space, and repeat it".to_owned()), ..Failed::default() })
+}
+
 impl Agent {
+    /// Answers a command that changed what must outlive the agent, once that is on disk, or at once if it cannot be written.
+    fn finish_saved(&mut self, reply: Reply, outcome: Outcome) {
+        let done = match outcome {
+            Outcome::Done(done) => done,
+            other => return reply.finish(other),
+        };
+        // What is repeated changes nothing, and may still be what could not be written before.
+        self.dirty = self.dirty || self.state_trouble.is_some() && !self.saving_state;
+        match (self.dirty, self.saving_state) {
+            (true, _) => self.serving.unsaved.push((self.saves_begun + 1, reply, done)),
+            (false, true) => self.serving.unsaved.push((self.saves_begun, reply, done)),
+            (false, false) => reply.finish(Outcome::Done(done)),
+        }
+    }
+
     /// Takes a command.
     pub(crate) fn call(&mut self, call: Call) {
         let Call { request, peer, by, reply } = call;
@@ -124,14 +169,27 @@ impl Agent {
             Request::Unhold => "updates are let through again, but what was remembered is not live: ",
             _ => "",
         };
-        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now(), done });
+        let saved = matches!(what, Request::Hold { .. } | Request::Unhold | Request::Rollback(_));
+        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now(), saved, tried_again: false, done });
         self.serving.shown = None;
         self.deploy_event(DeployEvent::Requested { id, by, what });
     }
 
     /// The machine of deploys has an answer.
     pub(crate) fn answered_deploy(&mut self, id: RequestId, outcome: DeployOutcome) {
-        let Some(asked) = self.serving.deploys.remove(&id) else { return };
+        let Some(mut asked) = self.serving.deploys.remove(&id) else { return };
+        let unsaved = self.deploying.unsaved().filter(|_| asked.saved && matches!(outcome, DeployOutcome::Done { .. })).map(str::to_owned);
+        let Some(why) = unsaved else { return self.finish_deploy(asked, outcome) };
+        if asked.tried_again {
+            return asked.reply.finish(not_saved("it is so", &why));
+        }
+        // Somebody who repeats it has made room: then it is written now, and not when it is next tried.
+        asked.tried_again = true;
+        self.serving.deploys.insert(id, asked);
+        self.answer_when_saved(id, outcome);
+    }
+
+    fn finish_deploy(&mut self, asked: Asked, outcome: DeployOutcome) {
         let seconds = clock::now().since(asked.since).as_secs();
         asked.reply.finish(match outcome {
             DeployOutcome::Done { release, changed } => {
@@ -175,7 +233,10 @@ impl Agent {
             let accepted: Vec<RequestId> = self.serving.deploys.iter().filter(|(_, asked)| !asked.wait).map(|(id, _)| *id).collect();
             for id in accepted {
                 if let Some(asked) = self.serving.deploys.remove(&id) {
-                    asked.reply.finish(Done::text("accepted; `selfstart status` shows how far it is"));
+                    asked.reply.finish(match self.deploying.unsaved().filter(|_| asked.saved) {
+                        Some(why) => not_saved("accepted", why),
+                        None => Done::text("accepted; `selfstart status` shows how far it is"),
+                    });
                 }
             }
         }
@@ -191,7 +252,9 @@ impl Agent {
             }
             match self.reached(&waiting.goal) {
                 None => self.serving.pending.push(waiting),
-                Some(Ok(())) => waiting.reply.finish(Done::text(waiting.text)),
+                // Who only waited changed nothing.
+                Some(Ok(())) if matches!(waiting.goal, Goal::AllReady) => waiting.reply.finish(Done::text(waiting.text)),
+                Some(Ok(())) => self.finish_saved(waiting.reply, Done::text(waiting.text)),
                 Some(Err(reason)) => {
                     let hint = Some("`selfstart why POOL/SLOT` tells more, `selfstart logs POOL/SLOT` what it said".to_owned());
                     waiting.reply.finish(Outcome::Failed(Failed { reason, hint, ..Failed::default() }));
@@ -216,7 +279,7 @@ impl Agent {
 
     fn pending(&mut self, reply: Reply, wait: bool, goal: Goal, text: String) {
         if !wait {
-            return reply.finish(Done::text("accepted; `selfstart status` shows how far it is"));
+            return self.finish_saved(reply, Done::text("accepted; `selfstart status` shows how far it is"));
         }
         self.serving.pending.push(Pending { reply, goal, text });
     }
@@ -369,6 +432,7 @@ impl Agent {
         };
         match act(self, &chosen) {
             Effect::Now(text) => reply.finish(Done::text(text)),
+            Effect::Changed(text) => self.finish_saved(reply, Done::text(text)),
             Effect::Refused(outcome) => reply.finish(outcome),
             Effect::When(goal, text) => self.pending(reply, wait, goal, text),
         }
@@ -437,7 +501,7 @@ impl Agent {
             self.pool_event(&name, if pause { Event::Pause(which) } else { Event::Resume(which) });
         }
         let names: Vec<String> = whiches(chosen).map(|(name, which)| target_text(&name, which)).collect();
-        Effect::Now(format!("{} {}", names.join(", "), if pause { "paused: not minded, not touched" } else { "minded again" }))
+        Effect::Changed(format!("{} {}", names.join(", "), if pause { "paused: not minded, not touched" } else { "minded again" }))
     }
 
     fn scale(&mut self, name: PoolName, to: ScaleTo, reply: Reply, wait: bool) {
@@ -459,7 +523,7 @@ impl Agent {
 
     fn drain(&mut self, by: &str, reply: Reply, wait: bool) {
         match self.ending {
-            Ending::Drained => return reply.finish(Done::already("the node is drained already")),
+            Ending::Drained => return self.finish_saved(reply, Done::already("the node is drained already")),
             Ending::No => {
                 self.ending = Ending::Draining;
                 self.drained = true;
@@ -555,6 +619,9 @@ impl Agent {
     pub(crate) async fn farewell(&mut self) {
         let pending = std::mem::take(&mut self.serving.pending).into_iter().map(|pending| pending.reply);
         let deploys = std::mem::take(&mut self.serving.deploys).into_values().map(|asked| asked.reply);
+        for (_, reply, done) in std::mem::take(&mut self.serving.unsaved) {
+            reply.finish(not_saved(&done.text, "selfstart ends"));
+        }
         for reply in pending.chain(deploys) {
             let hint = Some("start it with `selfstart run`".to_owned());
             let reason = "selfstart was stopped before this was so".to_owned();
@@ -807,7 +874,10 @@ impl Agent {
 
 /// What an operator's word about slots leads to.
 enum Effect {
+    /// It is done, and nothing of it lasts.
     Now(String),
+    /// It is done, and must outlive the agent.
+    Changed(String),
     Refused(Outcome),
     When(Goal, String),
 }
