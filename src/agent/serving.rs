@@ -80,6 +80,12 @@ enum Goal {
     Drained,
     /// Every pool is ready.
     AllReady,
+    /// This pool, which the configuration has no more, has no worker left.
+    Gone(PoolName),
+    /// No deploy goes on; with the date of the last thing that had failed before.
+    Deployed(Option<selfstart_core::time::WallTime>),
+    /// All of these, in this order.
+    All(Vec<Goal>),
 }
 
 impl Serving {
@@ -326,6 +332,9 @@ impl Agent {
             }
             Goal::Count(name) => {
                 let Some(run) = self.pools.get(name) else { return Some(Err(format!("{name} is gone"))) };
+                if let Some(waits) = self.waits_for_others(run) {
+                    return waits.err().map(Err);
+                }
                 if u32::try_from(run.machine().slots().count()).ok()? != run.machine().count() {
                     return None;
                 }
@@ -339,6 +348,26 @@ impl Agent {
                 Ending::No => Some(Err("the drain was ended by `start`".into())),
                 Ending::Draining | Ending::Leaving => None,
             },
+            // Put back by another reload, it is somebody else's business.
+            Goal::Gone(name) => self.pools.get(name).is_none_or(|run| !run.leaving).then_some(Ok(())),
+            Goal::Deployed(before) => {
+                let machine = self.deploying.machine();
+                let failed = machine.last_error().filter(|said| Some(said.at) != *before).map(|said| said.text.clone());
+                let over = matches!(machine.phase_name(), PhaseName::Idle) && !self.deploying.busy();
+                match failed {
+                    // It is tried again and again; whoever asked is told now.
+                    Some(text) if over || machine.next_try().is_some() => Some(Err(text)),
+                    _ => over.then_some(Ok(())),
+                }
+            }
+            Goal::All(goals) => {
+                let reached: Vec<_> = goals.iter().map(|goal| self.reached(goal)).collect();
+                let all = reached.iter().all(Option::is_some);
+                match reached.into_iter().flatten().find(Result::is_err) {
+                    Some(failed) => Some(failed),
+                    None => all.then_some(Ok(())),
+                }
+            }
             Goal::AllReady => {
                 let mut pools = self.pools.iter().filter(|(_, run)| !run.leaving);
                 if pools.clone().all(|(_, run)| run.machine().is_ready()) {
@@ -350,6 +379,21 @@ impl Agent {
                 pools.find_map(|(name, run)| self.given_up(name, run)).map(Err)
             }
         }
+    }
+
+    /// Of a pool whose turn has not come: `Err` when it does not come without somebody's help, `Ok` when it may; `None`: it has had its turn.
+    fn waits_for_others(&self, run: &PoolRun) -> Option<Result<(), String>> {
+        if run.waiting.is_none() || self.ending != Ending::No {
+            return None;
+        }
+        let others = run.settings.policy.after.iter().filter_map(|other| self.pools.get_key_value(other));
+        for (name, other) in others {
+            let stuck = self.unready(name, other).and_then(Result::err).or_else(|| self.waits_for_others(other).and_then(Result::err));
+            if let Some(why) = stuck {
+                return Some(Err(format!("{} waits for {name}: {why}", run.settings.policy.name)));
+            }
+        }
+        Some(Ok(()))
     }
 
     /// Why a pool that is only waited for will not be ready in any time that somebody would wait: not for a crash or two, as one who waits
@@ -689,17 +733,31 @@ impl Agent {
             self.give_to_user();
         }
         self.deploying.policy = deploying::policy(&self.settings);
+        let counts: BTreeMap<PoolName, u32> = self.pools.iter().map(|(name, run)| (name.clone(), run.machine().count())).collect();
+        let failed_before = self.deploying.machine().last_error().map(|said| said.at);
         self.apply(&changes);
         let lines = describe(&changes);
         self.telling.config_reloaded(&lines.iter().map(|line| format!("{}: {}", line.key, line.effect)).collect::<Vec<_>>().join("; "));
         if let Some((reply, wait)) = reply {
-            let restarted = changes
+            let restarted: BTreeMap<PoolName, Generation> = changes
                 .restart
                 .iter()
                 .filter_map(|name| Some((name.clone(), self.pools.get(name)?.machine().target()?.generation)))
                 .collect();
             let text = format!("reloaded: {}", lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>().join(", "));
-            self.pending(reply, wait, Goal::Generation(restarted), text);
+            let mut goals: Vec<Goal> = changes.pools_removed.iter().cloned().map(Goal::Gone).collect();
+            // On a drained node it is remembered for the time after.
+            if self.ending == Ending::No {
+                goals.push(Goal::Generation(restarted));
+                let other_count = |name: &PoolName| self.pools.get(name).map(|run| run.machine().count()) != counts.get(name).copied();
+                let counted = self.settings.pools.iter().map(|pool| &pool.policy.name);
+                let counted = counted.filter(|name| changes.pools_added.contains(*name) || other_count(name));
+                goals.extend(counted.cloned().map(Goal::Count));
+                if changes.build_changed || changes.source_changed {
+                    goals.push(Goal::Deployed(failed_before));
+                }
+            }
+            self.pending(reply, wait, Goal::All(goals), text);
         }
     }
 
