@@ -290,7 +290,7 @@ async fn put_together(
     refused.iter().for_each(|note| telling.config_refused(note));
     let outputs = outputs(line, &mut found.kept, &mut notes)?;
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
-    let listener = listener(line, &layout, &settings, &mut found.kept)?;
+    let listener = listener(line, &layout, &settings, &mut found.kept, &mut notes)?;
     let journal: DeploySaved = remembered(&layout.journal().join("deploy.json"), &mut notes)?;
     let deploying = Deploying::new(journal, &settings);
     Ok(Parts {
@@ -380,12 +380,22 @@ fn listener(
     layout: &Layout,
     settings: &Settings,
     kept: &mut BTreeMap<String, OwnedFd>,
+    notes: &mut Vec<String>,
 ) -> Result<tokio::net::UnixListener, BootError> {
     let path = layout.control_socket();
     let making = || format!("listen at `{}`", path.display());
     // A socket file that somebody removed cannot be connected to any more: bound anew.
     if let Some(fd) = kept.remove(KEPT_CONTROL).filter(|_| path.exists()) {
         let listener = socket::from_fd(fd, &path).map_err(doing(making()))?;
+        // The configuration may have changed while no agent was there to hear of it. What cannot be had must not end all that runs.
+        match serving::owner(&settings.control) {
+            Ok(owner) => {
+                if let Err(error) = socket::give(&path, owner) {
+                    notes.push(format!("`control` is not in force: {}", chain(&error)));
+                }
+            }
+            Err(error) => notes.push(format!("`control` is not in force: {}", chain(&error))),
+        }
         return tokio::net::UnixListener::from_std(listener).map_err(doing(making()));
     }
     let owner = serving::owner(&settings.control).map_err(doing(making()))?;
@@ -399,7 +409,8 @@ impl Parts {
     fn into_agent(self, line: Line, welcome: Welcome) -> Agent {
         let (calls_in, calls) = mpsc::channel(CALLS);
         let mut works = JoinSet::new();
-        let gate = serving::gate(&self.settings, welcome.keeper_pid);
+        let serving = Serving::new(&self.settings);
+        let gate = serving::gate(&self.settings, &serving, welcome.keeper_pid);
         let listener = self.listener;
         works.spawn(async move {
             serve(listener, calls_in, gate, serving::name_of).await;
@@ -420,7 +431,7 @@ impl Parts {
             telling: self.telling,
             deploying: self.deploying,
             pools: BTreeMap::new(),
-            serving: Serving::default(),
+            serving,
             calls,
             works,
             ending: Ending::No,

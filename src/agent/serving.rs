@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use selfstart_core::command::{self, Command, PoolShape, ScaleTo, Selection, Target, TargetError};
@@ -43,6 +44,8 @@ pub(crate) struct Serving {
     /// What is so already, and is answered once a write of the state that contains it is over; with the number of that write.
     unsaved: Vec<(u64, Reply, Box<Done>)>,
     shown: Option<(MonoTime, String)>,
+    /// `control.workers`, as the gate reads it.
+    workers_may: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -89,6 +92,10 @@ enum Goal {
 }
 
 impl Serving {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self { workers_may: Arc::new(AtomicBool::new(settings.control.workers)), ..Self::default() }
+    }
+
     /// Whether somebody waits for the state to be written.
     pub(crate) fn waits_for_save(&self) -> bool {
         !self.unsaved.is_empty()
@@ -746,6 +753,19 @@ impl Agent {
                 .collect();
             let text = format!("reloaded: {}", lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>().join(", "));
             let mut goals: Vec<Goal> = changes.pools_removed.iter().cloned().map(Goal::Gone).collect();
+        if changes.control_changed {
+            // First of all, as only this can fail.
+            let given = owner(&loaded.settings.control)
+                .map_err(|error| chain(&error))
+                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)));
+            if let Err(error) = given {
+                let text = format!("`control` cannot be put in force: {error}");
+                self.telling.config_refused(&text);
+                self.notes = vec![format!("the running configuration is kept: {text}")];
+                return finish(reply, refused(RefusalCode::Configuration, text, Some("the running configuration is kept")));
+            }
+            self.serving.workers_may.store(loaded.settings.control.workers, Ordering::Relaxed);
+        }
             // On a drained node it is remembered for the time after.
             if self.ending == Ending::No {
                 goals.push(Goal::Generation(restarted));
@@ -1001,7 +1021,7 @@ fn describe(changes: &Changes) -> Vec<Change> {
         (changes.build_changed, "build", "a new release of the same revision is made"),
         (changes.source_changed, "source", "fetched, and deployed if it is new"),
         (changes.retention_changed, "release", "counts from the next deploy on"),
-        (changes.control_changed, "control", "counts when selfstart is started anew"),
+        (changes.control_changed, "control", "in force from now on; who is connected stays so"),
         (changes.log_changed, "log", "counts for what is started from now on"),
     ] {
         if changed {
@@ -1031,8 +1051,8 @@ pub(crate) fn name_of(uid: u32) -> Option<String> {
 }
 
 /// Judges who may speak: workers may not, whoever their user is, unless `control.workers` says so. Others are judged by the socket's mode.
-pub(crate) fn gate(settings: &Arc<Settings>, keeper_pid: i32) -> Gate {
-    let (workers, root) = (settings.control.workers, settings.root.display().to_string());
+pub(crate) fn gate(settings: &Arc<Settings>, serving: &Serving, keeper_pid: i32) -> Gate {
+    let (workers, root) = (Arc::clone(&serving.workers_may), settings.root.display().to_string());
     Arc::new(move |peer: &Peer| {
         if workers || is_outsider(peer, keeper_pid, &root) {
             Verdict::Welcome
