@@ -269,7 +269,11 @@ impl Agent {
                 Some(Ok(())) if matches!(waiting.goal, Goal::AllReady) => waiting.reply.finish(Done::text(waiting.text)),
                 Some(Ok(())) => self.finish_saved(waiting.reply, Done::text(waiting.text)),
                 Some(Err(reason)) => {
-                    let hint = Some("`selfstart why POOL/SLOT` tells more, `selfstart logs POOL/SLOT` what it said".to_owned());
+                    let (reason, hint) = match reason.split_once("\nhint: ") {
+                        Some((reason, hint)) => (reason.to_owned(), hint.to_owned()),
+                        None => (reason, "`selfstart why POOL/SLOT` tells more, `selfstart logs POOL/SLOT` what it said".to_owned()),
+                    };
+                    let hint = Some(hint);
                     waiting.reply.finish(Outcome::Failed(Failed { reason, hint, ..Failed::default() }));
                 }
             }
@@ -377,6 +381,12 @@ impl Agent {
             }
             Goal::AllReady => {
                 let mut pools = self.pools.iter().filter(|(_, run)| !run.leaving);
+                let stopped = self.stopped_by_hand();
+                if !stopped.is_empty() && self.ending == Ending::No {
+                    // Ready is what serves: a pool that was stopped is not, however few it has to have then.
+                    let (were, names) = (if stopped.len() == 1 { "was" } else { "were" }, stopped.join(" "));
+                    return Some(Err(format!("{} {were} stopped by an operator\nhint: `selfstart start {names}`", stopped.join(", "))));
+                }
                 if pools.clone().all(|(_, run)| run.machine().is_ready()) {
                     return Some(Ok(()));
                 }
@@ -386,6 +396,21 @@ impl Agent {
                 pools.find_map(|(name, run)| self.given_up(name, run)).map(Err)
             }
         }
+    }
+
+    /// The pools and slots that an operator has stopped, as `start` takes them.
+    fn stopped_by_hand(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for (name, run) in self.pools.iter().filter(|(_, run)| !run.leaving) {
+            let machine = run.machine();
+            let slots: Vec<u32> = (0..machine.count()).filter(|number| machine.wanted(*number) == Some(pool::Wanted::Stopped)).collect();
+            if slots.len() == machine.count() as usize {
+                names.extend((!slots.is_empty()).then(|| name.to_string()));
+            } else {
+                names.extend(slots.iter().map(|number| format!("{name}/{number}")));
+            }
+        }
+        names
     }
 
     /// Of a pool whose turn has not come: `Err` when it does not come without somebody's help, `Ok` when it may; `None`: it has had its turn.
@@ -728,6 +753,19 @@ impl Agent {
             self.telling.config_refused(&text);
             return finish(reply, refused(RefusalCode::Configuration, text, Some("restart selfstart to change it; nothing was changed")));
         }
+        if changes.control_changed {
+            // First of all, as only this can fail.
+            let given = owner(&loaded.settings.control)
+                .map_err(|error| chain(&error))
+                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)));
+            if let Err(error) = given {
+                let text = format!("`control` cannot be put in force: {error}");
+                self.telling.config_refused(&text);
+                self.notes = vec![format!("the running configuration is kept: {text}")];
+                return finish(reply, refused(RefusalCode::Configuration, text, Some("the running configuration is kept")));
+            }
+            self.serving.workers_may.store(loaded.settings.control.workers, Ordering::Relaxed);
+        }
         self.notes.clear();
         let (good, bytes) = (self.layout.good_config(), loaded.bytes);
         self.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
@@ -753,19 +791,6 @@ impl Agent {
                 .collect();
             let text = format!("reloaded: {}", lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>().join(", "));
             let mut goals: Vec<Goal> = changes.pools_removed.iter().cloned().map(Goal::Gone).collect();
-        if changes.control_changed {
-            // First of all, as only this can fail.
-            let given = owner(&loaded.settings.control)
-                .map_err(|error| chain(&error))
-                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)));
-            if let Err(error) = given {
-                let text = format!("`control` cannot be put in force: {error}");
-                self.telling.config_refused(&text);
-                self.notes = vec![format!("the running configuration is kept: {text}")];
-                return finish(reply, refused(RefusalCode::Configuration, text, Some("the running configuration is kept")));
-            }
-            self.serving.workers_may.store(loaded.settings.control.workers, Ordering::Relaxed);
-        }
             // On a drained node it is remembered for the time after.
             if self.ending == Ending::No {
                 goals.push(Goal::Generation(restarted));
@@ -1054,7 +1079,7 @@ pub(crate) fn name_of(uid: u32) -> Option<String> {
 pub(crate) fn gate(settings: &Arc<Settings>, serving: &Serving, keeper_pid: i32) -> Gate {
     let (workers, root) = (Arc::clone(&serving.workers_may), settings.root.display().to_string());
     Arc::new(move |peer: &Peer| {
-        if workers || is_outsider(peer, keeper_pid, &root) {
+        if workers.load(Ordering::Relaxed) || is_outsider(peer, keeper_pid, &root) {
             Verdict::Welcome
         } else {
             Verdict::Refused("workers may not speak to the agent (`control.workers` is false)".into())
