@@ -225,8 +225,7 @@ impl Agent {
                 self.telling.rollout(name, &format!("rolling out {} as generation {}", target.release, target.generation))
             }
             Effect::RolledOut { target, ready, failing } => {
-                let failing = if failing > 0 { format!(", {failing} not ready, as before") } else { String::new() };
-                self.telling.rollout(name, &format!("{} is rolled out: {ready} ready{failing}", target.release));
+                self.telling.rollout(name, &pool::rolled_out_text(&target, ready, failing));
                 self.pool_rolled_out(name, &target.release);
             }
             Effect::RolloutFailed { target, slot, verdict } => {
@@ -243,7 +242,7 @@ impl Agent {
                 }
             }
             Effect::RolloutDropped { target, why } => {
-                self.telling.rollout(name, &format!("the rollout of {} is dropped: {why:?}", target.release));
+                self.telling.rollout(name, &format!("the rollout of {} is dropped: {why}", target.release));
                 // Of a drained pool nobody knows whether the release is good: the deploy machine is told when the drain ends.
             }
         }
