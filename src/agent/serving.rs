@@ -207,9 +207,14 @@ impl Agent {
         asked.reply.finish(match outcome {
             DeployOutcome::Done { release, changed } => {
                 let live = release.and_then(|id| self.deploying.machine().book().get(&id).cloned());
-                let facts = live.map(|entry| Facts::Live(Live { release: entry.id, revision: entry.revision, seconds: Some(seconds) }));
+                let warning = if changed { self.not_ready() } else { None };
+                let facts =
+                    live.map(|entry| Facts::Live(Live { release: entry.id, revision: entry.revision, seconds: Some(seconds), warning }));
                 let text = match (&facts, changed) {
-                    (Some(Facts::Live(live)), true) => format!("{} is live ({})", live.release, live.revision.short()),
+                    (Some(Facts::Live(live)), true) => {
+                        let but = live.warning.as_deref().map_or_else(String::new, |warning| format!("; {warning}"));
+                        format!("{} is live ({}){but}", live.release, live.revision.short())
+                    }
                     (Some(Facts::Live(live)), false) => format!("{} is live already ({})", live.release, live.revision.short()),
                     (_, true) => "done".into(),
                     (_, false) => "it was so already".into(),
@@ -236,6 +241,31 @@ impl Agent {
                 refused(code, format!("{done}{refusal}"), Some(hint))
             }
         });
+    }
+
+    /// Which wanted workers are not ready; `None`: all are. What operators have stopped or paused is their business.
+    fn not_ready(&self) -> Option<String> {
+        /// More of them are no help to anybody.
+        const NAMED: usize = 5;
+        let (mut wanted, mut down) = (0_usize, Vec::new());
+        for (name, run) in self.pools.iter().filter(|(_, run)| !run.leaving) {
+            let machine = run.machine();
+            for (number, slot) in machine.slots().filter(|(number, _)| machine.wanted(*number) == Some(pool::Wanted::Running)) {
+                match slot.shown() {
+                    SlotState::Paused => {}
+                    SlotState::Ready => wanted += 1,
+                    _ => {
+                        wanted += 1;
+                        down.push(format!("{name}/{number}"));
+                    }
+                }
+            }
+        }
+        let more = down.len().checked_sub(NAMED).filter(|more| *more > 0).map_or_else(String::new, |more| format!(" and {more} more"));
+        let names = down.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        // A worker that was ready before would have failed the deploy.
+        (!down.is_empty())
+            .then(|| format!("{} of {wanted} ready: {names}{more} failed, and had no ready worker before it", wanted - down.len()))
     }
 
     /// Answers those whose time has come, and shows the others how far it is.
