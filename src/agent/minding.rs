@@ -1,8 +1,9 @@
 //! Carries out what the machines of the pools decide, and brings them what the world shows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use selfstart_core::backoff::Jitter;
@@ -101,7 +102,7 @@ pub(crate) struct PoolsSaved {
 impl PoolsSaved {
     /// Returns the workers that ran when this was saved; none when that was before the last boot.
     pub(crate) fn processes(&self) -> Vec<(Key, i32, u64)> {
-        if self.boot != boot_id() {
+        if !is_same_boot(&self.boot, &boot_id()) {
             return Vec::new();
         }
         self.processes.iter().map(|(key, process)| (key.clone(), process.pid, process.start_ticks)).collect()
@@ -564,7 +565,7 @@ impl Agent {
     /// Makes the pools of the configuration, as an earlier agent of this boot left them.
     pub(crate) fn recall_pools(&mut self, mut saved: PoolsSaved) {
         let boot = boot_id();
-        let same_boot = saved.boot == boot;
+        let same_boot = is_same_boot(&saved.boot, &boot);
         if same_boot && saved.drained {
             self.drained = true;
             self.ending = Ending::Draining;
@@ -829,7 +830,12 @@ fn started(process: ProcessId) -> MonoTime {
     MonoTime::from_boot(Duration::from_millis(millis))
 }
 
-/// Names this boot (`proc_sys_kernel(5)`); empty when it cannot be read, which is never equal to a saved one of another boot. It is read
+/// Whether what was saved is of this boot. Not when either cannot be told: two that are unknown are not the same.
+fn is_same_boot(saved: &str, now: &str) -> bool {
+    !now.is_empty() && saved == now
+}
+
+/// Names this boot (`proc_sys_kernel(5)`); empty when it cannot be read, and then nothing that was saved is of this boot. It is read
 /// once: no process sees two boots.
 fn boot_id() -> String {
     static BOOT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
@@ -843,5 +849,111 @@ pub(crate) fn jitter() -> Jitter {
 }
 
 async fn answers(address: &str) -> bool {
-    matches!(tokio::time::timeout(PROBE_TIMEOUT, tokio::net::TcpStream::connect(address)).await, Ok(Ok(_)))
+    let connected = async {
+        // Most are numbers: nobody has to be asked for them.
+        let addresses = match address.parse() {
+            Ok(address) => vec![address],
+            Err(_) => looked_up(address, &LOOKING, resolve).await,
+        };
+        for address in addresses {
+            if tokio::net::TcpStream::connect(address).await.is_ok() {
+                return true;
+            }
+        }
+        false
+    };
+    tokio::time::timeout(PROBE_TIMEOUT, connected).await.unwrap_or(false)
+}
+
+/// The names that are being looked up.
+static LOOKING: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// So many names are looked up at a time: half of the threads on which the agent also writes its state. A look-up that hangs keeps its
+/// thread long after nobody waits for it any more.
+const LOOKING_MAX: usize = 4;
+
+/// A name that is being looked up; until that is over it is not looked up again.
+struct Looking(&'static Mutex<BTreeSet<String>>, String);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
+}
+
+/// Returns where a name and a port are; nothing also when it is being looked up already, or too many are: who asks asks again.
+async fn looked_up(
+    address: &str,
+    all: &'static Mutex<BTreeSet<String>>,
+    resolve: impl FnOnce(&str) -> Vec<SocketAddr> + Send + 'static,
+) -> Vec<SocketAddr> {
+    let looking = {
+        let mut names = all.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.len() >= LOOKING_MAX || !names.insert(address.to_owned()) {
+            return Vec::new();
+        }
+        Looking(all, address.to_owned())
+    };
+    let found = tokio::task::spawn_blocking(move || {
+        let found = resolve(&looking.1);
+        drop(looking);
+        found
+    });
+    found.await.unwrap_or_default()
+}
+
+fn resolve(address: &str) -> Vec<SocketAddr> {
+    address.to_socket_addrs().map(Iterator::collect).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boots_that_cannot_be_told_apart_are_not_the_same() {
+        assert!(is_same_boot("a", "a") && !is_same_boot("a", "b") && !is_same_boot("", "a"));
+        assert!(!is_same_boot("", "") && !is_same_boot("a", ""));
+    }
+
+    #[test]
+    fn look_ups_that_hang_leave_threads_to_others_and_a_name_is_looked_up_once_at_a_time() {
+        static ALL: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(8).build().expect("a runtime");
+        runtime.block_on(async {
+            let mut lets_go = Vec::new();
+            let mut hanging = tokio::task::JoinSet::new();
+            // Far more workers than threads, of more hosts than may be looked up at a time.
+            for worker in 0..100 {
+                let (go, wait) = std::sync::mpsc::channel::<()>();
+                lets_go.push(go);
+                hanging.spawn(async move {
+                    let name = format!("host{}:80", worker % 10);
+                    let found = looked_up(&name, &ALL, move |_| {
+                        let _until_let_go = wait.recv();
+                        vec![SocketAddr::from(([127, 0, 0, 1], 80))]
+                    });
+                    found.await.len()
+                });
+            }
+            // Those that are not begun are answered at once.
+            for _ in 0..96 {
+                assert_eq!(hanging.join_next().await.expect("one of 100").expect("no panic"), 0);
+            }
+            assert_eq!(ALL.lock().expect("not poisoned").len(), LOOKING_MAX);
+            // The state is written all the same.
+            let written = tokio::time::timeout(Duration::from_secs(10), tokio::task::spawn_blocking(|| 7)).await;
+            assert_eq!(written.expect("a thread is free").expect("no panic"), 7);
+            // Nobody waits for one any more: its thread is still taken, and no other is.
+            hanging.abort_all();
+            while hanging.join_next().await.is_some() {}
+            assert!(looked_up("host0:80", &ALL, resolve).await.is_empty());
+            assert_eq!(ALL.lock().expect("not poisoned").len(), LOOKING_MAX);
+            lets_go.clear();
+            while !ALL.lock().expect("not poisoned").is_empty() {
+                tokio::task::yield_now().await;
+            }
+            assert!(!looked_up("localhost:80", &ALL, resolve).await.is_empty());
+        });
+    }
 }
