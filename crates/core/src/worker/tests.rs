@@ -512,3 +512,19 @@ fn verdicts_read_well() {
         .join("\n")
     );
 }
+
+#[test]
+fn a_signal_that_an_operator_lets_us_send_ends_a_worker_without_a_crash_and_one_that_it_survives_explains_nothing_else() {
+    let send = |signal| (Event::SignalRequested { signal }, 0);
+    let killed =
+        |start, number| (Event::Exited { start: StartNo(start), how: ExitHow::Signal { number, core: false }, jitter: Jitter(0) }, 0);
+    let life = ready(policy()).then(&[send(Signal::Kill), killed(1, 9), event::gone(1)]);
+    assert_eq!(life.verdict(), "ended by KILL because selfstart sent it by an operator's order; restarted");
+    assert_eq!((life.deeds(), life.slot.crashes_in_a_row()), (vec![spawn(2, 1)], 0));
+    // It does not know HUP, or another one does it.
+    let life = ready(policy()).then(&[send(Signal::Hup), killed(1, 11), event::gone(1)]);
+    assert_eq!((life.verdict().as_str(), life.slot.crashes_in_a_row()), ("killed by SEGV after 1s; restarted", 1));
+    // Nor does the next worker end by it.
+    let life = ready(policy()).then(&[send(Signal::Kill), killed(1, 9), event::gone(1), event::spawned(2), killed(2, 9), event::gone(2)]);
+    assert_eq!(life.slot.crashes_in_a_row(), 1);
+}
