@@ -90,6 +90,8 @@ pub(crate) struct Seen {
 pub(crate) struct PoolsSaved {
     /// Of which boot: processes and times of another one mean nothing.
     pub(crate) boot: String,
+    /// Of which keeper.
+    pub(crate) keeper: Option<ProcessId>,
     /// Whether `drain` was asked for.
     pub(crate) drained: bool,
     pub(crate) pools: BTreeMap<PoolName, SavedPool>,
@@ -570,7 +572,10 @@ impl Agent {
             self.drained = true;
             self.ending = Ending::Draining;
         }
-        if self.welcome.agent_starts == 1 {
+        // Not only by its first agent, which may have been killed before it could save anything.
+        let keeper = process::stat(self.welcome.keeper_pid).ok().map(|stat| stat.id(self.welcome.keeper_pid));
+        self.keeper = keeper;
+        if keeper.is_none() || saved.keeper != keeper {
             // What the former keeper started after the last write is not known if it has ended too: its numbers are passed over.
             for slot in saved.pools.values_mut().flat_map(|pool| &mut pool.slots) {
                 slot.slot.last_start.0 += STARTS_UNSAVED;
@@ -755,7 +760,7 @@ impl Agent {
             pools.insert(name.clone(), run.machine().saved());
             verdicts.extend(run.seen.iter().filter_map(|(slot, seen)| Some((format!("{name}/{slot}"), seen.verdict_at?))));
         }
-        let saved = PoolsSaved { boot: boot_id(), drained: self.drained, pools, verdicts, processes };
+        let saved = PoolsSaved { boot: boot_id(), keeper: self.keeper, drained: self.drained, pools, verdicts, processes };
         let path = self.layout.state();
         self.work(move || Worked::StateSaved(store::save(&path, store::SCHEMA_NOW, &saved).map_err(|error| chain(&error))));
     }

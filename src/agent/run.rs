@@ -110,6 +110,8 @@ pub(crate) struct Agent {
     /// Children whose end must be on disk before the keeper forgets it; those behind it are being written.
     pub(crate) forget_after_save: Vec<Key>,
     pub(crate) forgetting: Vec<Key>,
+    /// The keeper, as the saved state names it; `None`: it cannot be looked at.
+    pub(crate) keeper: Option<selfstart_core::id::ProcessId>,
     /// Why the state could not be written the last time; `None`: it was.
     pub(crate) state_trouble: Option<String>,
     /// How many writes of the state were begun: names what each of them contains.
