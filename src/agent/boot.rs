@@ -290,7 +290,7 @@ async fn put_together(
     refused.iter().for_each(|note| telling.config_refused(note));
     let outputs = outputs(line, &mut found.kept, &mut notes)?;
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
-    let listener = listener(line, &layout, &settings, &mut found.kept)?;
+    let listener = listener(line, &layout, &settings, &mut found.kept, &mut notes)?;
     let journal: DeploySaved = remembered(&layout.journal().join("deploy.json"), &mut notes)?;
     let deploying = Deploying::new(journal, &settings);
     Ok(Parts {
@@ -380,12 +380,22 @@ fn listener(
     layout: &Layout,
     settings: &Settings,
     kept: &mut BTreeMap<String, OwnedFd>,
+    notes: &mut Vec<String>,
 ) -> Result<tokio::net::UnixListener, BootError> {
     let path = layout.control_socket();
     let making = || format!("listen at `{}`", path.display());
     // A socket file that somebody removed cannot be connected to any more: bound anew.
     if let Some(fd) = kept.remove(KEPT_CONTROL).filter(|_| path.exists()) {
         let listener = socket::from_fd(fd, &path).map_err(doing(making()))?;
+        // The configuration may have changed while no agent was there to hear of it. What cannot be had must not end all that runs.
+        match serving::owner(&settings.control) {
+            Ok(owner) => {
+                if let Err(error) = socket::give(&path, owner) {
+                    notes.push(format!("`control` is not in force: {}", chain(&error)));
+                }
+            }
+            Err(error) => notes.push(format!("`control` is not in force: {}", chain(&error))),
+        }
         return tokio::net::UnixListener::from_std(listener).map_err(doing(making()));
     }
     let owner = serving::owner(&settings.control).map_err(doing(making()))?;
@@ -399,7 +409,8 @@ impl Parts {
     fn into_agent(self, line: Line, welcome: Welcome) -> Agent {
         let (calls_in, calls) = mpsc::channel(CALLS);
         let mut works = JoinSet::new();
-        let gate = serving::gate(&self.settings, welcome.keeper_pid);
+        let serving = Serving::new(&self.settings);
+        let gate = serving::gate(&self.settings, &serving, welcome.keeper_pid);
         let listener = self.listener;
         works.spawn(async move {
             serve(listener, calls_in, gate, serving::name_of).await;
@@ -420,7 +431,7 @@ impl Parts {
             telling: self.telling,
             deploying: self.deploying,
             pools: BTreeMap::new(),
-            serving: Serving::default(),
+            serving,
             calls,
             works,
             ending: Ending::No,
@@ -433,7 +444,9 @@ impl Parts {
             known: crate::sys::users::Known::default(),
             forget_after_save: Vec::new(),
             forgetting: Vec::new(),
-            state_trouble: false,
+            keeper: None,
+            state_trouble: None,
+            saves_begun: 0,
             held: Vec::new(),
             being_saved: Vec::new(),
             held_until: None,
@@ -559,6 +572,45 @@ mod tests {
             }
         }
         asked
+    }
+
+    #[test]
+    fn start_numbers_of_another_keeper_are_passed_over_by_whichever_agent_saves_first() {
+        let dir = tempfile::Builder::new().prefix("boot-").tempdir_in("/tmp").expect("a directory");
+        let config = dir.path().join("config.yaml");
+        let root = dir.path().join("root");
+        let text = format!(
+            "app: x\nroot: {}\nsource: {{repository: /nonexistent/x, branch: main}}\npools:\n  w: {{command: 'true'}}\n",
+            root.display()
+        );
+        fs_err::write(&config, text).expect("written");
+        let us = i32::try_from(std::process::id()).expect("a pid");
+        let state = root.join("run/state.json");
+        // The first agent of a first keeper leaves a slot.
+        let run = |agent_starts: u32| {
+            let (ours, theirs) = packet::pair().expect("a line");
+            let welcome = Welcome { protocol: PROTOCOL, version: String::new(), keeper_pid: us, agent_starts, last_agent: None };
+            for tell in [&Tell::Welcome(welcome), &Tell::Listed, &Tell::Adopted, &Tell::Signalled { number: libc::SIGTERM }] {
+                packet::send(ours.as_fd(), &encode(tell), &[]).expect("room");
+            }
+            let keeper = std::thread::spawn(move || keep(&ours));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().expect("a runtime");
+            let ended = runtime.block_on(async { start_on(Line::on(theirs).expect("a line"), &config).await });
+            keeper.join().expect("a keeper");
+            assert!(matches!(ended, Ok(0)), "{ended:?}");
+            serde_json::from_str::<serde_json::Value>(&fs_err::read_to_string(&state).expect("saved")).expect("JSON")
+        };
+        let mut saved = run(1);
+        let own = saved["keeper"].clone();
+        let last = |saved: &serde_json::Value| saved["pools"]["w"]["slots"][0]["slot"]["last_start"].as_u64().expect("a number");
+        let other = serde_json::json!({"pid": us, "start_ticks": 1});
+        for (keeper, agent_starts, more) in [(&own, 2, 0), (&other, 1, 100), (&other, 2, 100), (&serde_json::Value::Null, 2, 100)] {
+            let before = last(&saved);
+            saved["keeper"] = keeper.clone();
+            fs_err::write(&state, saved.to_string()).expect("written");
+            saved = run(agent_starts);
+            assert_eq!((last(&saved), &saved["keeper"]), (before + more, &own), "{keeper} {agent_starts}");
+        }
     }
 
     #[test]

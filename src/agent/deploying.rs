@@ -40,8 +40,8 @@ pub(crate) struct Deploying {
     /// Effects that wait for the one before them to be saved.
     queue: VecDeque<Effect>,
     saving: bool,
-    /// Whether what is on disk is older than what was decided.
-    unsaved: bool,
+    /// Why what is on disk is older than what was decided; `None`: it is not.
+    unsaved: Option<String>,
     /// How far the phase that goes on is.
     pub(crate) progress: git::Progress,
     /// What the running build step said last.
@@ -67,7 +67,7 @@ impl Deploying {
             policy: policy(settings),
             queue: VecDeque::new(),
             saving: false,
-            unsaved: false,
+            unsaved: None,
             progress: git::Progress::default(),
             last_line: None,
             booted: false,
@@ -84,6 +84,11 @@ impl Deploying {
     /// The next moment at which the machine wants to be woken.
     pub(crate) fn next_deadline(&self) -> Option<MonoTime> {
         deploy::next_deadline(self.machine())
+    }
+
+    /// Why what was decided last is not on disk; `None`: it is, or is being written.
+    pub(crate) fn unsaved(&self) -> Option<&str> {
+        self.unsaved.as_deref()
     }
 
     /// Whether something is still to be carried out.
@@ -215,7 +220,7 @@ impl Agent {
     /// The record is on disk, or it is not: then what must not be done without it is answered instead.
     pub(crate) fn deploy_saved(&mut self, result: Result<(), String>) {
         self.deploying.saving = false;
-        self.deploying.unsaved = result.is_err();
+        self.deploying.unsaved = result.as_ref().err().cloned();
         if let Err(error) = result {
             self.save_again = Some(clock::now() + super::run::TRY_AGAIN);
             let text = format!("the journal could not be written: {error}");
@@ -237,11 +242,17 @@ impl Agent {
 
     /// Tries again to write what could not be written.
     pub(crate) fn save_deploy_again(&mut self) {
-        if std::mem::take(&mut self.deploying.unsaved) {
+        if self.deploying.unsaved.take().is_some() {
             let saved = self.deploying.machine().saved();
             self.deploying.queue.push_front(Effect::Save(Box::new(saved)));
             self.carry_out_deploy();
         }
+    }
+
+    /// Gives this answer behind another try to write what could not be written.
+    pub(crate) fn answer_when_saved(&mut self, id: RequestId, outcome: Outcome) {
+        self.deploying.queue.push_front(Effect::Answer { id, outcome });
+        self.save_deploy_again();
     }
 
     fn carry_out(&mut self, effect: Effect) {

@@ -1,8 +1,9 @@
 //! Carries out what the machines of the pools decide, and brings them what the world shows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use selfstart_core::backoff::Jitter;
@@ -89,6 +90,8 @@ pub(crate) struct Seen {
 pub(crate) struct PoolsSaved {
     /// Of which boot: processes and times of another one mean nothing.
     pub(crate) boot: String,
+    /// Of which keeper.
+    pub(crate) keeper: Option<ProcessId>,
     /// Whether `drain` was asked for.
     pub(crate) drained: bool,
     pub(crate) pools: BTreeMap<PoolName, SavedPool>,
@@ -101,7 +104,7 @@ pub(crate) struct PoolsSaved {
 impl PoolsSaved {
     /// Returns the workers that ran when this was saved; none when that was before the last boot.
     pub(crate) fn processes(&self) -> Vec<(Key, i32, u64)> {
-        if self.boot != boot_id() {
+        if !is_same_boot(&self.boot, &boot_id()) {
             return Vec::new();
         }
         self.processes.iter().map(|(key, process)| (key.clone(), process.pid, process.start_ticks)).collect()
@@ -225,8 +228,7 @@ impl Agent {
                 self.telling.rollout(name, &format!("rolling out {} as generation {}", target.release, target.generation))
             }
             Effect::RolledOut { target, ready, failing } => {
-                let failing = if failing > 0 { format!(", {failing} not ready, as before") } else { String::new() };
-                self.telling.rollout(name, &format!("{} is rolled out: {ready} ready{failing}", target.release));
+                self.telling.rollout(name, &pool::rolled_out_text(&target, ready, failing));
                 self.pool_rolled_out(name, &target.release);
             }
             Effect::RolloutFailed { target, slot, verdict } => {
@@ -243,7 +245,7 @@ impl Agent {
                 }
             }
             Effect::RolloutDropped { target, why } => {
-                self.telling.rollout(name, &format!("the rollout of {} is dropped: {why:?}", target.release));
+                self.telling.rollout(name, &format!("the rollout of {} is dropped: {why}", target.release));
                 // Of a drained pool nobody knows whether the release is good: the deploy machine is told when the drain ends.
             }
         }
@@ -565,12 +567,15 @@ impl Agent {
     /// Makes the pools of the configuration, as an earlier agent of this boot left them.
     pub(crate) fn recall_pools(&mut self, mut saved: PoolsSaved) {
         let boot = boot_id();
-        let same_boot = saved.boot == boot;
+        let same_boot = is_same_boot(&saved.boot, &boot);
         if same_boot && saved.drained {
             self.drained = true;
             self.ending = Ending::Draining;
         }
-        if self.welcome.agent_starts == 1 {
+        // Not only by its first agent, which may have been killed before it could save anything.
+        let keeper = process::stat(self.welcome.keeper_pid).ok().map(|stat| stat.id(self.welcome.keeper_pid));
+        self.keeper = keeper;
+        if keeper.is_none() || saved.keeper != keeper {
             // What the former keeper started after the last write is not known if it has ended too: its numbers are passed over.
             for slot in saved.pools.values_mut().flat_map(|pool| &mut pool.slots) {
                 slot.slot.last_start.0 += STARTS_UNSAVED;
@@ -733,12 +738,13 @@ impl Agent {
         let now = clock::now();
         let rested = self.next_save;
         let due = *self.save_due.get_or_insert_with(|| rested.max(now + SAVE_AFTER));
-        let urgent = !self.held.is_empty() || self.ending == Ending::Leaving;
+        let urgent = !self.held.is_empty() || self.ending == Ending::Leaving || self.serving.waits_for_save();
         if now < due && !urgent {
             return;
         }
         self.save_due = None;
         self.save_began = now;
+        self.saves_begun += 1;
         (self.dirty, self.saving_state) = (false, true);
         self.forgetting.append(&mut self.forget_after_save);
         self.being_saved.append(&mut self.held);
@@ -754,7 +760,7 @@ impl Agent {
             pools.insert(name.clone(), run.machine().saved());
             verdicts.extend(run.seen.iter().filter_map(|(slot, seen)| Some((format!("{name}/{slot}"), seen.verdict_at?))));
         }
-        let saved = PoolsSaved { boot: boot_id(), drained: self.drained, pools, verdicts, processes };
+        let saved = PoolsSaved { boot: boot_id(), keeper: self.keeper, drained: self.drained, pools, verdicts, processes };
         let path = self.layout.state();
         self.work(move || Worked::StateSaved(store::save(&path, store::SCHEMA_NOW, &saved).map_err(|error| chain(&error))));
     }
@@ -769,9 +775,10 @@ impl Agent {
         if self.held.is_empty() {
             self.held_until = None;
         }
+        self.serving.saved(self.saves_begun, result.as_ref().err().map(String::as_str));
         match result {
             Ok(()) => {
-                self.state_trouble = false;
+                self.state_trouble = None;
                 for key in std::mem::take(&mut self.forgetting) {
                     self.ask(Ask::Forget { key });
                 }
@@ -779,9 +786,10 @@ impl Agent {
             Err(error) => {
                 self.save_again = Some(clock::now() + super::run::TRY_AGAIN);
                 // Kept in the keeper until it can be written: an agent that comes back hears the exits again.
-                if !std::mem::replace(&mut self.state_trouble, true) {
+                if self.state_trouble.is_none() {
                     self.telling.warn(&format!("the state could not be written, and is tried again every second: {error}"));
                 }
+                self.state_trouble = Some(error);
             }
         }
     }
@@ -827,7 +835,12 @@ fn started(process: ProcessId) -> MonoTime {
     MonoTime::from_boot(Duration::from_millis(millis))
 }
 
-/// Names this boot (`proc_sys_kernel(5)`); empty when it cannot be read, which is never equal to a saved one of another boot. It is read
+/// Whether what was saved is of this boot. Not when either cannot be told: two that are unknown are not the same.
+fn is_same_boot(saved: &str, now: &str) -> bool {
+    !now.is_empty() && saved == now
+}
+
+/// Names this boot (`proc_sys_kernel(5)`); empty when it cannot be read, and then nothing that was saved is of this boot. It is read
 /// once: no process sees two boots.
 fn boot_id() -> String {
     static BOOT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
@@ -841,5 +854,111 @@ pub(crate) fn jitter() -> Jitter {
 }
 
 async fn answers(address: &str) -> bool {
-    matches!(tokio::time::timeout(PROBE_TIMEOUT, tokio::net::TcpStream::connect(address)).await, Ok(Ok(_)))
+    let connected = async {
+        // Most are numbers: nobody has to be asked for them.
+        let addresses = match address.parse() {
+            Ok(address) => vec![address],
+            Err(_) => looked_up(address, &LOOKING, resolve).await,
+        };
+        for address in addresses {
+            if tokio::net::TcpStream::connect(address).await.is_ok() {
+                return true;
+            }
+        }
+        false
+    };
+    tokio::time::timeout(PROBE_TIMEOUT, connected).await.unwrap_or(false)
+}
+
+/// The names that are being looked up.
+static LOOKING: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// So many names are looked up at a time: half of the threads on which the agent also writes its state. A look-up that hangs keeps its
+/// thread long after nobody waits for it any more.
+const LOOKING_MAX: usize = 4;
+
+/// A name that is being looked up; until that is over it is not looked up again.
+struct Looking(&'static Mutex<BTreeSet<String>>, String);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
+}
+
+/// Returns where a name and a port are; nothing also when it is being looked up already, or too many are: who asks asks again.
+async fn looked_up(
+    address: &str,
+    all: &'static Mutex<BTreeSet<String>>,
+    resolve: impl FnOnce(&str) -> Vec<SocketAddr> + Send + 'static,
+) -> Vec<SocketAddr> {
+    let looking = {
+        let mut names = all.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.len() >= LOOKING_MAX || !names.insert(address.to_owned()) {
+            return Vec::new();
+        }
+        Looking(all, address.to_owned())
+    };
+    let found = tokio::task::spawn_blocking(move || {
+        let found = resolve(&looking.1);
+        drop(looking);
+        found
+    });
+    found.await.unwrap_or_default()
+}
+
+fn resolve(address: &str) -> Vec<SocketAddr> {
+    address.to_socket_addrs().map(Iterator::collect).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boots_that_cannot_be_told_apart_are_not_the_same() {
+        assert!(is_same_boot("a", "a") && !is_same_boot("a", "b") && !is_same_boot("", "a"));
+        assert!(!is_same_boot("", "") && !is_same_boot("a", ""));
+    }
+
+    #[test]
+    fn look_ups_that_hang_leave_threads_to_others_and_a_name_is_looked_up_once_at_a_time() {
+        static ALL: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(8).build().expect("a runtime");
+        runtime.block_on(async {
+            let mut lets_go = Vec::new();
+            let mut hanging = tokio::task::JoinSet::new();
+            // Far more workers than threads, of more hosts than may be looked up at a time.
+            for worker in 0..100 {
+                let (go, wait) = std::sync::mpsc::channel::<()>();
+                lets_go.push(go);
+                hanging.spawn(async move {
+                    let name = format!("host{}:80", worker % 10);
+                    let found = looked_up(&name, &ALL, move |_| {
+                        let _until_let_go = wait.recv();
+                        vec![SocketAddr::from(([127, 0, 0, 1], 80))]
+                    });
+                    found.await.len()
+                });
+            }
+            // Those that are not begun are answered at once.
+            for _ in 0..96 {
+                assert_eq!(hanging.join_next().await.expect("one of 100").expect("no panic"), 0);
+            }
+            assert_eq!(ALL.lock().expect("not poisoned").len(), LOOKING_MAX);
+            // The state is written all the same.
+            let written = tokio::time::timeout(Duration::from_secs(10), tokio::task::spawn_blocking(|| 7)).await;
+            assert_eq!(written.expect("a thread is free").expect("no panic"), 7);
+            // Nobody waits for one any more: its thread is still taken, and no other is.
+            hanging.abort_all();
+            while hanging.join_next().await.is_some() {}
+            assert!(looked_up("host0:80", &ALL, resolve).await.is_empty());
+            assert_eq!(ALL.lock().expect("not poisoned").len(), LOOKING_MAX);
+            lets_go.clear();
+            while !ALL.lock().expect("not poisoned").is_empty() {
+                tokio::task::yield_now().await;
+            }
+            assert!(!looked_up("localhost:80", &ALL, resolve).await.is_empty());
+        });
+    }
 }

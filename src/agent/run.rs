@@ -110,7 +110,12 @@ pub(crate) struct Agent {
     /// Children whose end must be on disk before the keeper forgets it; those behind it are being written.
     pub(crate) forget_after_save: Vec<Key>,
     pub(crate) forgetting: Vec<Key>,
-    pub(crate) state_trouble: bool,
+    /// The keeper, as the saved state names it; `None`: it cannot be looked at.
+    pub(crate) keeper: Option<selfstart_core::id::ProcessId>,
+    /// Why the state could not be written the last time; `None`: it was.
+    pub(crate) state_trouble: Option<String>,
+    /// How many writes of the state were begun: names what each of them contains.
+    pub(crate) saves_begun: u64,
     /// Signals that wait for the state that says why they are sent; those of the write that goes on; and until when at most.
     pub(crate) held: Vec<Ask>,
     pub(crate) being_saved: Vec<Ask>,
@@ -383,7 +388,7 @@ impl Agent {
         if self.save_again.is_some_and(|at| at <= now) {
             self.save_again = None;
             self.telling.write_waiting();
-            self.dirty = self.dirty || self.state_trouble;
+            self.dirty = self.dirty || self.state_trouble.is_some();
             self.save_deploy_again();
             if !self.deploying.booted && !self.errands.has_leftovers() {
                 self.begin_deploys();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use selfstart_core::command::{self, Command, PoolShape, ScaleTo, Selection, Target, TargetError};
@@ -40,7 +41,11 @@ pub(crate) struct Serving {
     next_request: u64,
     deploys: BTreeMap<RequestId, Asked>,
     pending: Vec<Pending>,
+    /// What is so already, and is answered once a write of the state that contains it is over; with the number of that write.
+    unsaved: Vec<(u64, Reply, Box<Done>)>,
     shown: Option<(MonoTime, String)>,
+    /// `control.workers`, as the gate reads it.
+    workers_may: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -48,6 +53,10 @@ struct Asked {
     reply: Reply,
     wait: bool,
     since: MonoTime,
+    /// Whether it changes what must outlive the agent, and so is not done before that is on disk.
+    saved: bool,
+    /// Whether it has been tried to write it once more for this answer.
+    tried_again: bool,
     /// What was done all the same, if the deploy that the answer waits for does not come about; may be empty.
     done: &'static str,
 }
@@ -74,9 +83,58 @@ enum Goal {
     Drained,
     /// Every pool is ready.
     AllReady,
+    /// This pool, which the configuration has no more, has no worker left.
+    Gone(PoolName),
+    /// No deploy goes on; with the date of the last thing that had failed before.
+    Deployed(Option<selfstart_core::time::WallTime>),
+    /// All of these, in this order.
+    All(Vec<Goal>),
+}
+
+impl Serving {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self { workers_may: Arc::new(AtomicBool::new(settings.control.workers)), ..Self::default() }
+    }
+
+    /// Whether somebody waits for the state to be written.
+    pub(crate) fn waits_for_save(&self) -> bool {
+        !self.unsaved.is_empty()
+    }
+
+    /// This write of the state is over: answers those whose change it contains.
+    pub(crate) fn saved(&mut self, write: u64, trouble: Option<&str>) {
+        for (needed, reply, done) in std::mem::take(&mut self.unsaved) {
+            match trouble {
+                _ if needed > write => self.unsaved.push((needed, reply, done)),
+                None => reply.finish(Outcome::Done(done)),
+                Some(why) => reply.finish(not_saved(&done.text, why)),
+            }
+        }
+    }
+}
+
+/// It is so, but only as long as this agent lives: no success, as the next agent knows nothing of it.
+fn not_saved(done: &str, why: &str) -> Outcome {
+    let reason = format!("done ({done}), but not saved: {why}; it is forgotten if the agent ends");
+    Outcome::Failed(Failed { reason, hint: Some("free space, and repeat it".to_owned()), ..Failed::default() })
 }
 
 impl Agent {
+    /// Answers a command that changed what must outlive the agent, once that is on disk, or at once if it cannot be written.
+    fn finish_saved(&mut self, reply: Reply, outcome: Outcome) {
+        let done = match outcome {
+            Outcome::Done(done) => done,
+            other => return reply.finish(other),
+        };
+        // What is repeated changes nothing, and may still be what could not be written before.
+        self.dirty = self.dirty || self.state_trouble.is_some() && !self.saving_state;
+        match (self.dirty, self.saving_state) {
+            (true, _) => self.serving.unsaved.push((self.saves_begun + 1, reply, done)),
+            (false, true) => self.serving.unsaved.push((self.saves_begun, reply, done)),
+            (false, false) => reply.finish(Outcome::Done(done)),
+        }
+    }
+
     /// Takes a command.
     pub(crate) fn call(&mut self, call: Call) {
         let Call { request, peer, by, reply } = call;
@@ -124,21 +182,39 @@ impl Agent {
             Request::Unhold => "updates are let through again, but what was remembered is not live: ",
             _ => "",
         };
-        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now(), done });
+        let saved = matches!(what, Request::Hold { .. } | Request::Unhold | Request::Rollback(_));
+        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now(), saved, tried_again: false, done });
         self.serving.shown = None;
         self.deploy_event(DeployEvent::Requested { id, by, what });
     }
 
     /// The machine of deploys has an answer.
     pub(crate) fn answered_deploy(&mut self, id: RequestId, outcome: DeployOutcome) {
-        let Some(asked) = self.serving.deploys.remove(&id) else { return };
+        let Some(mut asked) = self.serving.deploys.remove(&id) else { return };
+        let unsaved = self.deploying.unsaved().filter(|_| asked.saved && matches!(outcome, DeployOutcome::Done { .. })).map(str::to_owned);
+        let Some(why) = unsaved else { return self.finish_deploy(asked, outcome) };
+        if asked.tried_again {
+            return asked.reply.finish(not_saved("it is so", &why));
+        }
+        // Somebody who repeats it has made room: then it is written now, and not when it is next tried.
+        asked.tried_again = true;
+        self.serving.deploys.insert(id, asked);
+        self.answer_when_saved(id, outcome);
+    }
+
+    fn finish_deploy(&mut self, asked: Asked, outcome: DeployOutcome) {
         let seconds = clock::now().since(asked.since).as_secs();
         asked.reply.finish(match outcome {
             DeployOutcome::Done { release, changed } => {
                 let live = release.and_then(|id| self.deploying.machine().book().get(&id).cloned());
-                let facts = live.map(|entry| Facts::Live(Live { release: entry.id, revision: entry.revision, seconds: Some(seconds) }));
+                let warning = if changed { self.not_ready() } else { None };
+                let facts =
+                    live.map(|entry| Facts::Live(Live { release: entry.id, revision: entry.revision, seconds: Some(seconds), warning }));
                 let text = match (&facts, changed) {
-                    (Some(Facts::Live(live)), true) => format!("{} is live ({})", live.release, live.revision.short()),
+                    (Some(Facts::Live(live)), true) => {
+                        let but = live.warning.as_deref().map_or_else(String::new, |warning| format!("; {warning}"));
+                        format!("{} is live ({}){but}", live.release, live.revision.short())
+                    }
                     (Some(Facts::Live(live)), false) => format!("{} is live already ({})", live.release, live.revision.short()),
                     (_, true) => "done".into(),
                     (_, false) => "it was so already".into(),
@@ -167,6 +243,31 @@ impl Agent {
         });
     }
 
+    /// Which wanted workers are not ready; `None`: all are. What operators have stopped or paused is their business.
+    fn not_ready(&self) -> Option<String> {
+        /// More of them are no help to anybody.
+        const NAMED: usize = 5;
+        let (mut wanted, mut down) = (0_usize, Vec::new());
+        for (name, run) in self.pools.iter().filter(|(_, run)| !run.leaving) {
+            let machine = run.machine();
+            for (number, slot) in machine.slots().filter(|(number, _)| machine.wanted(*number) == Some(pool::Wanted::Running)) {
+                match slot.shown() {
+                    SlotState::Paused => {}
+                    SlotState::Ready => wanted += 1,
+                    _ => {
+                        wanted += 1;
+                        down.push(format!("{name}/{number}"));
+                    }
+                }
+            }
+        }
+        let more = down.len().checked_sub(NAMED).filter(|more| *more > 0).map_or_else(String::new, |more| format!(" and {more} more"));
+        let names = down.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        // A worker that was ready before would have failed the deploy.
+        (!down.is_empty())
+            .then(|| format!("{} of {wanted} ready: {names}{more} failed, and had no ready worker before it", wanted - down.len()))
+    }
+
     /// Answers those whose time has come, and shows the others how far it is.
     pub(crate) fn answer_pending(&mut self) {
         self.release_waiting();
@@ -175,7 +276,10 @@ impl Agent {
             let accepted: Vec<RequestId> = self.serving.deploys.iter().filter(|(_, asked)| !asked.wait).map(|(id, _)| *id).collect();
             for id in accepted {
                 if let Some(asked) = self.serving.deploys.remove(&id) {
-                    asked.reply.finish(Done::text("accepted; `selfstart status` shows how far it is"));
+                    asked.reply.finish(match self.deploying.unsaved().filter(|_| asked.saved) {
+                        Some(why) => not_saved("accepted", why),
+                        None => Done::text("accepted; `selfstart status` shows how far it is"),
+                    });
                 }
             }
         }
@@ -191,9 +295,15 @@ impl Agent {
             }
             match self.reached(&waiting.goal) {
                 None => self.serving.pending.push(waiting),
-                Some(Ok(())) => waiting.reply.finish(Done::text(waiting.text)),
+                // Who only waited changed nothing.
+                Some(Ok(())) if matches!(waiting.goal, Goal::AllReady) => waiting.reply.finish(Done::text(waiting.text)),
+                Some(Ok(())) => self.finish_saved(waiting.reply, Done::text(waiting.text)),
                 Some(Err(reason)) => {
-                    let hint = Some("`selfstart why POOL/SLOT` tells more, `selfstart logs POOL/SLOT` what it said".to_owned());
+                    let (reason, hint) = match reason.split_once("\nhint: ") {
+                        Some((reason, hint)) => (reason.to_owned(), hint.to_owned()),
+                        None => (reason, "`selfstart why POOL/SLOT` tells more, `selfstart logs POOL/SLOT` what it said".to_owned()),
+                    };
+                    let hint = Some(hint);
                     waiting.reply.finish(Outcome::Failed(Failed { reason, hint, ..Failed::default() }));
                 }
             }
@@ -216,7 +326,7 @@ impl Agent {
 
     fn pending(&mut self, reply: Reply, wait: bool, goal: Goal, text: String) {
         if !wait {
-            return reply.finish(Done::text("accepted; `selfstart status` shows how far it is"));
+            return self.finish_saved(reply, Done::text("accepted; `selfstart status` shows how far it is"));
         }
         self.serving.pending.push(Pending { reply, goal, text });
     }
@@ -263,6 +373,9 @@ impl Agent {
             }
             Goal::Count(name) => {
                 let Some(run) = self.pools.get(name) else { return Some(Err(format!("{name} is gone"))) };
+                if let Some(waits) = self.waits_for_others(run) {
+                    return waits.err().map(Err);
+                }
                 if u32::try_from(run.machine().slots().count()).ok()? != run.machine().count() {
                     return None;
                 }
@@ -276,8 +389,34 @@ impl Agent {
                 Ending::No => Some(Err("the drain was ended by `start`".into())),
                 Ending::Draining | Ending::Leaving => None,
             },
+            // Put back by another reload, it is somebody else's business.
+            Goal::Gone(name) => self.pools.get(name).is_none_or(|run| !run.leaving).then_some(Ok(())),
+            Goal::Deployed(before) => {
+                let machine = self.deploying.machine();
+                let failed = machine.last_error().filter(|said| Some(said.at) != *before).map(|said| said.text.clone());
+                let over = matches!(machine.phase_name(), PhaseName::Idle) && !self.deploying.busy();
+                match failed {
+                    // It is tried again and again; whoever asked is told now.
+                    Some(text) if over || machine.next_try().is_some() => Some(Err(text)),
+                    _ => over.then_some(Ok(())),
+                }
+            }
+            Goal::All(goals) => {
+                let reached: Vec<_> = goals.iter().map(|goal| self.reached(goal)).collect();
+                let all = reached.iter().all(Option::is_some);
+                match reached.into_iter().flatten().find(Result::is_err) {
+                    Some(failed) => Some(failed),
+                    None => all.then_some(Ok(())),
+                }
+            }
             Goal::AllReady => {
                 let mut pools = self.pools.iter().filter(|(_, run)| !run.leaving);
+                let stopped = self.stopped_by_hand();
+                if !stopped.is_empty() && self.ending == Ending::No {
+                    // Ready is what serves: a pool that was stopped is not, however few it has to have then.
+                    let (were, names) = (if stopped.len() == 1 { "was" } else { "were" }, stopped.join(" "));
+                    return Some(Err(format!("{} {were} stopped by an operator\nhint: `selfstart start {names}`", stopped.join(", "))));
+                }
                 if pools.clone().all(|(_, run)| run.machine().is_ready()) {
                     return Some(Ok(()));
                 }
@@ -287,6 +426,36 @@ impl Agent {
                 pools.find_map(|(name, run)| self.given_up(name, run)).map(Err)
             }
         }
+    }
+
+    /// The pools and slots that an operator has stopped, as `start` takes them.
+    fn stopped_by_hand(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for (name, run) in self.pools.iter().filter(|(_, run)| !run.leaving) {
+            let machine = run.machine();
+            let slots: Vec<u32> = (0..machine.count()).filter(|number| machine.wanted(*number) == Some(pool::Wanted::Stopped)).collect();
+            if slots.len() == machine.count() as usize {
+                names.extend((!slots.is_empty()).then(|| name.to_string()));
+            } else {
+                names.extend(slots.iter().map(|number| format!("{name}/{number}")));
+            }
+        }
+        names
+    }
+
+    /// Of a pool whose turn has not come: `Err` when it does not come without somebody's help, `Ok` when it may; `None`: it has had its turn.
+    fn waits_for_others(&self, run: &PoolRun) -> Option<Result<(), String>> {
+        if run.waiting.is_none() || self.ending != Ending::No {
+            return None;
+        }
+        let others = run.settings.policy.after.iter().filter_map(|other| self.pools.get_key_value(other));
+        for (name, other) in others {
+            let stuck = self.unready(name, other).and_then(Result::err).or_else(|| self.waits_for_others(other).and_then(Result::err));
+            if let Some(why) = stuck {
+                return Some(Err(format!("{} waits for {name}: {why}", run.settings.policy.name)));
+            }
+        }
+        Some(Ok(()))
     }
 
     /// Why a pool that is only waited for will not be ready in any time that somebody would wait: not for a crash or two, as one who waits
@@ -369,6 +538,7 @@ impl Agent {
         };
         match act(self, &chosen) {
             Effect::Now(text) => reply.finish(Done::text(text)),
+            Effect::Changed(text) => self.finish_saved(reply, Done::text(text)),
             Effect::Refused(outcome) => reply.finish(outcome),
             Effect::When(goal, text) => self.pending(reply, wait, goal, text),
         }
@@ -437,7 +607,7 @@ impl Agent {
             self.pool_event(&name, if pause { Event::Pause(which) } else { Event::Resume(which) });
         }
         let names: Vec<String> = whiches(chosen).map(|(name, which)| target_text(&name, which)).collect();
-        Effect::Now(format!("{} {}", names.join(", "), if pause { "paused: not minded, not touched" } else { "minded again" }))
+        Effect::Changed(format!("{} {}", names.join(", "), if pause { "paused: not minded, not touched" } else { "minded again" }))
     }
 
     fn scale(&mut self, name: PoolName, to: ScaleTo, reply: Reply, wait: bool) {
@@ -459,7 +629,7 @@ impl Agent {
 
     fn drain(&mut self, by: &str, reply: Reply, wait: bool) {
         match self.ending {
-            Ending::Drained => return reply.finish(Done::already("the node is drained already")),
+            Ending::Drained => return self.finish_saved(reply, Done::already("the node is drained already")),
             Ending::No => {
                 self.ending = Ending::Draining;
                 self.drained = true;
@@ -555,6 +725,9 @@ impl Agent {
     pub(crate) async fn farewell(&mut self) {
         let pending = std::mem::take(&mut self.serving.pending).into_iter().map(|pending| pending.reply);
         let deploys = std::mem::take(&mut self.serving.deploys).into_values().map(|asked| asked.reply);
+        for (_, reply, done) in std::mem::take(&mut self.serving.unsaved) {
+            reply.finish(not_saved(&done.text, "selfstart ends"));
+        }
         for reply in pending.chain(deploys) {
             let hint = Some("start it with `selfstart run`".to_owned());
             let reason = "selfstart was stopped before this was so".to_owned();
@@ -610,6 +783,19 @@ impl Agent {
             self.telling.config_refused(&text);
             return finish(reply, refused(RefusalCode::Configuration, text, Some("restart selfstart to change it; nothing was changed")));
         }
+        if changes.control_changed {
+            // First of all, as only this can fail.
+            let given = owner(&loaded.settings.control)
+                .map_err(|error| chain(&error))
+                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)));
+            if let Err(error) = given {
+                let text = format!("`control` cannot be put in force: {error}");
+                self.telling.config_refused(&text);
+                self.notes = vec![format!("the running configuration is kept: {text}")];
+                return finish(reply, refused(RefusalCode::Configuration, text, Some("the running configuration is kept")));
+            }
+            self.serving.workers_may.store(loaded.settings.control.workers, Ordering::Relaxed);
+        }
         self.notes.clear();
         let (good, bytes) = (self.layout.good_config(), loaded.bytes);
         self.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
@@ -622,17 +808,31 @@ impl Agent {
             self.give_to_user();
         }
         self.deploying.policy = deploying::policy(&self.settings);
+        let counts: BTreeMap<PoolName, u32> = self.pools.iter().map(|(name, run)| (name.clone(), run.machine().count())).collect();
+        let failed_before = self.deploying.machine().last_error().map(|said| said.at);
         self.apply(&changes);
         let lines = describe(&changes);
         self.telling.config_reloaded(&lines.iter().map(|line| format!("{}: {}", line.key, line.effect)).collect::<Vec<_>>().join("; "));
         if let Some((reply, wait)) = reply {
-            let restarted = changes
+            let restarted: BTreeMap<PoolName, Generation> = changes
                 .restart
                 .iter()
                 .filter_map(|name| Some((name.clone(), self.pools.get(name)?.machine().target()?.generation)))
                 .collect();
             let text = format!("reloaded: {}", lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>().join(", "));
-            self.pending(reply, wait, Goal::Generation(restarted), text);
+            let mut goals: Vec<Goal> = changes.pools_removed.iter().cloned().map(Goal::Gone).collect();
+            // On a drained node it is remembered for the time after.
+            if self.ending == Ending::No {
+                goals.push(Goal::Generation(restarted));
+                let other_count = |name: &PoolName| self.pools.get(name).map(|run| run.machine().count()) != counts.get(name).copied();
+                let counted = self.settings.pools.iter().map(|pool| &pool.policy.name);
+                let counted = counted.filter(|name| changes.pools_added.contains(*name) || other_count(name));
+                goals.extend(counted.cloned().map(Goal::Count));
+                if changes.build_changed || changes.source_changed {
+                    goals.push(Goal::Deployed(failed_before));
+                }
+            }
+            self.pending(reply, wait, Goal::All(goals), text);
         }
     }
 
@@ -807,7 +1007,10 @@ impl Agent {
 
 /// What an operator's word about slots leads to.
 enum Effect {
+    /// It is done, and nothing of it lasts.
     Now(String),
+    /// It is done, and must outlive the agent.
+    Changed(String),
     Refused(Outcome),
     When(Goal, String),
 }
@@ -873,7 +1076,7 @@ fn describe(changes: &Changes) -> Vec<Change> {
         (changes.build_changed, "build", "a new release of the same revision is made"),
         (changes.source_changed, "source", "fetched, and deployed if it is new"),
         (changes.retention_changed, "release", "counts from the next deploy on"),
-        (changes.control_changed, "control", "counts when selfstart is started anew"),
+        (changes.control_changed, "control", "in force from now on; who is connected stays so"),
         (changes.log_changed, "log", "counts for what is started from now on"),
     ] {
         if changed {
@@ -903,10 +1106,10 @@ pub(crate) fn name_of(uid: u32) -> Option<String> {
 }
 
 /// Judges who may speak: workers may not, whoever their user is, unless `control.workers` says so. Others are judged by the socket's mode.
-pub(crate) fn gate(settings: &Arc<Settings>, keeper_pid: i32) -> Gate {
-    let (workers, root) = (settings.control.workers, settings.root.display().to_string());
+pub(crate) fn gate(settings: &Arc<Settings>, serving: &Serving, keeper_pid: i32) -> Gate {
+    let (workers, root) = (Arc::clone(&serving.workers_may), settings.root.display().to_string());
     Arc::new(move |peer: &Peer| {
-        if workers || is_outsider(peer, keeper_pid, &root) {
+        if workers.load(Ordering::Relaxed) || is_outsider(peer, keeper_pid, &root) {
             Verdict::Welcome
         } else {
             Verdict::Refused("workers may not speak to the agent (`control.workers` is false)".into())

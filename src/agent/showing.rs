@@ -43,8 +43,34 @@ impl Agent {
                 .chain(self.leaving())
                 .map(pool_status)
                 .collect(),
-            notes: self.notes.clone(),
+            notes: self.notes_now(),
         }
+    }
+
+    /// What a person should know: what the configuration led to, and what waits for the disk as long as it does.
+    fn notes_now(&self) -> Vec<String> {
+        let mut notes = self.notes.clone();
+        if let Some(why) = &self.state_trouble {
+            notes.push(format!("the state is not saved, and what was changed since is forgotten if the agent ends: {why}"));
+        }
+        if let Some(why) = self.deploying.unsaved() {
+            notes.push(format!("the record of deploys is not saved, and what was changed since is forgotten if the agent ends: {why}"));
+        }
+        let files = self.outputs.waiting_files();
+        if files > 0 {
+            notes.push(format!(
+                "the output for {files} file{} waits for the disk, and nothing of it is lost",
+                if files == 1 { "" } else { "s" }
+            ));
+        }
+        let (waiting, lost) = self.telling.waiting();
+        if waiting > 0 {
+            notes.push(format!("{waiting} event{} the disk", if waiting == 1 { " waits for" } else { "s wait for" }));
+        }
+        if lost > 0 {
+            notes.push(format!("{lost} event{} lost, as the disk is full", if lost == 1 { " is" } else { "s are" }));
+        }
+        notes
     }
 
     fn leaving(&self) -> impl Iterator<Item = &PoolRun> {

@@ -52,6 +52,11 @@ impl Telling {
         self.journal.waits()
     }
 
+    /// How many events wait for the disk, and how many found no room to wait.
+    pub(crate) fn waiting(&self) -> (usize, u64) {
+        self.journal.waiting()
+    }
+
     /// Writes what waits, as far as the disk takes it.
     pub(crate) fn write_waiting(&mut self) {
         self.journal.write_waiting(clock::wall());

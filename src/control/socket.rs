@@ -105,6 +105,19 @@ pub(crate) fn bind(path: &Path, owner: Owner) -> Result<UnixListener, BindError>
     made
 }
 
+/// Gives the socket at `path` to this owner and group, as [`bind`] would; whoever is connected stays so.
+///
+/// # Errors
+/// If a system call fails; then nothing has changed.
+pub(crate) fn give(path: &Path, owner: Owner) -> Result<(), BindError> {
+    let io = |source: rustix::io::Errno| BindError::Io { doing: "set the owner of", path: path.to_owned(), source: source.into() };
+    let place = Place::open(path)?;
+    // What is not named is who we are, as if it were made anew.
+    let uid = owner.uid.map_or_else(rustix::process::geteuid, Uid::from_raw);
+    let gid = owner.gid.map_or_else(rustix::process::getegid, Gid::from_raw);
+    rustix::fs::chownat(&place.dir, &place.name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(io)
+}
+
 /// Takes the socket that outlived a former agent; its file must still be at `path`.
 ///
 /// # Errors

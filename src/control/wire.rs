@@ -244,6 +244,9 @@ pub(crate) struct Live {
     /// How long the deploy took.
     #[serde(default)]
     pub(crate) seconds: Option<u64>,
+    /// Which workers are not ready on it, though that was no reason to go back; `None`: all that are wanted are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) warning: Option<String>,
 }
 
 /// With what a worker would be started now. Holds its secrets: given to who may become its user anyway, never logged or stored.

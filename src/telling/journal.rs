@@ -130,6 +130,11 @@ impl Journal {
         self.missed > 0 || !self.waiting.is_empty()
     }
 
+    /// How many events wait for the disk, and how many found no room to wait.
+    pub(crate) fn waiting(&self) -> (usize, u64) {
+        (self.waiting.len(), self.missed)
+    }
+
     /// Writes what waits, as far as the disk takes it.
     pub(crate) fn write_waiting(&mut self, at: WallTime) {
         while let Some(line) = self.waiting.pop_front() {

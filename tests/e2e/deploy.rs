@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::node::{Node, QUICK, shape, text_of};
+use rustix::process::Signal;
+
+use crate::node::{Node, QUICK, shape, signal_to, text_of};
 
 #[test]
 fn a_deploy_replaces_one_worker_after_the_other_each_ready_before_the_next() {
@@ -133,4 +135,42 @@ fn a_build_that_takes_too_long_ends_with_all_its_children() {
     assert!(said.took < Duration::from_secs(20), "{said:?}");
     node.until("only the worker", || (node.processes() == [worker]).then_some(()));
     node.same(node.pid("w"), worker);
+}
+
+#[test]
+fn a_deploy_without_a_ready_worker_says_so_and_an_agent_that_comes_back_rolls_out_nothing() {
+    let node = Node::new();
+    node.write("crash", "");
+    let moody = |name: &str| {
+        format!("  {name}: {{shell: 'test ! -e @DIR@/crash || exit 3; exec @FIXTURE@', restart: {{backoff: [1m, 1m]}}, {QUICK}}}\n")
+    };
+    node.configure(&format!("{}{}", moody("w"), moody("v")), "");
+    node.start();
+    // The first of all: there is no before.
+    let first = node.told(0, "rollout", "is rolled out: 0 ready, 1 not ready");
+    assert!(!text_of(&first).contains("before"), "{first}");
+    node.idle();
+    node.commit(&[]);
+    let said = node.cli(&["deploy"]).exits(0).says(&["is live", "0 of 2 ready: v/0, w/0"]);
+    assert!(!said.out.contains("hint"), "{said:?}");
+    node.commit(&[]);
+    let said = node.cli(&["deploy", "--json"]).exits(0);
+    let told = said.out.lines().last().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")).expect("an answer");
+    assert!(told.to_string().contains("\"warning\":\"0 of 2 ready: v/0, w/0"), "{told}");
+    fs_err::remove_file(node.path("crash")).expect("removed");
+    node.commit(&[]);
+    let said = node.cli(&["deploy"]).exits(0);
+    assert!(!said.out.contains("ready"), "{said:?}");
+
+    let mark = node.mark();
+    let agent = i32::try_from(node.look("/agent/pid").as_i64().expect("a pid")).expect("a pid");
+    signal_to(agent, Signal::KILL);
+    node.told(mark, "worker_adopted", "");
+    node.until("the next agent", || node.look("/agent/pid").as_i64().filter(|pid| *pid != i64::from(agent)));
+    node.idle();
+    node.cli(&["wait", "--ready", "--timeout", "20s"]).exits(0);
+    // A later event, so that all before it is there.
+    node.cli(&["pause", "w"]).exits(0);
+    node.told(mark, "paused", "");
+    node.same(node.since(mark, &["rollout"]), vec![]);
 }

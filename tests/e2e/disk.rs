@@ -94,9 +94,14 @@ fn inside_a_full_disk() {
 
     // More happens than the journal's last page has room for.
     for _ in 0..20 {
-        node.cli(&["pause", "w"]).exits(0);
-        node.cli(&["resume", "w"]).exits(0);
+        node.cli(&["pause", "w"]).exits(1).says(&["paused", "not saved", "No space left", "repeat it"]);
+        node.cli(&["resume", "w"]).exits(1).says(&["minded again", "not saved"]);
     }
+    let notes = node.look("/notes").to_string();
+    for what in ["the state is not saved", "the output for", "for the disk"] {
+        assert!(notes.contains(what), "{notes}");
+    }
+    node.cli(&["status"]).exits(0).says(&["the state is not saved"]);
     let resumed = || node.since(mark, &["resumed"]).len();
     assert!(resumed() < 40, "the journal took all of it, so this shows nothing");
 
@@ -104,6 +109,7 @@ fn inside_a_full_disk() {
     // By itself, without another event that would bring the waiting ones along.
     node.until("the journal to be whole", || (resumed() == 40).then_some(()));
     node.told(mark, "output_goes_on", "talker.0.log");
+    node.until("nothing to be noted", || (node.look("/notes") == serde_json::json!([])).then_some(()));
     node.cli(&["deploy"]).exits(0);
     node.same(node.live().0, next);
     // All that the first talker wrote until the deploy ended it, without a gap.
@@ -130,13 +136,15 @@ fn inside_a_full_disk() {
     let files = || [node.text("root/run/state.json"), node.text("root/run/journal/deploy.json")];
     let before = files();
     assert!(before.iter().all(|text| !text.is_empty()));
-    let said = node.cli(&["hold", "--why", "full"]);
-    assert!(matches!(said.code, Some(0 | 1)), "{said:?}");
-    for _ in 0..20 {
-        node.cli(&["pause", "w"]).exits(0);
-        node.cli(&["resume", "w"]).exits(0);
+    for words in [["hold"].as_slice(), &["hold"], &["unhold", "--no-wait"], &["hold", "--why", "full"]] {
+        node.cli(words).exits(1).says(&["not saved", "No space left"]);
     }
-    node.cli(&["pause", "w"]).exits(0);
+    assert!(node.look("/notes").to_string().contains("the record of deploys is not saved"));
+    for _ in 0..20 {
+        node.cli(&["pause", "w"]).exits(1);
+        node.cli(&["resume", "w"]).exits(1);
+    }
+    node.cli(&["pause", "w"]).exits(1);
     let paused = || node.since(mark, &["paused"]).len();
     assert!(paused() < 42, "the journal took all of it, so this shows nothing");
     assert_eq!(files(), before);
@@ -145,4 +153,29 @@ fn inside_a_full_disk() {
     node.until("the state and the record of deploys to be written", || {
         files().iter().zip(&before).all(|(now, then)| now != then).then_some(())
     });
+    // What is answered with success while the disk is full or was just now is not forgotten by an agent that is killed at once.
+    let kill_agent = || {
+        let agent = i32::try_from(node.look("/agent/pid").as_i64().expect("a pid")).expect("a pid");
+        crate::node::signal_to(agent, rustix::process::Signal::KILL);
+        node.until("the next agent", || node.look("/agent/pid").as_i64().filter(|pid| *pid != i64::from(agent)));
+    };
+    node.cli(&["resume", "w"]).exits(0);
+    node.cli(&["unhold"]).exits(0);
+    fill(&ballast);
+    let commands = [["hold"].as_slice(), &["stop", "w/1"], &["scale", "talker=0"], &["pause", "w/0"]];
+    for words in commands {
+        node.cli(words).exits(1).says(&["not saved"]);
+    }
+    fs_err::remove_file(&ballast).expect("removed");
+    for words in commands {
+        node.cli(words).exits(0);
+    }
+    let is_so = || (node.look("/deploy/held"), node.pids("w").len(), node.pids("talker").len(), node.slots("w")[0]["state"].clone());
+    let expected = is_so();
+    node.same(expected.clone(), (true.into(), 1, 0, "paused".into()));
+    kill_agent();
+    node.same(is_so(), expected);
+    node.cli(&["resume", "w/0"]).exits(0);
+    kill_agent();
+    node.same(node.slots("w")[0]["state"].clone(), "ready".into());
 }

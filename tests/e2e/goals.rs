@@ -125,6 +125,12 @@ fn what_can_never_be_ready_is_answered_with_why() {
     // Of a pool that people stopped or paused.
     node.cli(&["stop", "w"]).exits(0);
     fs_err::remove_file(node.path("crash")).expect("removed");
+    answered(&["wait", "--ready"], &["w was stopped by an operator", "selfstart start w"]);
+    node.cli(&["start", "w/1"]).exits(0);
+    answered(&["wait", "--ready"], &["w/0, w/2 were stopped by an operator", "selfstart start w/0 w/2"]);
+    node.cli(&["stop", "v"]).exits(0);
+    answered(&["wait", "--ready"], &["v, w/0, w/2 were stopped by an operator", "selfstart start v w/0 w/2"]);
+    node.cli(&["start", "v"]).exits(0);
     node.cli(&["start", "w"]).exits(0);
     node.cli(&["pause", "v"]).exits(0);
     signal_to(node.pids("v")[0], Signal::KILL);

@@ -43,3 +43,48 @@ fn a_pool_that_is_taken_out_and_put_back_while_its_workers_stop_comes_back_once_
         assert!((0..=1).contains(count), "{event}");
     }
 }
+
+#[test]
+fn a_reload_answers_when_it_is_so() {
+    let slow = "stop: [TERM 500ms, KILL]";
+    let node = Node::new();
+    let pools = |w: u32, more: &str| {
+        format!("  w: {{command: '@FIXTURE@ --ignore TERM', count: {w}, {slow}, {QUICK}}}\n  v: {{command: '@FIXTURE@', {QUICK}}}{more}")
+    };
+    let x = format!("\n  x: {{command: '@FIXTURE@ --ignore TERM', after: [v], {slow}, {QUICK}}}");
+    node.configure(&pools(1, ""), "");
+    node.boot();
+    let reload = |pools: &str, more: &str| {
+        node.configure(pools, more);
+        node.cli(&["reload"])
+    };
+    // More, fewer, a new pool, one that goes.
+    reload(&pools(3, ""), "").exits(0);
+    node.same(node.slots("w").iter().filter(|slot| slot["state"] == "ready").count(), 3);
+    reload(&pools(1, ""), "").exits(0);
+    node.same((node.slots("w").len(), node.pids("w").len()), (1, 1));
+    reload(&pools(1, &x), "").exits(0);
+    node.same(node.slots("x")[0]["state"].clone(), "ready".into());
+    let gone = node.pid("x");
+    reload(&pools(1, ""), "").exits(0);
+    assert!(!alive(gone));
+    node.same(node.slots("x").len(), 0);
+    // Another build: the new release is live, all workers run it.
+    let before = node.live().1;
+    reload(&pools(1, ""), "build: {steps: ['sleep 0.3; touch built']}").exits(0);
+    let live = node.live().1;
+    assert!(live != before, "{live} {before}");
+    assert!(node.root("current/built").exists());
+    node.same(node.slots("w")[0]["release"].clone(), live.as_str().into());
+    node.same(node.look("/deploy/phase"), "idle".into());
+    // One that fails is told.
+    reload(&pools(1, ""), "build: {steps: ['sleep 0.3; exit 9']}").exits(1).says(&["9"]);
+    node.same(node.live().1, live.clone());
+    // Who does not wait is answered at once.
+    node.configure(&pools(2, ""), "build: {steps: ['while test -e @DIR@/hold; do sleep 0.05; done']}");
+    node.write("hold", "");
+    node.cli(&["reload", "--no-wait"]).exits(0);
+    node.same(node.live().1, live);
+    fs_err::remove_file(node.path("hold")).expect("removed");
+    node.idle();
+}

@@ -124,3 +124,33 @@ fn a_reload_with_another_user_replaces_the_workers_and_what_they_run() {
     node.cli(&["reload"]).exits(0);
     settled(0);
 }
+
+#[test]
+fn a_reload_puts_control_in_force_at_once() {
+    let node = prepared("");
+    node.boot();
+    let socket = node.root("run/control.sock");
+    let owner = || std::os::unix::fs::MetadataExt::uid(&fs_err::metadata(&socket).expect("there"));
+    node.same(owner(), 0);
+    node.configure_raw(&configuration("control: {owner: nobody, workers: true}"));
+    node.cli(&["reload"]).exits(0).says(&["control"]);
+    node.same(owner(), nobody());
+    // Its question is answered now, and stops the other.
+    node.cli(&["restart", "asks", "--no-wait"]).exits(0);
+    node.until("the answer", || node.text("root/log/asks.0.log").contains("code=0").then_some(()));
+    node.state("w", "stopped");
+    node.cli(&["start", "w"]).exits(0);
+    // Nobody of this name: nothing is changed.
+    node.configure_raw(&configuration("control: {group: nobody-of-this-name}"));
+    node.cli(&["reload"]).exits(78).says(&["control", "nobody-of-this-name"]);
+    node.same(owner(), nobody());
+    node.configure_raw(&configuration(""));
+    node.cli(&["reload"]).exits(0);
+    node.same(owner(), 0);
+    node.cli(&["restart", "asks"]).exits(0);
+    node.until("a refusal", || {
+        let log = node.text("root/log/asks.0.log");
+        (log.lines().rfind(|line| line.contains("code="))?.ends_with("code=4")).then_some(())
+    });
+    node.state("w", "ready");
+}

@@ -411,6 +411,12 @@ impl Outputs {
         self.files.next_retry().into_iter().chain(self.starved).min()
     }
 
+    /// How many files cannot be written now, so that what is for them waits.
+    #[must_use]
+    pub(crate) fn waiting_files(&self) -> usize {
+        self.files.all.iter().flatten().filter(|file| file.trouble.is_some()).count()
+    }
+
     /// Drops what former agents left of streams that were not added again, once all have been; returns how many there were.
     pub(crate) fn forget_strangers(&mut self) -> usize {
         let strangers = std::mem::take(&mut self.strangers);

@@ -1,5 +1,6 @@
 //! What can be heard about a pool, and what the shell is asked to do.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::id::{Generation, ReleaseId, Revision};
@@ -106,12 +107,12 @@ pub enum Effect {
         /// What.
         effect: worker::Effect,
     },
-    /// A rollout has begun.
+    /// A rollout has begun: slots take part in it.
     RolloutBegun {
         /// Its target.
         target: Arc<Target>,
     },
-    /// Every slot that takes part has had its turn.
+    /// Every slot that takes part has had its turn. No rollout begins, and so none ends, where no slot takes part.
     RolledOut {
         /// Its target.
         target: Arc<Target>,
@@ -145,4 +146,25 @@ pub enum Dropped {
     Superseded(Generation),
     /// The pool is drained.
     Drained,
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Superseded(generation) => write!(f, "generation {generation} takes its place"),
+            Self::Drained => f.write_str("the pool is drained"),
+        }
+    }
+}
+
+/// Says how a rollout went.
+#[must_use]
+pub fn rolled_out_text(target: &Target, ready: u32, failing: u32) -> String {
+    let failing = match failing {
+        0 => String::new(),
+        // The first of a pool: there was no worker that could have been well.
+        _ if target.generation <= Generation(1) => format!(", {failing} not ready"),
+        _ => format!(", {failing} not ready, as before"),
+    };
+    format!("{} is rolled out: {ready} ready{failing}", target.release)
 }

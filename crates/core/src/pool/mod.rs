@@ -26,7 +26,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Dropped, Effect, Event, RestartWhy, Scale, Which};
+pub use event::{Dropped, Effect, Event, RestartWhy, Scale, Which, rolled_out_text};
 pub use saved::{SavedPool, SavedSlot};
 pub use state::{Pool, Wanted};
 pub use step::{next_deadline, step};

@@ -82,7 +82,6 @@ impl Pool {
         let Some(target) = self.target.clone() else { return };
         self.clear_parts();
         self.failed = false;
-        turn.effects.push(Effect::RolloutBegun { target: Arc::clone(&target) });
         let numbers: Vec<u32> = (0..self.count).filter(|number| self.takes_part(*number)).collect();
         let way = |pool: &Self, number: u32| pool.entry(number).map_or(Way::Already, |entry| pool.way(&entry.slot, &target));
         // First those that cost nothing, then those that are not ready anyway, then the ready ones.
@@ -98,6 +97,12 @@ impl Pool {
             }
         }
         unready.append(&mut ready);
+        if down.is_empty() && unready.is_empty() {
+            // All run it already, as after each restart of the agent: nothing is rolled out, and nothing of it is told.
+            self.rollout = None;
+            return;
+        }
+        turn.effects.push(Effect::RolloutBegun { target: Arc::clone(&target) });
         for number in &unready {
             self.set_part(*number, Part::Pending, turn);
         }

@@ -311,7 +311,7 @@ fn the_same_release_again_is_already_so_and_a_failed_one_is_tried_again() {
     town.news();
     let starts = town.starts.len();
     town.tell(roll_out(1));
-    assert_eq!((town.news(), town.starts.len()), (vec!["begun 1".to_owned(), "done 1: 0 ready, 0 failing".to_owned()], starts));
+    assert_eq!((town.news(), town.starts.len()), (vec![], starts));
     town.broken.insert(release(2));
     town.tell(roll_out(2));
     town.broken.clear();
@@ -461,4 +461,33 @@ fn a_thousand_exits_at_once_are_a_thousand_small_steps() {
     }
     assert_eq!((town.pool.occupied(), town.pool.ready()), (1_000, 0));
     assert!(size_of::<Entry>() <= 320, "{} bytes", size_of::<Entry>());
+}
+
+#[test]
+fn where_all_run_it_already_nothing_is_rolled_out_and_nothing_told() {
+    let mut town = Town::ready(3);
+    town.news();
+    town.agent_killed().pass(2_000);
+    town.news();
+    town.tell(roll_out(1)).pass(2_000);
+    assert_eq!((town.news(), town.pool.rolling_out().is_none(), town.pool.is_ready()), (vec![], true, true));
+    // Of a pool without a slot too.
+    let mut town = Town::new(policy(0));
+    town.tell(roll_out(1)).pass(2_000);
+    assert_eq!((town.news(), town.pool.rolling_out().is_none()), (vec![], true));
+}
+
+#[test]
+fn how_a_rollout_went_reads_well() {
+    let target = |generation| worker::Target {
+        generation: Generation(generation),
+        release: release(1),
+        revision: format!("{:040x}", 1).parse().expect("a revision"),
+    };
+    let name = target(1).release;
+    assert_eq!(rolled_out_text(&target(1), 0, 1), format!("{name} is rolled out: 0 ready, 1 not ready"));
+    assert_eq!(rolled_out_text(&target(2), 2, 1), format!("{name} is rolled out: 2 ready, 1 not ready, as before"));
+    assert_eq!(rolled_out_text(&target(2), 2, 0), format!("{name} is rolled out: 2 ready"));
+    let dropped = [Dropped::Superseded(Generation(2)), Dropped::Drained].map(|why| why.to_string());
+    assert_eq!(dropped, ["generation 2 takes its place", "the pool is drained"]);
 }

@@ -34,6 +34,8 @@ pub enum StopWhy {
     Scale,
     /// Somebody said so.
     Operator,
+    /// It ended by a signal that somebody let us send.
+    Signalled,
     /// The configuration changed.
     Reload,
     /// The node is drained.
@@ -48,7 +50,7 @@ impl StopWhy {
             Self::Memory(_) => VerdictKind::Memory,
             Self::Deploy(_) => VerdictKind::Deploy,
             Self::Scale => VerdictKind::Scale,
-            Self::Operator => VerdictKind::Operator,
+            Self::Operator | Self::Signalled => VerdictKind::Operator,
             Self::Reload => VerdictKind::Reload,
             Self::Drain => VerdictKind::Drain,
             Self::NotReady(_) => VerdictKind::NotReady,
@@ -170,6 +172,8 @@ pub(super) struct Worker {
     pub(super) since: MonoTime,
     /// The job that was killed last, and when.
     pub(super) job_killed: Option<Box<(ProcessId, MonoTime)>>,
+    /// The last signal that an operator let us send.
+    pub(super) signalled: Option<crate::signal::Signal>,
 }
 
 /// How a stop begins.

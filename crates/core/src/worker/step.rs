@@ -108,8 +108,9 @@ impl Slot {
             (state, Event::KillNow) => Self::kill_now(state, turn),
             (state, Event::Pause) => self.pause(state, turn),
             (state, Event::Resume) => self.resume(state, turn),
-            (state, Event::SignalRequested { signal }) => {
-                if let State::Starting { worker, .. } | State::Ready { worker, .. } | State::Stopping { worker, .. } = &state {
+            (mut state, Event::SignalRequested { signal }) => {
+                if let State::Starting { worker, .. } | State::Ready { worker, .. } | State::Stopping { worker, .. } = &mut state {
+                    worker.signalled = Some(signal);
                     turn.act(Effect::Signal { start: worker.start, signal });
                 }
                 state
@@ -118,11 +119,17 @@ impl Slot {
             // What became of a start.
             (State::Spawning { start, target, .. }, Event::Spawned { process, .. }) => {
                 turn.tell(Happening::Started { start, process });
-                self.starting(Worker { start, process, target, since: turn.now, job_killed: None }, turn)
+                self.starting(Worker { start, process, target, since: turn.now, job_killed: None, signalled: None }, turn)
             }
             (State::Cancelling { start, target, order, manner, .. }, Event::Spawned { process, .. }) => {
                 turn.tell(Happening::Started { start, process });
-                Self::begin_stop(Worker { start, process, target, since: turn.now, job_killed: None }, None, order, manner, turn)
+                Self::begin_stop(
+                    Worker { start, process, target, since: turn.now, job_killed: None, signalled: None },
+                    None,
+                    order,
+                    manner,
+                    turn,
+                )
             }
             (State::Spawning { start, target, .. }, Event::SpawnFailed { error, jitter, .. }) => {
                 let after = self.crash(&target, jitter, turn);
@@ -144,10 +151,12 @@ impl Slot {
                 self.exited(Ending { start, target, since, ready: None, stop: Some((order, None)) }, how, jitter, turn)
             }
             (State::Starting { worker, .. }, Event::Exited { how, jitter, .. }) => {
-                self.exited(Ending::of(worker, None, None), how, jitter, turn)
+                let stop = self.ordered(&worker, how);
+                self.exited(Ending::of(worker, None, stop), how, jitter, turn)
             }
             (State::Ready { worker, since, .. }, Event::Exited { how, jitter, .. }) => {
-                self.exited(Ending::of(worker, Some(since), None), how, jitter, turn)
+                let stop = self.ordered(&worker, how);
+                self.exited(Ending::of(worker, Some(since), stop), how, jitter, turn)
             }
             (State::Stopping { worker, ready, order, ladder }, Event::Exited { how, jitter, .. }) => {
                 self.exited(Ending::of(worker, ready, Some((order, Some(ladder.rung())))), how, jitter, turn)
@@ -226,7 +235,14 @@ impl Slot {
             ) if start == recalled => {
                 let worker = self.adopted(start, process, target, since, turn);
                 match ladder {
-                    Some(ladder) => State::Stopping { worker, ready: ready_since, order, ladder },
+                    Some(ladder) => {
+                        if let Ladder::Polite { signal, .. } = ladder {
+                            // The rung was saved before its signal was sent: the former agent may have died in between, and a worker that
+                            // was never asked would be killed for not having heard. Twice is better than never; its time goes on.
+                            turn.act(Effect::Signal { start, signal });
+                        }
+                        State::Stopping { worker, ready: ready_since, order, ladder }
+                    }
                     None => Self::begin_stop(worker, ready_since, order, Manner::Ladder, turn),
                 }
             }
@@ -289,6 +305,13 @@ impl Slot {
             // All else does not apply.
             (state, _) => state,
         }
+    }
+
+    /// Returns what makes of this end an operator's doing, if it is: it was by the signal that one of them let us send. No crash then.
+    fn ordered(&self, worker: &Worker, how: ExitHow) -> Option<(StopOrder, Option<Rung>)> {
+        let signal = worker.signalled.filter(|signal| self.minded() && how.is_by(*signal))?;
+        let then = Then::Start(Arc::clone(&worker.target));
+        Some((StopOrder { why: StopWhy::Signalled, then }, Some(Rung::Polite(signal))))
     }
 
     fn minded(&self) -> bool {
@@ -505,7 +528,7 @@ impl Slot {
     fn adopted(&mut self, start: StartNo, process: ProcessId, target: Arc<Target>, since: MonoTime, turn: &mut Turn<'_>) -> Worker {
         self.last_start = self.last_start.max(start);
         turn.tell(Happening::Adopted { start, process });
-        Worker { start, process, target, since, job_killed: None }
+        Worker { start, process, target, since, job_killed: None, signalled: None }
     }
 
     fn mind_again(&self, worker: Worker, ready: Option<MonoTime>, turn: &mut Turn<'_>) -> State {

@@ -474,10 +474,12 @@ fn a_worker_that_nobody_knows_any_more_has_a_verdict_and_a_successor() {
 }
 
 #[test]
-fn a_stop_goes_on_where_it_was_when_the_agent_comes_back() {
+fn a_stop_goes_on_where_it_was_when_the_agent_comes_back_and_its_signal_is_sent_again_as_it_may_not_have_been() {
     let life = agent_killed(ready(policy()).then(&[event::stop(Then::Stay)])).then(&[(adopted().0, 10)]);
-    assert_eq!((life.deeds(), next_deadline(&life.slot)), (vec![], Some(at(61))));
-    assert_eq!(life.due().deeds(), [signal(1, Signal::Term)]);
+    assert_eq!((life.deeds(), next_deadline(&life.slot)), (vec![signal(1, Signal::Quit)], Some(at(61))));
+    let life = agent_killed(life.due()).then(&[(adopted().0, 5)]);
+    assert_eq!((life.deeds(), next_deadline(&life.slot)), (vec![signal(1, Signal::Term)], Some(at(71))));
+    assert_eq!(life.due().deeds(), [Effect::KillTree { start: ONE }]);
 }
 
 #[test]
@@ -509,4 +511,20 @@ fn verdicts_read_well() {
         ]
         .join("\n")
     );
+}
+
+#[test]
+fn a_signal_that_an_operator_lets_us_send_ends_a_worker_without_a_crash_and_one_that_it_survives_explains_nothing_else() {
+    let send = |signal| (Event::SignalRequested { signal }, 0);
+    let killed =
+        |start, number| (Event::Exited { start: StartNo(start), how: ExitHow::Signal { number, core: false }, jitter: Jitter(0) }, 0);
+    let life = ready(policy()).then(&[send(Signal::Kill), killed(1, 9), event::gone(1)]);
+    assert_eq!(life.verdict(), "ended by KILL because selfstart sent it by an operator's order; restarted");
+    assert_eq!((life.deeds(), life.slot.crashes_in_a_row()), (vec![spawn(2, 1)], 0));
+    // It does not know HUP, or another one does it.
+    let life = ready(policy()).then(&[send(Signal::Hup), killed(1, 11), event::gone(1)]);
+    assert_eq!((life.verdict().as_str(), life.slot.crashes_in_a_row()), ("killed by SEGV after 1s; restarted", 1));
+    // Nor does the next worker end by it.
+    let life = ready(policy()).then(&[send(Signal::Kill), killed(1, 9), event::gone(1), event::spawned(2), killed(2, 9), event::gone(2)]);
+    assert_eq!(life.slot.crashes_in_a_row(), 1);
 }

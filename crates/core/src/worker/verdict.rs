@@ -9,6 +9,7 @@ use super::effect::Rung;
 use super::state::StopWhy;
 use crate::id::{Generation, StartNo};
 use crate::memory::MemoryPassed;
+use crate::signal::Signal;
 use crate::time::{Human, MonoTime};
 use crate::units::Bytes;
 
@@ -220,6 +221,13 @@ const fn signal_name(number: i32) -> Option<&'static str> {
     })
 }
 
+impl ExitHow {
+    /// Returns whether this signal ended it.
+    pub(super) fn is_by(self, signal: Signal) -> bool {
+        matches!(self, Self::Signal { number, .. } if signal_name(number) == Some(signal.name()))
+    }
+}
+
 impl fmt::Display for ExitHow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -294,6 +302,7 @@ impl fmt::Display for StopWhy {
             Self::Deploy(generation) => write!(f, "generation {generation} takes its place"),
             Self::Scale => f.write_str("fewer workers are wanted"),
             Self::Operator => f.write_str("an operator asked for it"),
+            Self::Signalled => f.write_str("selfstart sent it by an operator's order"),
             Self::Reload => f.write_str("the configuration changed"),
             Self::Drain => f.write_str("the node is drained"),
             Self::NotReady(within) => write!(f, "it was not ready within {}", Human(*within)),
