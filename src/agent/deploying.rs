@@ -175,6 +175,10 @@ pub(crate) enum LookError {
 impl Agent {
     /// Gives the machine one event, and carries out what it wants.
     pub(crate) fn deploy_event(&mut self, event: Event) {
+        if let Event::SwitchFailed { .. } = event {
+            // Not to be tried again for ever with a release that is gone.
+            self.forget_missing();
+        }
         let now = Now { mono: clock::now(), wall: clock::wall(), jitter: Jitter::new(fastrand::u16(0..=1000)) };
         let machine = self.deploying.machine.take().expect("the machine is only away inside `step`");
         let (machine, effects) = deploy::step(machine, event, now, &self.deploying.policy);
@@ -208,8 +212,36 @@ impl Agent {
             self.telling.warn(&text);
         }
         self.deploying.unsure = releases;
-        self.telling.releases_removed(&gone);
+        for id in &gone {
+            use deploy::ReleaseState as State;
+            let why = match self.deploying.machine().book().get(id).map(|entry| &entry.state) {
+                Some(State::Staged) => "it was never whole",
+                Some(State::Failed { .. }) => "`release.keep_failed` wants no more",
+                _ => "`release.keep` wants no more",
+            };
+            self.telling.release_removed(id, why);
+        }
         self.deploy_event(Event::Pruned { gone, kept });
+    }
+
+    /// Looks whether the releases are still there: people may remove old ones, and nobody can go back to those.
+    pub(crate) fn forget_missing(&mut self) {
+        let ids = || self.deploying.machine().book().entries().iter().map(|entry| entry.id.clone());
+        let not_there = |id: &ReleaseId| {
+            let looked = fs_err::symlink_metadata(self.layout.release(id));
+            // What cannot be looked at may well be there.
+            looked.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        };
+        let releases: Vec<ReleaseId> = ids().filter(not_there).collect();
+        if releases.is_empty() {
+            return;
+        }
+        self.deploy_event(Event::Missing { releases: releases.clone() });
+        for id in releases {
+            if self.deploying.machine().book().get(&id).is_none() {
+                self.telling.release_removed(&id, "it is no longer in `releases/`, by somebody else's doing");
+            }
+        }
     }
 
     /// The record is on disk, or it is not: then what must not be done without it is answered instead.

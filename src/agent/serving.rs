@@ -86,13 +86,19 @@ impl Agent {
         }
         match request.command {
             Command::Status {} => reply.finish(Done::facts(Facts::Status(Box::new(self.status())))),
-            Command::Releases {} => self.releases(reply),
+            Command::Releases {} => {
+                self.forget_missing();
+                self.releases(reply);
+            }
             Command::Deploy { reference, force } => {
                 let wanted = reference.map_or(Wanted::Configured, Wanted::Ref);
                 let force = if force { Force::Yes } else { Force::No };
                 self.request(Request::Deploy { wanted, force }, by, reply, wait);
             }
-            Command::Rollback { to } => self.request(Request::Rollback(to.map_or(RollbackTo::Previous, RollbackTo::To)), by, reply, wait),
+            Command::Rollback { to } => {
+                self.forget_missing();
+                self.request(Request::Rollback(to.map_or(RollbackTo::Previous, RollbackTo::To)), by, reply, wait);
+            }
             Command::Hold { why } => self.request(Request::Hold { why: why.unwrap_or_default() }, by, reply, true),
             Command::Unhold {} => self.request(Request::Unhold, by, reply, wait),
             Command::Start { targets } => self.on_targets(&targets, reply, wait, Self::start),

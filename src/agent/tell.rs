@@ -159,13 +159,8 @@ impl Telling {
         }
     }
 
-    pub(crate) fn releases_removed(&mut self, gone: &[ReleaseId]) {
-        for id in gone {
-            self.tell(
-                Happening::new(Kind::ReleaseRemoved, format!("{id} was removed: `release.keep` wants no more"))
-                    .with("release", id.as_str()),
-            );
-        }
+    pub(crate) fn release_removed(&mut self, id: &ReleaseId, why: &str) {
+        self.tell(Happening::new(Kind::ReleaseRemoved, format!("{id} was removed: {why}")).with("release", id.as_str()));
     }
 
     pub(crate) fn mirror_healed(&mut self, text: &str) {

@@ -37,6 +37,29 @@ fn rollback_goes_to_the_previous_good_release_and_holds_until_unhold() {
 }
 
 #[test]
+fn a_release_that_somebody_removed_is_no_longer_listed_and_no_way_back() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"));
+    let first = node.live();
+    // A slot is restarted by deploys once in 10 s, which is not what is looked at here.
+    node.cli(&["scale", "w=0"]).exits(0);
+    node.commit(&[("README", "second\n")]);
+    node.cli(&["deploy"]).exits(0);
+    let second = node.live().1;
+    node.commit(&[("README", "third\n")]);
+    node.cli(&["deploy"]).exits(0);
+    fs_err::remove_dir_all(node.root("releases").join(&second)).expect("removed");
+    node.cli(&["rollback"]).exits(0).says(&[&first.1]);
+    node.same(node.live(), first.clone());
+    node.told(0, "release_removed", &second);
+    assert!(!node.cli(&["releases"]).exits(0).out.contains(&second));
+    node.cli(&["unhold"]).exits(0);
+    // Nothing to go back to: nothing happened, and nothing is held.
+    node.cli(&["rollback", "--to", &second]).exits(1);
+    node.cli(&["rollback"]).exits(1);
+    node.same((node.look("/deploy/held"), node.live()), (false.into(), first));
+}
+
+#[test]
 fn unhold_answers_when_what_was_remembered_is_live_or_why_it_is_not() {
     let node = Node::new();
     node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "build: {steps: ['test ! -e bad', 'test ! -e slow || sleep 3']}");

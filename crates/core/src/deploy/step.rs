@@ -113,6 +113,10 @@ impl Turn<'_> {
                 self.deploy.phase = phase;
                 self.take_pruned(&gone, &kept);
             }
+            (phase, Event::Missing { releases }) => {
+                self.deploy.phase = phase;
+                self.take_missing(&releases);
+            }
 
             (Phase::Waiting { job, at, .. }, Event::DeadlineReached) if self.now.mono >= at => self.try_again(job),
             (Phase::Building { plan, step, time: BuildTime::Until(at) }, Event::DeadlineReached) if self.now.mono >= at => {
@@ -251,13 +255,15 @@ impl Turn<'_> {
                 self.done(&[id], changed);
             }
             Request::Unhold => {
-                let held = self.deploy.held.take();
-                if held.is_some() {
+                // Also the hold that a rollback on its way would bring.
+                let coming = self.deploy.rollback_by.take().is_some();
+                let held = self.deploy.held.take().is_some() || coming;
+                if held {
                     self.effects.push(Effect::Tell(News::Unheld { by }));
                 }
                 match self.held_back() {
-                    Some(job) if held.is_some() => job.ids.push(id),
-                    _ => self.done(&[id], held.is_some()),
+                    Some(job) if held => job.ids.push(id),
+                    _ => self.done(&[id], held),
                 }
             }
         }
@@ -297,7 +303,8 @@ impl Turn<'_> {
         match resolve_rollback(&self.deploy.book, to) {
             Err(error) => self.answer(&[id], &Outcome::Failed { text: error.to_string() }),
             Ok(release) => {
-                self.hold(by, format!("rolled back to {release}"));
+                // Held when it is so: a node whose rollback failed is not held for the sake of what did not happen.
+                self.deploy.rollback_by = Some(by);
                 self.make_way_for(&release);
                 if let Some((_, older)) = self.deploy.rollback.replace((release, vec![id])) {
                     self.refuse(&older, &Refusal::Superseded);
@@ -314,8 +321,25 @@ impl Turn<'_> {
                 self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
                 self.deploy.phase = Phase::Building { plan, step, time: BuildTime::GivingWay };
             }
+            Phase::Waiting { job, .. } => self.give_back(job),
             other => self.deploy.phase = other,
         }
+    }
+
+    /// A rollback is so: no update undoes it before an operator says so.
+    pub(super) fn hold_rolled_back(&mut self, release: &ReleaseId) {
+        // A newer rollback that waits for its turn needs the name too.
+        let by = if self.deploy.rollback.is_some() { self.deploy.rollback_by.clone() } else { self.deploy.rollback_by.take() };
+        if let Some(by) = by {
+            self.hold(by, format!("rolled back to {release}"));
+        }
+    }
+
+    fn end_failed_rollback(&mut self, ids: &[RequestId], text: String) {
+        if self.deploy.rollback.is_none() {
+            self.deploy.rollback_by = None;
+        }
+        self.answer(ids, &Outcome::Failed { text });
     }
 
     fn hold(&mut self, by: String, why: String) {
@@ -415,11 +439,12 @@ impl Turn<'_> {
 
     fn begin_rollback(&mut self, release: ReleaseId, ids: Vec<RequestId>) {
         let Some(entry) = self.deploy.book.get(&release).filter(|entry| entry.is_whole()) else {
-            return self.answer(&ids, &Outcome::Failed { text: format!("release `{release}` is no longer whole") });
+            return self.end_failed_rollback(&ids, format!("release `{release}` is no longer whole"));
         };
         let revision = entry.revision.clone();
-        self.deploy.wanted = Some(Stamp { revision: revision.clone(), at: self.now.wall });
         if entry.state == ReleaseState::Live {
+            self.deploy.wanted = Some(Stamp { revision, at: self.now.wall });
+            self.hold_rolled_back(&release);
             return self.done(&ids, false);
         }
         self.switch(release, revision, ChangeWhy::Rollback(ids));
@@ -685,8 +710,12 @@ impl Turn<'_> {
 
     fn take_switched(&mut self, change: Change) {
         self.deploy.book.set_live(&change.release, self.now.wall);
-        let Change { release, revision, previous, .. } = change.clone();
-        self.effects.push(Effect::Tell(News::Switched { release, revision, previous }));
+        let Change { release, revision, previous, why } = change.clone();
+        self.effects.push(Effect::Tell(News::Switched { release: release.clone(), revision: revision.clone(), previous }));
+        if let ChangeWhy::Rollback(_) = why {
+            self.deploy.wanted = Some(Stamp { revision, at: self.now.wall });
+            self.hold_rolled_back(&release);
+        }
         self.follow(change);
     }
 
@@ -731,7 +760,7 @@ impl Turn<'_> {
                 self.wait(job, wait, WaitWhy::Machine);
             }
             ChangeWhy::Rollback(ids) => {
-                self.answer(&ids, &Outcome::Failed { text });
+                self.end_failed_rollback(&ids, text);
                 self.end();
             }
             ChangeWhy::Repair => {
@@ -833,6 +862,14 @@ impl Turn<'_> {
         if !kept.is_empty() {
             self.deploy.sweep_at = Some(self.now.mono + SWEEP_AFTER);
         }
+    }
+
+    /// Somebody removed whole releases: nobody can go back to them.
+    fn take_missing(&mut self, missing: &[ReleaseId]) {
+        // What is being made or removed has its own answer, what failed may never have had a directory, and what is live stays so: workers
+        // may still run in it.
+        let removable = |entry: &Entry| matches!(entry.state, ReleaseState::Built | ReleaseState::Retired) && !entry.leaving;
+        self.deploy.book.retain(|entry| !(missing.contains(&entry.id) && removable(entry)));
     }
 
     fn begin_drain(&mut self, phase: Phase) {

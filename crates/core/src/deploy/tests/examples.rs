@@ -295,6 +295,60 @@ fn rollback_goes_one_back_each_time_holds_and_builds_nothing() {
 }
 
 #[test]
+fn a_rollback_takes_the_next_good_release_that_is_still_there() {
+    let mut node = Node::at_rest();
+    let (two, three) = (node.deploy_to_end(2), node.deploy_to_end(3));
+    node.acts(Event::Missing { releases: vec![two.clone(), three.clone()] });
+    assert!(node.deploy.book().get(&two).is_none());
+    assert_eq!(node.live(), Some(three), "workers may still run in it");
+    let (_, effects) = node.request(Request::Rollback(RollbackTo::Previous));
+    assert_eq!(effects, [Effect::Switch { release: old(1) }]);
+}
+
+#[test]
+fn a_rollback_that_fails_holds_nothing_and_wants_nothing_else() {
+    let mut node = Node::at_rest();
+    let two = node.deploy_to_end(2);
+    let (id, _) = node.request(Request::Rollback(RollbackTo::Previous));
+    assert_eq!(node.deploy.held(), None, "not before it is so");
+    let effects = node.acts(Event::SwitchFailed { release: old(1), text: "there is no release".to_owned() });
+    assert!(matches!(answers(&effects)[..], [(answered, Outcome::Failed { .. })] if answered == id), "{effects:?}");
+    assert_eq!((node.deploy.held(), node.live()), (None, Some(two)));
+    assert_eq!(node.deploy.wanted().map(|stamp| stamp.revision.clone()), Some(rev(2)));
+    assert!(matches!(&node.deploy_now(Force::No).1[..], [Effect::Fetch { .. }]));
+}
+
+#[test]
+fn a_rollback_cut_short_holds_in_the_name_of_who_asked_for_it() {
+    let mut node = Node::at_rest();
+    let two = node.deploy_to_end(2);
+    node.request(Request::Rollback(RollbackTo::Previous));
+    let mut next = Node::of(node.saved.clone());
+    let mut there = found(Start::Again, PoolsFound::Running, Some(1), &[1]);
+    there.releases.push(FoundRelease { id: two, built: Some((rev(2), build(1))) });
+    next.acts(Event::Booted(there));
+    assert_eq!(next.deploy.held().map(|hold| hold.by.as_str()), Some("ann"));
+}
+
+#[test]
+fn a_deploy_of_a_release_that_is_gone_makes_it_anew() {
+    let mut node = Node::at_rest();
+    let two = node.deploy_to_end(2);
+    node.request(Request::Rollback(RollbackTo::Previous));
+    node.acts(Event::Switched { release: old(1) });
+    node.acts(Event::RolledOut { release: old(1) });
+    node.request(Request::Unhold);
+    node.deploy_now(Force::No);
+    assert_eq!(node.fetched(2), [Effect::Switch { release: two.clone() }]);
+    node.acts(Event::Missing { releases: vec![two.clone()] });
+    node.acts(Event::SwitchFailed { release: two, text: "there is no release".to_owned() });
+    node.pass(2);
+    node.acts(Event::DeadlineReached);
+    let effects = node.fetched(2);
+    assert!(matches!(&effects[..], [Effect::Stage { .. }]), "{effects:?}");
+}
+
+#[test]
 fn a_release_is_meant_by_its_name_or_by_its_revision() {
     let mut node = Node::at_rest();
     let two = node.deploy_to_end(2);
@@ -335,10 +389,10 @@ fn a_rollback_during_a_build_ends_the_step_and_the_build_is_remembered() {
     let what = "killed".to_owned();
     let effects = node.acts(Event::StepFailed { release: release.clone(), step: 1, blame: Blame::Revision, what, last_lines: vec![] });
     assert_eq!(node.deploy.quarantined(), []);
-    assert!(matches!(answers(&effects)[..], [(id, Outcome::Refused(Refusal::Held(_)))] if id == deploy), "{effects:?}");
     assert!(effects.contains(&Effect::Switch { release: old(1) }), "from {two}: {effects:?}");
     assert!(effects.contains(&Effect::Prune { ids: vec![release] }), "{effects:?}");
-    node.acts(Event::Switched { release: old(1) });
+    let effects = node.acts(Event::Switched { release: old(1) });
+    assert!(matches!(answers(&effects)[..], [(id, Outcome::Refused(Refusal::Held(_)))] if id == deploy), "{effects:?}");
     node.acts(Event::RolledOut { release: old(1) });
     let (_, effects) = node.request(Request::Unhold);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
