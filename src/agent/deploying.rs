@@ -372,15 +372,7 @@ impl Agent {
 
     fn begin_fetch(&mut self, fetch: deploy::FetchId, wanted: &Wanted) -> Result<(), String> {
         let settings = self.settings.clone();
-        let request = Request::Fetch(git::Fetch {
-            mirror: self.layout.mirror(),
-            url: Secret(resolve(&settings.source.repository, "source.repository")?),
-            wanted: wanted_ref(wanted, &settings.source),
-            depth: settings.source.depth,
-            ca: settings.source.ca.clone(),
-            credentials: credentials(&settings.source)?,
-            timeout_millis: u64::try_from(settings.source.timeout.as_millis()).unwrap_or(u64::MAX),
-        });
+        let request = Request::Fetch(to_fetch(&settings.source, &self.layout, wanted, settings.source.timeout)?);
         let deadline = clock::now() + settings.source.timeout + HELPER_GRACE;
         self.begin_git("fetch", What::Fetch(fetch), &request, deadline)
     }
@@ -511,6 +503,53 @@ impl Agent {
 
     fn answer_deploy(&mut self, id: RequestId, outcome: Outcome) {
         self.answered_deploy(id, outcome);
+    }
+}
+
+fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: Duration) -> Result<git::Fetch, String> {
+    Ok(git::Fetch {
+        mirror: layout.mirror(),
+        url: Secret(resolve(&source.repository, "source.repository")?),
+        wanted: wanted_ref(wanted, source),
+        depth: source.depth,
+        ca: source.ca.clone(),
+        credentials: credentials(source)?,
+        timeout_millis: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// Asks the source whether it has what is configured, as the git helper would be asked, for at most that long; for `check`.
+///
+/// # Errors
+/// What the helper says, with its hint.
+pub(crate) fn ask_source(settings: &Settings, longest: Duration) -> Result<(), (String, Option<String>)> {
+    use std::io::Write;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
+    let other = |error: &dyn std::error::Error| (chain(error), None);
+    let request = to_fetch(&settings.source, &Layout::new(&settings.root), &Wanted::Configured, longest).map_err(|text| (text, None))?;
+    let request = serde_json::to_vec(&Request::Look(request)).map_err(|error| other(&error))?;
+    let known = crate::sys::users::Known::default();
+    let start = launch::own_helper(settings, &known, "internal-git", String::new(), &proxies()).map_err(|error| other(&error))?;
+    let mut command = Command::new(start.programs.first().map_or("", String::as_str));
+    command.args(start.argv.iter().skip(1)).env_clear().envs(start.env).current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    if let Some((uid, gid, _)) = start.user.filter(|_| rustix::process::geteuid().is_root()) {
+        command.uid(uid).gid(gid);
+    }
+    let mut helper = command.spawn().map_err(|error| other(&error))?;
+    if let Some(mut input) = helper.stdin.take() {
+        // Whatever becomes of that, its answer or its end tells.
+        let _told_by_its_end = input.write_all(&request);
+    }
+    // It ends itself when its time is over.
+    let output = helper.wait_with_output().map_err(|error| other(&error))?;
+    let last = output.stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
+    match serde_json::from_slice::<Reply>(last) {
+        Ok(Reply::Ok(_)) => Ok(()),
+        Ok(Reply::Error(failure)) => Err((failure.text, failure.hint)),
+        _ => Err((format!("the git helper ended ({})", output.status), None)),
     }
 }
 

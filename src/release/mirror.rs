@@ -49,19 +49,7 @@ const SMALL: Bytes = Bytes(1024 * 1024);
 /// # Errors
 /// Of the network and the source as they are; the mirror's own troubles are healed and told in the answer.
 pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
-    let address = Address::parse(&request.url.0)?;
-    if let Wanted::Revision(id) = &request.wanted
-        && id.as_str().len() != 40
-    {
-        return Err(Failure::new(ErrorKind::Unsupported, "repositories with SHA-256 ids are not supported"));
-    }
-    if let Address::Local(path) = &address {
-        check_local(path)?;
-    }
-    let reach =
-        Reach { ca: request.ca.clone(), credentials: request.credentials.clone(), timeout: Duration::from_millis(request.timeout_millis) };
-    let trouble = transport::install(&address, &reach)?;
-    let job = Job { request, address, trouble, out };
+    let job = Job::new(request, out)?;
 
     let mut healed = Vec::new();
     let state = inspect(&request.mirror, &job.address.to_string(), &mut healed)?;
@@ -92,6 +80,20 @@ pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
         }
     }
     Ok(got.fetched(healed))
+}
+
+/// Asks the source whether it has what is wanted. Touches no mirror.
+///
+/// # Errors
+/// Of the network and the source as they are; [`ErrorKind::NotFound`] when it has no such branch or tag.
+pub(super) fn look(request: &Fetch, out: &Out) -> Result<(), Failure> {
+    let job = Job::new(request, out)?;
+    let reached = |error: &git2::Error| job.remote_failure(error);
+    let mut remote = git2::Remote::create_detached(job.address.for_libgit2()).map_err(|error| reached(&error))?;
+    let connection = remote.connect_auth(Direction::Fetch, Some(job.callbacks()), None).map_err(|error| reached(&error))?;
+    let offered: Vec<(String, Oid)> =
+        connection.list().map_err(|error| reached(&error))?.iter().map(|head| (head.name().to_owned(), head.oid())).collect();
+    job.plan(&offered).map(drop)
 }
 
 /// Notes that the mirror is damaged, so that the next fetch makes it anew.
@@ -262,7 +264,27 @@ struct Job<'a> {
     out: &'a Out,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// Prepares the way to the source.
+    fn new(request: &'a Fetch, out: &'a Out) -> Result<Self, Failure> {
+        let address = Address::parse(&request.url.0)?;
+        if let Wanted::Revision(id) = &request.wanted
+            && id.as_str().len() != 40
+        {
+            return Err(Failure::new(ErrorKind::Unsupported, "repositories with SHA-256 ids are not supported"));
+        }
+        if let Address::Local(path) = &address {
+            check_local(path)?;
+        }
+        let reach = Reach {
+            ca: request.ca.clone(),
+            credentials: request.credentials.clone(),
+            timeout: Duration::from_millis(request.timeout_millis),
+        };
+        let trouble = transport::install(&address, &reach)?;
+        Ok(Self { request, address, trouble, out })
+    }
+
     /// Clones into `new.git`, then puts it in the mirror's place.
     ///
     /// A kill before the swap leaves the old mirror and a half clone, which is removed; a kill within it leaves a mirror
