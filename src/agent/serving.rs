@@ -585,7 +585,7 @@ impl Agent {
     // ---- configuration
 
     fn reload_plan(&mut self, reply: Reply) {
-        match super::boot::load(&self.config) {
+        match super::boot::load_usable(&self.config) {
             Ok(loaded) => {
                 let changes = Settings::changes(&self.settings, &loaded.settings);
                 reply.finish(Done::facts(Facts::Changes(describe(&changes))));
@@ -601,7 +601,7 @@ impl Agent {
                 reply.finish(outcome);
             }
         };
-        let loaded = match super::boot::load(&self.config) {
+        let loaded = match super::boot::load_usable(&self.config) {
             Ok(loaded) => loaded,
             Err(error) => {
                 let text = chain(&error);
