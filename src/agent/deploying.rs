@@ -372,7 +372,9 @@ impl Agent {
 
     fn begin_fetch(&mut self, fetch: deploy::FetchId, wanted: &Wanted) -> Result<(), String> {
         let settings = self.settings.clone();
-        let request = Request::Fetch(to_fetch(&settings.source, &self.layout, wanted, settings.source.timeout)?);
+        let mut request = to_fetch(&settings.source, &self.layout, wanted, settings.source.timeout)?;
+        request.known = self.deploying.machine().book().entries().iter().map(|entry| entry.revision.clone()).collect();
+        let request = Request::Fetch(request);
         let deadline = clock::now() + settings.source.timeout + HELPER_GRACE;
         self.begin_git("fetch", What::Fetch(fetch), &request, deadline)
     }
@@ -446,7 +448,7 @@ impl Agent {
                     }
                     Some(Reply::Error(failure)) => {
                         let text = match &failure.hint {
-                            Some(hint) => format!("{}; {hint}", failure.text),
+                            Some(hint) => format!("{} ({hint})", failure.text),
                             None => failure.text.clone(),
                         };
                         Event::FetchFailed { fetch, trouble: trouble(failure.kind), text }
@@ -492,7 +494,8 @@ impl Agent {
                             _ => Blame::Revision,
                         };
                         let why = if over.timed_out { "it took longer than its `timeout`".to_owned() } else { how(ended) };
-                        Event::StepFailed { release, step, blame, what: format!("`{run}`: {why}"), last_lines: over.last_lines }
+                        let what = format!("`{run}`: {why}; its output is in `{}`", self.layout.build_log(&release).display());
+                        Event::StepFailed { release, step, blame, what, last_lines: over.last_lines }
                     }
                 };
                 self.deploy_event(event);
@@ -511,6 +514,7 @@ fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: 
         mirror: layout.mirror(),
         url: Secret(resolve(&source.repository, "source.repository")?),
         wanted: wanted_ref(wanted, source),
+        known: Vec::new(),
         depth: source.depth,
         ca: source.ca.clone(),
         credentials: credentials(source)?,
@@ -564,7 +568,10 @@ fn wanted_ref(wanted: &Wanted, source: &SourceSettings) -> git::Wanted {
             Ok(revision) => git::Wanted::Revision(revision),
             Err(_) => match text.strip_prefix("refs/tags/") {
                 Some(tag) => git::Wanted::Tag(tag.to_owned()),
-                None => git::Wanted::Branch(text.strip_prefix("refs/heads/").unwrap_or(text).to_owned()),
+                None => match text.strip_prefix("refs/heads/") {
+                    Some(branch) => git::Wanted::Branch(branch.to_owned()),
+                    None => git::Wanted::Any(text.clone()),
+                },
             },
         },
     }

@@ -154,7 +154,9 @@ impl Agent {
             DeployOutcome::Failed { text } => {
                 let (reason, hint) = match text.split_once("\nhint: ") {
                     Some((reason, hint)) => (reason.to_owned(), Some(hint.to_owned())),
-                    None => (text, Some("`selfstart why deploy` tells more".to_owned())),
+                    // The text is all that `why deploy` knows, too.
+                    None if text.contains("; tried again in ") => (text, Some("`selfstart status` shows the next try".to_owned())),
+                    None => (text, None),
                 };
                 Outcome::Failed(Failed { reason: format!("{}{reason}", asked.done), hint, ..Failed::default() })
             }

@@ -79,6 +79,7 @@ impl Telling {
             News::PassedOver { .. } => Happening::new(Kind::DeployPostponed, text).verdict("quarantined"),
             News::Begun { .. } => Happening::new(Kind::DeployStarted, text),
             News::Interrupted { .. } | News::GaveWay { .. } | News::Recovered { .. } => Happening::new(Kind::DeployPostponed, text),
+            News::RequestFailed { .. } => Happening::new(Kind::DeployFailed, text).verdict("operator"),
             News::Failed { .. } | News::StaysFailing { .. } => Happening::new(Kind::DeployFailed, text).verdict("deploy"),
             News::Switched { .. } => Happening::new(Kind::Switched, text),
             News::Live { .. } => Happening::new(Kind::DeployFinished, text),

@@ -42,6 +42,9 @@ pub(crate) struct Fetch {
     pub url: Secret,
     /// What of it.
     pub wanted: Wanted,
+    /// Commits that [`Wanted::Any`] may mean by their first digits, besides those in the mirror.
+    #[serde(default)]
+    pub known: Vec<Revision>,
     /// How many commits; 0: the whole history. Not obeyed for a path or `file://` (libgit2 cannot): the whole history then.
     pub depth: u32,
     /// A PEM file of more certificate authorities to trust.
@@ -64,6 +67,8 @@ pub(crate) enum Wanted {
     Tag(String),
     /// A full commit id.
     Revision(Revision),
+    /// What an operator says: a branch, else a tag, else the first digits of a commit that is known here.
+    Any(String),
 }
 
 /// How the source knows us.

@@ -62,7 +62,8 @@ fn wrong_names_are_refused_with_the_nearest_one_and_no_agent_is_told_as_such() {
     node.cli(&["signal", "checkins", "NOSUCH"]).exits(2);
     node.cli(&["scale", "checkins=many"]).exits(2);
     node.cli(&["dploy"]).exits(2);
-    node.cli(&["deploy", "--ref", "no-such-branch"]).exits(1).says(&["no-such-branch"]);
+    node.cli(&["deploy", "--ref", "no-such-branch"]).exits(1).says(&["no branch or tag `no-such-branch`"]);
+    node.cli(&["why", "deploy"]).exits(0).says(&["the deploy failed: ", "no-such-branch"]);
     node.same(node.slots("checkins")[0]["state"].clone(), "ready".into());
     node.signal_keeper(Signal::TERM);
     node.ended();

@@ -773,8 +773,8 @@ pub enum Pools {
 /// What is told once and not at every try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Complaint {
-    Source(FetchTrouble),
-    Machine,
+    Source(FetchTrouble, String),
+    Machine(String),
     Quarantined(Revision),
 }
 

@@ -212,7 +212,7 @@ impl Turn<'_> {
             ) if to == release => {
                 let failures = failures.saturating_add(1);
                 let wait = self.now.jitter.spread(self.policy.retry.wait(failures));
-                self.complain(Complaint::Machine, News::Interrupted { text: trouble.clone(), again_in: wait });
+                self.complain(Complaint::Machine(trouble.clone()), News::Interrupted { text: trouble.clone(), again_in: wait });
                 self.deploy.last_error = Some(Said { at: self.now.wall, text: trouble });
                 let step = BackStep::Waiting { at: self.now.mono + wait, failures };
                 self.deploy.phase = Phase::RollingBack { from, to, text, ids, step };
@@ -301,7 +301,11 @@ impl Turn<'_> {
             return self.refuse(&[id], &Refusal::Draining);
         }
         match resolve_rollback(&self.deploy.book, to) {
-            Err(error) => self.answer(&[id], &Outcome::Failed { text: error.to_string() }),
+            Err(error) => {
+                let text = error.to_string();
+                self.tell_failed("the rollback failed", &text);
+                self.answer(&[id], &Outcome::Failed { text });
+            }
             Ok(release) => {
                 // Held when it is so: a node whose rollback failed is not held for the sake of what did not happen.
                 self.deploy.rollback_by = Some(by);
@@ -339,6 +343,7 @@ impl Turn<'_> {
         if self.deploy.rollback.is_none() {
             self.deploy.rollback_by = None;
         }
+        self.tell_failed("the rollback failed", &text);
         self.answer(ids, &Outcome::Failed { text });
     }
 
@@ -497,7 +502,7 @@ impl Turn<'_> {
     }
 
     fn take_fetched(&mut self, job: Job, revision: Revision) {
-        if let Some(Complaint::Source(_)) = self.deploy.complaint {
+        if let Some(Complaint::Source(..)) = self.deploy.complaint {
             self.effects.push(Effect::Tell(News::SourceBack { revision: revision.clone() }));
             self.deploy.complaint = None;
         }
@@ -557,6 +562,7 @@ impl Turn<'_> {
         self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
         if trouble == FetchTrouble::NoSuchRef && job.trigger.wanted != Wanted::Configured {
             // A slip of the hand, not a state of the world: waiting for it to come true would keep what is configured away.
+            self.tell_failed("the deploy failed", &text);
             self.answer(&job.ids, &Outcome::Failed { text });
             if job.trigger.displaced {
                 let displaced = Job::configured(Origin::Boot);
@@ -572,12 +578,14 @@ impl Turn<'_> {
             FetchTrouble::Refused | FetchTrouble::NoSuchRef => self.policy.retry.slow,
         };
         let wait = self.now.jitter.spread(wait);
-        if trouble != FetchTrouble::Network || job.failures > SILENT_FAILURES {
+        if !job.ids.is_empty() && (trouble != FetchTrouble::Network || job.failures > SILENT_FAILURES) {
+            // What was told before was not about this request.
+            self.deploy.complaint = None;
             let text = format!("the source could not be fetched: {text}; tried again in {}", Human(wait));
             self.answer(&std::mem::take(&mut job.ids), &Outcome::Failed { text });
         }
         let nothing_live = self.deploy.live().is_none();
-        self.complain(Complaint::Source(trouble), News::SourceFailed { trouble, text, again_in: wait, nothing_live });
+        self.complain(Complaint::Source(trouble, text.clone()), News::SourceFailed { trouble, text, again_in: wait, nothing_live });
         self.wait(job, wait, WaitWhy::Source(trouble));
     }
 
@@ -676,7 +684,11 @@ impl Turn<'_> {
             Blame::Machine => {
                 job.failures = job.failures.saturating_add(1);
                 let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
-                self.complain(Complaint::Machine, News::Interrupted { text: text.clone(), again_in: wait });
+                if !job.ids.is_empty() {
+                    // What was told before was not about this request.
+                    self.deploy.complaint = None;
+                }
+                self.complain(Complaint::Machine(text.clone()), News::Interrupted { text: text.clone(), again_in: wait });
                 let ids = std::mem::take(&mut job.ids);
                 self.answer(&ids, &Outcome::Failed { text: format!("{text}; tried again in {}", Human(wait)) });
                 self.wait(job, wait, WaitWhy::Machine);
@@ -731,7 +743,11 @@ impl Turn<'_> {
     /// The drain stops the workers: there is nothing to follow, and nothing to learn about the release.
     fn stop_following(&mut self, change: Change) {
         let text = format!("{} is live; the node was drained before the pools ran it, they will start on it", change.release);
-        self.answer(&ids_of(change.why), &Outcome::Failed { text: text.clone() });
+        let ids = ids_of(change.why);
+        if !ids.is_empty() {
+            self.effects.push(Effect::Tell(News::RequestFailed { text: text.clone() }));
+        }
+        self.answer(&ids, &Outcome::Failed { text: text.clone() });
         self.deploy.verdict = Some(Said { at: self.now.wall, text });
         self.end();
     }
@@ -754,7 +770,11 @@ impl Turn<'_> {
                 job.trigger.made = Some(change.release);
                 job.failures = job.failures.saturating_add(1);
                 let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
-                self.complain(Complaint::Machine, News::Interrupted { text: text.clone(), again_in: wait });
+                if !job.ids.is_empty() {
+                    // What was told before was not about this request.
+                    self.deploy.complaint = None;
+                }
+                self.complain(Complaint::Machine(text.clone()), News::Interrupted { text: text.clone(), again_in: wait });
                 let ids = std::mem::take(&mut job.ids);
                 self.answer(&ids, &Outcome::Failed { text: format!("{text}; tried again in {}", Human(wait)) });
                 self.wait(job, wait, WaitWhy::Machine);
@@ -767,7 +787,7 @@ impl Turn<'_> {
                 let mut job = self.deploy.next.take().unwrap_or_else(|| Job::configured(Origin::Boot));
                 job.failures = job.failures.saturating_add(1);
                 let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
-                self.complain(Complaint::Machine, News::Interrupted { text, again_in: wait });
+                self.complain(Complaint::Machine(text.clone()), News::Interrupted { text, again_in: wait });
                 self.wait(job, wait, WaitWhy::Machine);
             }
         }
@@ -931,6 +951,12 @@ impl Turn<'_> {
     fn all_is_well(&mut self) {
         self.deploy.last_error = None;
         self.deploy.complaint = None;
+    }
+
+    /// Tells of a request that comes to nothing; what to do about it is only said to who asked.
+    fn tell_failed(&mut self, what: &str, text: &str) {
+        let why = text.split_once("\nhint: ").map_or(text, |(why, _)| why);
+        self.effects.push(Effect::Tell(News::RequestFailed { text: format!("{what}: {why}") }));
     }
 
     /// Tells it unless it is what was told last.

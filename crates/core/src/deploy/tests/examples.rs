@@ -567,6 +567,46 @@ fn two_refs_that_do_not_exist_do_not_hide_what_they_displaced() {
 }
 
 #[test]
+fn every_request_that_fails_is_told_and_a_source_once_for_each_reason() {
+    let mut node = Node::at_rest();
+    let failed = |effects: &[Effect]| effects.iter().filter(|effect| is_tell(effect, "request_failed")).count();
+    let told = |effects: &[Effect]| effects.iter().filter(|effect| is_tell(effect, "source_failed")).count();
+    node.request(Request::Deploy { wanted: Wanted::Ref("nosuch".to_owned()), force: Force::No });
+    assert_eq!(failed(&node.fetch_failed(FetchTrouble::NoSuchRef)), 1);
+    let what = Request::Rollback(RollbackTo::To("abcdef0".to_owned()));
+    let effects = node.send(Event::Requested { id: RequestId(90), by: "ann".to_owned(), what });
+    let news: Vec<String> =
+        effects.iter().filter_map(|it| if let Effect::Tell(news) = it { Some(news.to_string()) } else { None }).collect();
+    assert_eq!(news, ["the rollback failed: no release here is or comes from `abcdef0`"]);
+    node.deploy_now(Force::No);
+    assert_eq!(told(&node.fetch_failed(FetchTrouble::Refused)), 1);
+    let again = |node: &mut Node, text: &str| {
+        node.pass(100);
+        node.acts(Event::DeadlineReached);
+        let fetch = node.fetch();
+        node.send(Event::FetchFailed { fetch, trouble: FetchTrouble::Refused, text: text.to_owned() })
+    };
+    assert_eq!(told(&again(&mut node, "no route")), 0);
+    assert_eq!(told(&again(&mut node, "the key is not known")), 1);
+    assert_eq!(told(&again(&mut node, "the key is not known")), 0);
+    // Who asks anew is told, whatever was told before.
+    node.deploy_now(Force::No);
+    let fetch = node.fetch();
+    let failed = Event::FetchFailed { fetch, trouble: FetchTrouble::Refused, text: "the key is not known".to_owned() };
+    assert_eq!(told(&node.send(failed)), 1);
+}
+
+#[test]
+fn a_way_to_make_a_release_is_only_named_with_a_full_id() {
+    let node = Node::at_rest();
+    let hint = |text: &str| {
+        let error = resolve_rollback(node.deploy.book(), &RollbackTo::To(text.to_owned())).expect_err("unknown");
+        error.to_string().contains("deploy --ref")
+    };
+    assert_eq!((hint("1234567"), hint(&"1234567".repeat(6)[..40])), (false, true));
+}
+
+#[test]
 fn who_asks_for_a_deploy_is_told_after_three_tries_and_the_tries_go_on() {
     let mut node = Node::at_rest();
     let (id, _) = node.deploy_now(Force::No);
