@@ -21,7 +21,7 @@ fn rollback_goes_to_the_previous_good_release_and_holds_until_unhold() {
 
     // A trigger while held is remembered.
     let third = node.commit(&[("README", "third\n")]);
-    node.cli(&["deploy"]).exits(4).says(&["held", "unhold"]);
+    node.cli(&["deploy"]).exits(4).says(&["held", "hint: remembered: `selfstart unhold` deploys it"]);
     node.same(node.live(), first.clone());
     node.cli(&["unhold"]).exits(0).says(&[&third[..7]]);
     node.same((node.live().0, node.look("/deploy/phase")), (third, "idle".into()));
@@ -32,8 +32,10 @@ fn rollback_goes_to_the_previous_good_release_and_holds_until_unhold() {
     node.cli(&["rollback", "--to", &first.1]).exits(0);
     node.same(node.live(), first);
     node.cli(&["rollback", "--to", "20200101T000000Z-0000000"]).exits(1);
-    node.cli(&["hold", "--why", "a demonstration"]).exits(0);
-    node.cli(&["hold"]).exits(0);
+    node.cli(&["hold", "--why", "a demonstration"]).exits(0).says(&["updates are held until `selfstart unhold`: a demonstration"]);
+    node.cli(&["hold"]).exits(0).says(&["updates are held already, by ", ": a demonstration"]);
+    node.same(node.look("/deploy/hold/why"), "a demonstration".into());
+    node.cli(&["unhold"]).exits(0).says(&["updates are let through again"]);
 }
 
 #[test]

@@ -248,7 +248,8 @@ impl Turn<'_> {
             Request::Deploy { wanted, force } => self.take_deploy(id, wanted, force),
             Request::Rollback(to) => self.take_rollback(id, by, &to),
             Request::Hold { why } => {
-                let changed = self.deploy.held.is_none();
+                // A new reason takes the place of the old one; without one there is nothing new.
+                let changed = self.deploy.held.as_ref().is_none_or(|hold| !why.is_empty() && hold.why != why);
                 if changed {
                     self.hold(by, why);
                 }

@@ -429,6 +429,18 @@ fn a_held_node_refuses_a_deploy_remembers_it_and_does_it_when_unheld() {
 }
 
 #[test]
+fn a_new_reason_of_a_hold_takes_the_place_of_the_old_one() {
+    let mut node = Node::at_rest();
+    let mut hold = |why: &str| {
+        let (_, effects) = node.request(Request::Hold { why: why.to_owned() });
+        let [(_, Outcome::Done { changed, .. })] = answers(&effects)[..] else { panic!("{effects:?}") };
+        (*changed, node.deploy.held().map(|hold| hold.why.clone()))
+    };
+    let is = |changed: bool, why: &str| (changed, Some(why.to_owned()));
+    assert_eq!([hold("a"), hold("a"), hold("b"), hold("")], [is(true, "a"), is(false, "a"), is(true, "b"), is(false, "b")]);
+}
+
+#[test]
 fn an_unhold_during_the_build_that_was_held_is_answered_with_it() {
     let mut node = Node::at_rest();
     let (deploy, _) = node.deploy_now(Force::No);
