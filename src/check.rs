@@ -5,19 +5,24 @@ use std::time::Duration;
 
 use crate::agent;
 use crate::cli::check::{Checkup, Finding, Weight};
-use crate::config::settings::{QueueKind, Settings};
-use crate::config::{ConfigErrors, process_env};
-use crate::sys::users;
+use crate::config::problem::Problem;
+use crate::config::settings::{Credentials, PoolSettings, QueueKind, Settings};
+use crate::config::{ConfigErrors, Loaded, process_env};
+use crate::sys::links;
+use crate::sys::users::{self, UserError};
 
 /// The longest that a queue may take to answer.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The longest that the source may take to answer.
+const SOURCE_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn finding(weight: Weight, text: impl Into<String>, hint: Option<&str>) -> Finding {
     Finding { weight, text: text.into(), hint: hint.map(str::to_owned) }
 }
 
-/// Returns everything that was looked at.
-pub(crate) fn checkup(path: &Path) -> Checkup {
+/// Returns everything that was looked at. `offline`: nobody else is asked.
+pub(crate) fn checkup(path: &Path, offline: bool) -> Checkup {
     let refused = |findings| Checkup { findings, explained: None };
     let loaded = match agent::load(path) {
         Ok(loaded) => loaded,
@@ -28,42 +33,154 @@ pub(crate) fn checkup(path: &Path) -> Checkup {
         Err(error) => return refused(error.problems().iter().map(|problem| problem_finding(Weight::Problem, problem)).collect()),
     };
     let mut found: Vec<Finding> = loaded.warnings.iter().map(|problem| problem_finding(Weight::Warning, problem)).collect();
+    found.extend(unusable(path, &loaded).iter().map(|problem| problem_finding(Weight::Problem, problem)));
     found.extend(of_machine(&loaded.settings));
+    let runs = found.iter().all(|finding| finding.weight != Weight::Problem);
+    if runs && !offline {
+        found.push(of_source(&loaded.settings));
+    }
     Checkup { findings: found, explained: Some(loaded.explained) }
 }
 
 /// A problem prints its own hint on a line of its own.
-fn problem_finding(weight: Weight, problem: &crate::config::problem::Problem) -> Finding {
+fn problem_finding(weight: Weight, problem: &Problem) -> Finding {
     Finding { weight, text: problem.to_string(), hint: None }
+}
+
+/// Returns what makes a configuration that is in order of no use on this machine: it names somebody who is not there, or whom we may not
+/// become. `run` refuses it as it refuses a wrong one.
+pub(crate) fn unusable(path: &Path, loaded: &Loaded) -> Vec<Problem> {
+    let settings = &loaded.settings;
+    let mut problems = Vec::new();
+    let mut say = |key: String, what: String, hint: &str| {
+        let at = loaded.explained.mark(&key);
+        problems.push(Problem { path: path.to_owned(), at, key, what, found: None, allowed: None, hint: Some(hint.to_owned()) });
+    };
+    let own = rustix::process::geteuid();
+    let of_pool = |pool: &PoolSettings| Some((format!("pools.{}.user", pool.policy.name), pool.user.clone()?));
+    let app = settings.user.iter().map(|spec| ("user".to_owned(), spec.clone()));
+    for (key, spec) in app.chain(settings.pools.iter().filter_map(of_pool)) {
+        match users::user(&spec.user, spec.group.as_deref()) {
+            Ok(user) if !own.is_root() && user.credentials.uid != own.as_raw() => {
+                let what = format!("`{}` is another user, and only root can start what another user runs", spec.user);
+                say(key, what, "start selfstart as root, or leave it out");
+            }
+            Err(error @ UserError::NoUser(_)) => say(key, error.to_string(), "`useradd --system NAME` makes one"),
+            Err(error @ UserError::NoGroup(_)) => say(key, error.to_string(), "`groupadd --system NAME` makes one"),
+            // Who cannot be asked for now may well be there.
+            Ok(_) | Err(UserError::Unknown(..)) => {}
+        }
+    }
+    let control = &settings.control;
+    if let Some(Err(error @ UserError::NoUser(_))) = control.owner.as_deref().map(|name| users::user(name, None)) {
+        say("control.owner".into(), error.to_string(), "`useradd --system NAME` makes one");
+    }
+    if let Some(Err(error @ UserError::NoGroup(_))) = control.group.as_deref().map(users::group_number) {
+        say("control.group".into(), error.to_string(), "`groupadd --system NAME` makes one");
+    }
+    problems
 }
 
 fn of_machine(settings: &Settings) -> Vec<Finding> {
     let mut found = Vec::new();
-    let root = rustix::process::geteuid().is_root();
-    if root && settings.user.is_none() {
+    if rustix::process::geteuid().is_root() && settings.user.is_none() {
         let hint = "name an unprivileged user with `user:`; what the repository holds is executed";
         found.push(finding(Weight::Warning, "user: not set, so builds and workers run as root", Some(hint)));
     }
-    let named = settings.user.iter().chain(settings.pools.iter().filter_map(|pool| pool.user.as_ref()));
-    for spec in named {
-        match users::user(&spec.user, spec.group.as_deref()) {
-            Ok(user) if !root && user.credentials.uid != rustix::process::geteuid().as_raw() => {
-                let text = format!("user: `{}` is another user, and only root can start what another user runs", spec.user);
-                found.push(finding(Weight::Problem, text, Some("start selfstart as root, or leave `user:` out")));
-            }
-            Ok(_) => found.push(finding(Weight::Good, format!("user `{}` is there", spec.user), None)),
-            Err(error) => found.push(finding(Weight::Problem, format!("user: {error}"), Some("`useradd --system NAME` makes one"))),
-        }
-    }
-    if let Some(group) = &settings.control.group {
-        if let Err(error) = users::group_number(group) {
-            found.push(finding(Weight::Problem, format!("control.group: {error}"), Some("`groupadd --system NAME` makes one")));
-        }
-    }
+    found.extend(of_root(settings));
+    found.extend(of_files(settings));
     found.extend(of_secrets(settings));
     found.extend(of_memory(settings));
     found.extend(of_queues(settings));
     found
+}
+
+/// Whether `root` can be made or written, and has the room that a deploy asks for.
+fn of_root(settings: &Settings) -> Vec<Finding> {
+    let root = &settings.root;
+    // What is not there yet is made in the nearest directory above it that is.
+    let Some(there) = root.ancestors().find(|path| fs_err::symlink_metadata(path).is_ok()) else { return Vec::new() };
+    let text = |why: &dyn std::fmt::Display| format!("root: `{}` cannot be written: {why}", there.display());
+    let hint = "name another directory with `root:`, or give it to who runs selfstart";
+    if !fs_err::metadata(there).is_ok_and(|found| found.is_dir()) {
+        return vec![finding(Weight::Problem, text(&"not a directory"), Some(hint))];
+    }
+    let may = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    let below = ["run", "releases", "log", "shared"].map(|name| root.join(name)).into_iter().filter(|path| path.exists());
+    for path in std::iter::once(there.to_owned()).chain(below) {
+        if let Err(error) = rustix::fs::access(&path, may) {
+            let why = std::io::Error::from(error);
+            let text = format!("root: `{}` cannot be written: {why}", path.display());
+            return vec![finding(Weight::Problem, text, Some(hint))];
+        }
+    }
+    let wanted = settings.release.min_free;
+    match links::free_bytes(there) {
+        Ok(free) if free < wanted.0 => {
+            let free = selfstart_core::units::Bytes(free);
+            let text = format!("release.min_free: {free} are free at `{}`, and nothing is deployed below {wanted}", there.display());
+            vec![finding(Weight::Warning, text, Some("make room, or lower `release.min_free`"))]
+        }
+        _ => vec![finding(Weight::Good, format!("root: `{}` can be written", there.display()), None)],
+    }
+}
+
+/// Files that helpers and workers need; what holds secrets of `${file:...}` is looked at in [`of_secrets`].
+fn of_files(settings: &Settings) -> Vec<Finding> {
+    let source = &settings.source;
+    let (key, known_hosts) = match &source.credentials {
+        Credentials::Ssh { key, known_hosts } => (key.as_ref(), known_hosts.as_ref()),
+        _ => (None, None),
+    };
+    let user = settings.user.as_ref().and_then(|spec| users::user(&spec.user, spec.group.as_deref()).ok());
+    let for_helper =
+        [("source.ca", source.ca.as_ref()), ("source.credentials.ssh_key", key), ("source.credentials.known_hosts", known_hosts)];
+    let for_helper = for_helper.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?, user.as_ref())));
+    // Read by the agent.
+    let of_pool = |pool: &'_ PoolSettings| format!("pools.{}.env_files", pool.policy.name);
+    let for_agent = settings.pools.iter().flat_map(|pool| pool.env_files.iter().map(move |path| (of_pool(pool), path, None)));
+    for_helper
+        .chain(for_agent)
+        .filter_map(|(key, path, reader)| {
+            let why = match fs_err::File::open(path).and_then(|file| file.metadata()) {
+                Ok(found) if !found.is_file() => "not a regular file".to_owned(),
+                Ok(found) => match reader {
+                    Some(user) if !may_read(&found, user) => format!("user `{}` may not read it", user.name),
+                    _ => return None,
+                },
+                Err(error) => std::io::Error::from(error.kind()).to_string(),
+            };
+            let text = format!("{key}: `{}` cannot be read: {why}", path.display());
+            Some(finding(Weight::Problem, text, Some("put the file there, readable for who needs it, or name another")))
+        })
+        .collect()
+}
+
+/// By the file's own mode (`path_resolution(7)`); an access list may say otherwise.
+fn may_read(file: &std::fs::Metadata, user: &users::User) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let who = &user.credentials;
+    let shift = if file.uid() == who.uid {
+        6
+    } else if file.gid() == who.gid || who.groups.contains(&file.gid()) {
+        3
+    } else {
+        0
+    };
+    who.uid == 0 || file.mode() >> shift & 4 != 0
+}
+
+/// Whether the source answers and has what is configured. It is asked again by every deploy, so it is a warning.
+fn of_source(settings: &Settings) -> Finding {
+    let shown = settings.source.repository.to_string();
+    match agent::ask_source(settings, SOURCE_TIMEOUT.min(settings.source.timeout)) {
+        Ok(()) => finding(Weight::Good, format!("source: `{shown}` has what is wanted"), None),
+        Err((text, hint)) => {
+            let hint =
+                hint.map_or_else(|| "`--offline` leaves the source out".to_owned(), |hint| format!("{hint}; `--offline` leaves it out"));
+            finding(Weight::Warning, format!("source: {text}"), Some(&hint))
+        }
+    }
 }
 
 /// Secrets are read now, so that a missing file is not found out at three in the morning.
@@ -73,7 +190,14 @@ fn of_secrets(settings: &Settings) -> Vec<Finding> {
         .pools
         .iter()
         .flat_map(|pool| pool.env.iter().map(move |(name, text)| (format!("pools.{}.env.{name}", pool.policy.name), text)));
-    let source = [("source.repository".to_owned(), &settings.source.repository)];
+    let mut source = vec![("source.repository".to_owned(), &settings.source.repository)];
+    match &settings.source.credentials {
+        Credentials::Token(token) => source.push(("source.credentials.token".to_owned(), token)),
+        Credentials::Password { username, password } => {
+            source.extend([("source.credentials.username".to_owned(), username), ("source.credentials.password".to_owned(), password)])
+        }
+        Credentials::None | Credentials::Ssh { .. } => {}
+    }
     build
         .chain(pools)
         .chain(source)
@@ -84,7 +208,7 @@ fn of_secrets(settings: &Settings) -> Vec<Finding> {
 
 /// More than the machine has, if every worker came to its limit.
 fn of_memory(settings: &Settings) -> Option<Finding> {
-    let limit = |pool: &crate::config::settings::PoolSettings| {
+    let limit = |pool: &PoolSettings| {
         let highest = pool.policy.worker.memory.as_ref()?.ladder.last()?.limit.0;
         Some(highest.saturating_mul(u64::from(pool.policy.count)))
     };

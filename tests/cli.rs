@@ -228,6 +228,64 @@ fn wrong_usage_is_2_and_a_missing_configuration_78() {
 }
 
 #[test]
+fn check_looks_at_what_the_configuration_names() {
+    let node = Node::new();
+    let dir = node.dir.path();
+    let git = |args: &[&str]| {
+        let run = Command::new("git").current_dir(node.root().join("repo")).args(args).output().expect("git");
+        assert!(run.status.success(), "{run:?}");
+    };
+    fs_err::create_dir_all(node.root().join("repo")).expect("a directory");
+    git(&["init", "-q", "-b", "main", "."]);
+    git(&["-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-q", "--allow-empty", "-m", "first"]);
+    let check = |root: &str, source: &str, more: &str, pool: &str, flags: &str| {
+        let source = source.replace("REPO", &node.root().join("repo").display().to_string());
+        let root = root.replace("DIR", &dir.display().to_string());
+        let text = format!("app: flipper\nroot: {root}\nsource: {{{source}}}\n{more}\npools: {{w: {{command: sleep 9{pool}}}}}\n");
+        fs_err::write(node.config(), text).expect("a file");
+        node.run(&format!("check {flags}"))
+    };
+    let (here, main, small) = ("DIR/root", "repository: REPO, branch: main", "release: {min_free: 1MB}");
+    fs_err::write(dir.join("file"), "secret").expect("a file");
+    for (root, source, more, pool, flags, code, words) in [
+        (here, main, small, "", "", 0, ""),
+        ("DIR/file/root", main, small, "", "", 78, "root: `DIR/file` cannot be written: not a directory"),
+        (here, main, "release: {min_free: 1000000GB}", "", "", 0, "release.min_free: "),
+        (here, "repository: REPO, branch: mian", small, "", "", 0, "has no branch `mian`\nhint: is it `main`?"),
+        (here, "repository: REPO, branch: mian", small, "", "--offline", 0, ""),
+        (here, "repository: DIR/nowhere, branch: main", small, "", "", 0, "there is no repository at `DIR/nowhere`"),
+        (here, "repository: REPO, branch: main, ca: DIR/no.pem", small, "", "", 78, "source.ca: `DIR/no.pem` cannot be read"),
+        (
+            here,
+            "repository: 'https://localhost/x', branch: main, credentials: {token: '${file:DIR/no-token}'}",
+            small,
+            "",
+            "--offline",
+            78,
+            "`source.credentials.token`",
+        ),
+        (
+            here,
+            "repository: 'git@localhost:x', branch: main, credentials: {ssh_key: DIR/file, known_hosts: DIR/no-hosts}",
+            small,
+            "",
+            "--offline",
+            78,
+            "source.credentials.known_hosts: `DIR/no-hosts` cannot be read",
+        ),
+        (here, main, small, ", env_files: [DIR/no.env]", "", 78, "pools.w.env_files: `DIR/no.env` cannot be read"),
+    ] {
+        let full = |text: &str| text.replace("DIR", &dir.display().to_string());
+        let told = check(root, &full(source), more, &full(pool), flags);
+        assert_eq!(told.code, code, "{source} {pool}: {told:?}");
+        assert!(told.out.contains(&full(words)), "{words}: {told:?}");
+        // Root is warned of on every machine where that is who we are.
+        let others = told.out.lines().filter(|line| line.starts_with("warning: ") && !line.contains("run as root")).count();
+        assert_eq!(others, usize::from(code == 0 && !words.is_empty()), "{told:?}");
+    }
+}
+
+#[test]
 fn a_reader_who_goes_away_is_no_error() {
     let node = Node::new();
     let line = json!({"schema": 1, "at": "2026-11-22T10:15:00.000Z", "kind": "x", "text": "y".repeat(1000)}).to_string() + "\n";

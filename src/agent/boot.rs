@@ -193,7 +193,7 @@ async fn start_on(mut line: Line, config: &Path) -> Result<u8, BootError> {
 
 /// Loads the configuration; when it is broken and the node has something to keep running, the last good one, with a note.
 fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::error::Error + Send + Sync>> {
-    let broken = match load(path) {
+    let broken = match load_usable(path) {
         Ok(loaded) => return Ok((loaded, Vec::new())),
         Err(error) => error,
     };
@@ -215,6 +215,13 @@ fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::erro
 pub(crate) fn load(path: &Path) -> Result<Loaded, config::ConfigErrors> {
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
     config::load(path, &Surroundings { env: &config::process_env, cpus, memory: total_memory() })
+}
+
+/// Reads a configuration that can be run here: it names nobody who is not there.
+pub(crate) fn load_usable(path: &Path) -> Result<Loaded, config::ConfigErrors> {
+    let loaded = load(path)?;
+    let problems = crate::check::unusable(path, &loaded);
+    if problems.is_empty() { Ok(loaded) } else { Err(config::ConfigErrors::Invalid(problems)) }
 }
 
 /// All of the machine's memory; 0 when it cannot be read, and then pools sized by memory get no worker, which `check` shows.

@@ -180,6 +180,10 @@ pub(crate) enum LookError {
 impl Agent {
     /// Gives the machine one event, and carries out what it wants.
     pub(crate) fn deploy_event(&mut self, event: Event) {
+        if let Event::SwitchFailed { .. } = event {
+            // Not to be tried again for ever with a release that is gone.
+            self.forget_missing();
+        }
         let now = Now { mono: clock::now(), wall: clock::wall(), jitter: Jitter::new(fastrand::u16(0..=1000)) };
         let machine = self.deploying.machine.take().expect("the machine is only away inside `step`");
         let (machine, effects) = deploy::step(machine, event, now, &self.deploying.policy);
@@ -213,8 +217,36 @@ impl Agent {
             self.telling.warn(&text);
         }
         self.deploying.unsure = releases;
-        self.telling.releases_removed(&gone);
+        for id in &gone {
+            use deploy::ReleaseState as State;
+            let why = match self.deploying.machine().book().get(id).map(|entry| &entry.state) {
+                Some(State::Staged) => "it was never whole",
+                Some(State::Failed { .. }) => "`release.keep_failed` wants no more",
+                _ => "`release.keep` wants no more",
+            };
+            self.telling.release_removed(id, why);
+        }
         self.deploy_event(Event::Pruned { gone, kept });
+    }
+
+    /// Looks whether the releases are still there: people may remove old ones, and nobody can go back to those.
+    pub(crate) fn forget_missing(&mut self) {
+        let ids = || self.deploying.machine().book().entries().iter().map(|entry| entry.id.clone());
+        let not_there = |id: &ReleaseId| {
+            let looked = fs_err::symlink_metadata(self.layout.release(id));
+            // What cannot be looked at may well be there.
+            looked.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        };
+        let releases: Vec<ReleaseId> = ids().filter(not_there).collect();
+        if releases.is_empty() {
+            return;
+        }
+        self.deploy_event(Event::Missing { releases: releases.clone() });
+        for id in releases {
+            if self.deploying.machine().book().get(&id).is_none() {
+                self.telling.release_removed(&id, "it is no longer in `releases/`, by somebody else's doing");
+            }
+        }
     }
 
     /// The record is on disk, or it is not: then what must not be done without it is answered instead.
@@ -351,15 +383,9 @@ impl Agent {
 
     fn begin_fetch(&mut self, fetch: deploy::FetchId, wanted: &Wanted) -> Result<(), String> {
         let settings = self.settings.clone();
-        let request = Request::Fetch(git::Fetch {
-            mirror: self.layout.mirror(),
-            url: Secret(resolve(&settings.source.repository, "source.repository")?),
-            wanted: wanted_ref(wanted, &settings.source),
-            depth: settings.source.depth,
-            ca: settings.source.ca.clone(),
-            credentials: credentials(&settings.source)?,
-            timeout_millis: u64::try_from(settings.source.timeout.as_millis()).unwrap_or(u64::MAX),
-        });
+        let mut request = to_fetch(&settings.source, &self.layout, wanted, settings.source.timeout)?;
+        request.known = self.deploying.machine().book().entries().iter().map(|entry| entry.revision.clone()).collect();
+        let request = Request::Fetch(request);
         let deadline = clock::now() + settings.source.timeout + HELPER_GRACE;
         self.begin_git("fetch", What::Fetch(fetch), &request, deadline)
     }
@@ -433,7 +459,7 @@ impl Agent {
                     }
                     Some(Reply::Error(failure)) => {
                         let text = match &failure.hint {
-                            Some(hint) => format!("{}; {hint}", failure.text),
+                            Some(hint) => format!("{} ({hint})", failure.text),
                             None => failure.text.clone(),
                         };
                         Event::FetchFailed { fetch, trouble: trouble(failure.kind), text }
@@ -479,7 +505,8 @@ impl Agent {
                             _ => Blame::Revision,
                         };
                         let why = if over.timed_out { "it took longer than its `timeout`".to_owned() } else { how(ended) };
-                        Event::StepFailed { release, step, blame, what: format!("`{run}`: {why}"), last_lines: over.last_lines }
+                        let what = format!("`{run}`: {why}; its output is in `{}`", self.layout.build_log(&release).display());
+                        Event::StepFailed { release, step, blame, what, last_lines: over.last_lines }
                     }
                 };
                 self.deploy_event(event);
@@ -490,6 +517,54 @@ impl Agent {
 
     fn answer_deploy(&mut self, id: RequestId, outcome: Outcome) {
         self.answered_deploy(id, outcome);
+    }
+}
+
+fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: Duration) -> Result<git::Fetch, String> {
+    Ok(git::Fetch {
+        mirror: layout.mirror(),
+        url: Secret(resolve(&source.repository, "source.repository")?),
+        wanted: wanted_ref(wanted, source),
+        known: Vec::new(),
+        depth: source.depth,
+        ca: source.ca.clone(),
+        credentials: credentials(source)?,
+        timeout_millis: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// Asks the source whether it has what is configured, as the git helper would be asked, for at most that long; for `check`.
+///
+/// # Errors
+/// What the helper says, with its hint.
+pub(crate) fn ask_source(settings: &Settings, longest: Duration) -> Result<(), (String, Option<String>)> {
+    use std::io::Write;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
+    let other = |error: &dyn std::error::Error| (chain(error), None);
+    let request = to_fetch(&settings.source, &Layout::new(&settings.root), &Wanted::Configured, longest).map_err(|text| (text, None))?;
+    let request = serde_json::to_vec(&Request::Look(request)).map_err(|error| other(&error))?;
+    let known = crate::sys::users::Known::default();
+    let start = launch::own_helper(settings, &known, "internal-git", String::new(), &proxies()).map_err(|error| other(&error))?;
+    let mut command = Command::new(start.programs.first().map_or("", String::as_str));
+    command.args(start.argv.iter().skip(1)).env_clear().envs(start.env).current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    if let Some((uid, gid, _)) = start.user.filter(|_| rustix::process::geteuid().is_root()) {
+        command.uid(uid).gid(gid);
+    }
+    let mut helper = command.spawn().map_err(|error| other(&error))?;
+    if let Some(mut input) = helper.stdin.take() {
+        // Whatever becomes of that, its answer or its end tells.
+        let _told_by_its_end = input.write_all(&request);
+    }
+    // It ends itself when its time is over.
+    let output = helper.wait_with_output().map_err(|error| other(&error))?;
+    let last = output.stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
+    match serde_json::from_slice::<Reply>(last) {
+        Ok(Reply::Ok(_)) => Ok(()),
+        Ok(Reply::Error(failure)) => Err((failure.text, failure.hint)),
+        _ => Err((format!("the git helper ended ({})", output.status), None)),
     }
 }
 
@@ -504,7 +579,10 @@ fn wanted_ref(wanted: &Wanted, source: &SourceSettings) -> git::Wanted {
             Ok(revision) => git::Wanted::Revision(revision),
             Err(_) => match text.strip_prefix("refs/tags/") {
                 Some(tag) => git::Wanted::Tag(tag.to_owned()),
-                None => git::Wanted::Branch(text.strip_prefix("refs/heads/").unwrap_or(text).to_owned()),
+                None => match text.strip_prefix("refs/heads/") {
+                    Some(branch) => git::Wanted::Branch(branch.to_owned()),
+                    None => git::Wanted::Any(text.clone()),
+                },
             },
         },
     }

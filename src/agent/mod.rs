@@ -17,4 +17,4 @@ pub(crate) mod store;
 mod tell;
 
 pub(crate) use boot::{load, main, total_memory};
-pub(crate) use deploying::chain;
+pub(crate) use deploying::{ask_source, chain};

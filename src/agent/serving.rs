@@ -8,7 +8,7 @@ use std::time::Duration;
 use selfstart_core::command::{self, Command, PoolShape, ScaleTo, Selection, Target, TargetError};
 use selfstart_core::date::Timestamp;
 use selfstart_core::deploy::{
-    Event as DeployEvent, Force, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
+    Event as DeployEvent, Force, Hold, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
 };
 use selfstart_core::drain;
 use selfstart_core::id::{Generation, PoolName, SlotId, StartNo, WorkerKey};
@@ -57,8 +57,37 @@ struct Asked {
     saved: bool,
     /// Whether it has been tried to write it once more for this answer.
     tried_again: bool,
+    what: Asking,
+}
+
+/// What the machine of deploys was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asking {
+    Deploy,
+    Rollback,
+    Hold,
+    Unhold,
+}
+
+impl Asking {
     /// What was done all the same, if the deploy that the answer waits for does not come about; may be empty.
-    done: &'static str,
+    fn done(self) -> &'static str {
+        if self == Self::Unhold { "updates are let through again, but what was remembered is not live: " } else { "" }
+    }
+
+    /// Returns what it is so now, for people; `live`: "X is live".
+    fn answer(self, live: String, changed: bool, held: Option<&Hold>) -> String {
+        let why = held.filter(|hold| !hold.why.is_empty()).map_or_else(String::new, |hold| format!(": {}", hold.why));
+        match self {
+            Self::Deploy => live,
+            Self::Rollback if held.is_some() => format!("{live}; updates are held until `selfstart unhold`"),
+            Self::Rollback => live,
+            Self::Hold if changed => format!("updates are held until `selfstart unhold`{why}"),
+            Self::Hold => format!("updates are held already, by {}{why}", held.map_or("", |hold| &hold.by)),
+            Self::Unhold if changed => format!("updates are let through again; {live}"),
+            Self::Unhold => format!("updates were not held; {live}"),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -144,13 +173,19 @@ impl Agent {
         }
         match request.command {
             Command::Status {} => reply.finish(Done::facts(Facts::Status(Box::new(self.status())))),
-            Command::Releases {} => self.releases(reply),
+            Command::Releases {} => {
+                self.forget_missing();
+                self.releases(reply);
+            }
             Command::Deploy { reference, force } => {
                 let wanted = reference.map_or(Wanted::Configured, Wanted::Ref);
                 let force = if force { Force::Yes } else { Force::No };
                 self.request(Request::Deploy { wanted, force }, by, reply, wait);
             }
-            Command::Rollback { to } => self.request(Request::Rollback(to.map_or(RollbackTo::Previous, RollbackTo::To)), by, reply, wait),
+            Command::Rollback { to } => {
+                self.forget_missing();
+                self.request(Request::Rollback(to.map_or(RollbackTo::Previous, RollbackTo::To)), by, reply, wait);
+            }
             Command::Hold { why } => self.request(Request::Hold { why: why.unwrap_or_default() }, by, reply, true),
             Command::Unhold {} => self.request(Request::Unhold, by, reply, wait),
             Command::Start { targets } => self.on_targets(&targets, reply, wait, Self::start),
@@ -178,12 +213,14 @@ impl Agent {
     fn request(&mut self, what: Request, by: String, reply: Reply, wait: bool) {
         self.serving.next_request += 1;
         let id = RequestId(self.serving.next_request);
-        let done = match what {
-            Request::Unhold => "updates are let through again, but what was remembered is not live: ",
-            _ => "",
+        let asking = match what {
+            Request::Deploy { .. } => Asking::Deploy,
+            Request::Rollback(_) => Asking::Rollback,
+            Request::Hold { .. } => Asking::Hold,
+            Request::Unhold => Asking::Unhold,
         };
-        let saved = matches!(what, Request::Hold { .. } | Request::Unhold | Request::Rollback(_));
-        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now(), saved, tried_again: false, done });
+        let saved = asking != Asking::Deploy;
+        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now(), saved, tried_again: false, what: asking });
         self.serving.shown = None;
         self.deploy_event(DeployEvent::Requested { id, by, what });
     }
@@ -210,27 +247,37 @@ impl Agent {
                 let warning = if changed { self.not_ready() } else { None };
                 let facts =
                     live.map(|entry| Facts::Live(Live { release: entry.id, revision: entry.revision, seconds: Some(seconds), warning }));
-                let text = match (&facts, changed) {
-                    (Some(Facts::Live(live)), true) => {
+                let already = matches!(asked.what, Asking::Deploy | Asking::Rollback) && !changed;
+                let text = match &facts {
+                    Some(Facts::Live(live)) if already => format!("{} is live already ({})", live.release, live.revision.short()),
+                    Some(Facts::Live(live)) => {
                         let but = live.warning.as_deref().map_or_else(String::new, |warning| format!("; {warning}"));
                         format!("{} is live ({}){but}", live.release, live.revision.short())
                     }
-                    (Some(Facts::Live(live)), false) => format!("{} is live already ({})", live.release, live.revision.short()),
-                    (_, true) => "done".into(),
-                    (_, false) => "it was so already".into(),
+                    _ => "nothing is live yet".into(),
                 };
+                let text = asked.what.answer(text, changed, self.deploying.machine().held());
                 Outcome::Done(Box::new(Done { text, already: !changed, facts }))
             }
             DeployOutcome::Failed { text } => {
                 let (reason, hint) = match text.split_once("\nhint: ") {
                     Some((reason, hint)) => (reason.to_owned(), Some(hint.to_owned())),
-                    None => (text, Some("`selfstart why deploy` tells more".to_owned())),
+                    // The text is all that `why deploy` knows, too.
+                    None if text.contains("; tried again in ") => (text, Some("`selfstart status` shows the next try".to_owned())),
+                    None => (text, None),
                 };
-                Outcome::Failed(Failed { reason: format!("{}{reason}", asked.done), hint, ..Failed::default() })
+                Outcome::Failed(Failed { reason: format!("{}{reason}", asked.what.done()), hint, ..Failed::default() })
             }
             DeployOutcome::Refused(refusal) => {
-                let done = if refusal == Refusal::Ending { "" } else { asked.done };
+                let done = if refusal == Refusal::Ending { "" } else { asked.what.done() };
+                let remembered = asked.what == Asking::Deploy;
+                let held = self.deploying.machine().held().is_some();
                 let (code, hint) = match &refusal {
+                    Refusal::Held(_) if remembered => (RefusalCode::Held, "remembered: `selfstart unhold` deploys it"),
+                    Refusal::Draining if remembered && held => {
+                        (RefusalCode::Draining, "remembered: `selfstart start`, then `selfstart unhold`, deploys it")
+                    }
+                    Refusal::Draining if remembered => (RefusalCode::Draining, "remembered: `selfstart start` deploys it"),
                     Refusal::Held(_) => (RefusalCode::Held, "`selfstart unhold` lets updates through again"),
                     Refusal::Quarantined(_) => (RefusalCode::Quarantined, "push a fix, or try it again with `selfstart deploy --force`"),
                     Refusal::Draining => (RefusalCode::Draining, "`selfstart start` ends the drain"),
@@ -300,14 +347,30 @@ impl Agent {
                 Some(Ok(())) => self.finish_saved(waiting.reply, Done::text(waiting.text)),
                 Some(Err(reason)) => {
                     let (reason, hint) = match reason.split_once("\nhint: ") {
-                        Some((reason, hint)) => (reason.to_owned(), hint.to_owned()),
-                        None => (reason, "`selfstart why POOL/SLOT` tells more, `selfstart logs POOL/SLOT` what it said".to_owned()),
+                        Some((reason, hint)) => (reason.to_owned(), Some(hint.to_owned())),
+                        None => {
+                            let hint = self.way_out(&reason);
+                            (reason, hint)
+                        }
                     };
-                    let hint = Some(hint);
                     waiting.reply.finish(Outcome::Failed(Failed { reason, hint, ..Failed::default() }));
                 }
             }
         }
+    }
+
+    /// What to do about what somebody waits for in vain: a reason about a slot begins with its name.
+    fn way_out(&self, reason: &str) -> Option<String> {
+        if self.ending != Ending::No {
+            return Some("`selfstart start` ends the drain".to_owned());
+        }
+        let id: SlotId = reason.split(' ').next()?.parse().ok()?;
+        let run = self.pools.get(&id.pool)?;
+        Some(match run.machine().slot(id.slot)?.shown() {
+            SlotState::Paused => format!("`selfstart resume {id}` lets it be minded again"),
+            _ if run.machine().wanted(id.slot) == Some(pool::Wanted::Stopped) => format!("`selfstart start {id}` starts it"),
+            _ => format!("`selfstart why {id}` tells more, `selfstart logs {id}` what it said"),
+        })
     }
 
     fn show_deploy(&mut self) {
@@ -546,6 +609,12 @@ impl Agent {
 
     fn start(&mut self, chosen: &BTreeMap<PoolName, Selection>) -> Effect {
         if matches!(self.ending, Ending::Draining | Ending::Drained) {
+            let whole = self.shapes().iter().all(|shape| chosen.get(&shape.name) == Some(&Selection::All));
+            if !whole {
+                // The end of a drain is the whole node's; nobody who names one worker means that.
+                let hint = "`selfstart start` ends the drain and starts everything; `selfstart stop` stops what is not wanted";
+                return Effect::Refused(refused(RefusalCode::Draining, "the node is drained, and starts no single workers", Some(hint)));
+            }
             self.ending = Ending::No;
             self.drained = false;
             self.dirty = true;
@@ -554,9 +623,8 @@ impl Agent {
             }
             self.deploy_event(DeployEvent::DrainEnded);
         }
-        if self.deploying.machine().live().is_none() {
-            let hint = "`selfstart status` shows how far the deploy is";
-            return Effect::Refused(refused(RefusalCode::Nothing, "there is no release to start yet", Some(hint)));
+        if let Some(refusal) = self.nothing_to_start() {
+            return refusal;
         }
         let mut slots = BTreeMap::new();
         for (name, which) in whiches(chosen) {
@@ -567,17 +635,31 @@ impl Agent {
         Effect::When(Goal::Ready(slots), text)
     }
 
+    fn nothing_to_start(&self) -> Option<Effect> {
+        let hint = "`selfstart status` shows how far the deploy is";
+        let refusal = || Effect::Refused(refused(RefusalCode::Nothing, "there is no release to start yet", Some(hint)));
+        self.deploying.machine().live().is_none().then(refusal)
+    }
+
     fn stop(&mut self, chosen: &BTreeMap<PoolName, Selection>) -> Effect {
         let mut slots = Vec::new();
+        let running = |agent: &Self| whiches(chosen).any(|(name, which)| agent.slots_of(&name, which).any(|(_, slot)| !slot.is_stopped()));
+        let running = running(self);
         for (name, which) in whiches(chosen) {
             slots.extend(self.slots_of(&name, which).map(|(number, _)| SlotId { pool: name.clone(), slot: number }));
             self.pool_event(&name, Event::Stop(which));
         }
-        let text = count(slots.len(), "stopped");
+        let text = count(slots.len(), if running { "stopped" } else { "stopped already" });
         Effect::When(Goal::Stopped(slots), text)
     }
 
     fn restart(&mut self, chosen: &BTreeMap<PoolName, Selection>) -> Effect {
+        if self.ending != Ending::No {
+            return Effect::Refused(refused(RefusalCode::Draining, "the node is drained", Some("`selfstart start` ends the drain")));
+        }
+        if let Some(refusal) = self.nothing_to_start() {
+            return refusal;
+        }
         let mut slots = BTreeMap::new();
         let mut pools = BTreeMap::new();
         for (name, which) in whiches(chosen) {
@@ -621,7 +703,12 @@ impl Agent {
         self.pool_event(&name, Event::Scale(scale));
         let count = self.pools.get(&name).map_or(0, |run| run.machine().count());
         self.telling.scaled(&name, count);
-        let text = format!("{name} has {count} worker{}", if count == 1 { "" } else { "s" });
+        let workers = format!("{count} worker{}", if count == 1 { "" } else { "s" });
+        let text = match self.deploying.machine().live() {
+            None => format!("{name} will have {workers}: there is no release to start yet"),
+            Some(_) if self.ending != Ending::No => format!("{name} will have {workers}: the node is drained until `selfstart start`"),
+            Some(_) => format!("{name} has {workers}"),
+        };
         self.pending(reply, wait, Goal::Count(name), text);
     }
 
@@ -752,7 +839,7 @@ impl Agent {
     // ---- configuration
 
     fn reload_plan(&mut self, reply: Reply) {
-        match super::boot::load(&self.config) {
+        match super::boot::load_usable(&self.config) {
             Ok(loaded) => {
                 let changes = Settings::changes(&self.settings, &loaded.settings);
                 reply.finish(Done::facts(Facts::Changes(describe(&changes))));
@@ -768,7 +855,7 @@ impl Agent {
                 reply.finish(outcome);
             }
         };
-        let loaded = match super::boot::load(&self.config) {
+        let loaded = match super::boot::load_usable(&self.config) {
             Ok(loaded) => loaded,
             Err(error) => {
                 let text = chain(&error);

@@ -5,8 +5,8 @@ use selfstart_core::deploy::{self, PhaseName};
 use selfstart_core::id::SlotId;
 use selfstart_core::pool::Pool;
 use selfstart_core::status::{
-    AgentState, AgentStatus, DeployPhase, DeployStatus, HoldStatus, JobStatus, NodeStatus, PoolStatus, Progress, QuarantinedRevision,
-    Reached, SCHEMA, SlotState, SlotStatus, Status, Step, VerdictStatus,
+    AgentState, AgentStatus, DeployPhase, DeployStatus, HoldStatus, JobStatus, NodeStatus, PendingStatus, PoolStatus, Progress,
+    QuarantinedRevision, Reached, SCHEMA, SlotState, SlotStatus, Status, Step, VerdictStatus,
 };
 use selfstart_core::time::{MonoTime, WallTime};
 use selfstart_core::units::Bytes;
@@ -102,6 +102,13 @@ impl Agent {
             last_error: machine.last_error().map(|said| said.text.clone()),
             last_error_at: machine.last_error().map(|said| Timestamp(said.at)),
             progress: self.deploy_progress(),
+            pending: machine.pending().map(|trigger| PendingStatus {
+                reference: match &trigger.wanted {
+                    deploy::Wanted::Configured => None,
+                    deploy::Wanted::Ref(text) => Some(text.clone()),
+                },
+                force: trigger.force == deploy::Force::Yes,
+            }),
         }
     }
 
@@ -112,7 +119,7 @@ impl Agent {
         let mut progress = Progress::default();
         if let Some((at, failures)) = machine.next_try() {
             let wait = selfstart_core::time::Human(std::time::Duration::from_secs(clock::now().until(at).as_secs() + 1));
-            progress.detail = Some(format!("trying again in {wait} (failed {failures} times)"));
+            progress.detail = Some(format!("trying again in {wait} ({})", failed_times(failures)));
             return Some(progress);
         }
         match machine.phase_name() {
@@ -196,6 +203,15 @@ fn slot_status(run: &PoolRun, number: u32, slot: &worker::Slot, now: MonoTime, w
             at: Timestamp(seen.and_then(|seen| seen.verdict_at).unwrap_or_else(|| shift(wall, now, verdict.at))),
             text: verdict.to_string(),
         }),
+    }
+}
+
+fn failed_times(failures: u32) -> String {
+    match failures {
+        // It waits for another reason than its own failure.
+        0 => "not tried yet".to_owned(),
+        1 => "failed once".to_owned(),
+        n => format!("failed {n} times"),
     }
 }
 

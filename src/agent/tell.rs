@@ -84,6 +84,7 @@ impl Telling {
             News::PassedOver { .. } => Happening::new(Kind::DeployPostponed, text).verdict("quarantined"),
             News::Begun { .. } => Happening::new(Kind::DeployStarted, text),
             News::Interrupted { .. } | News::GaveWay { .. } | News::Recovered { .. } => Happening::new(Kind::DeployPostponed, text),
+            News::RequestFailed { .. } => Happening::new(Kind::DeployFailed, text).verdict("operator"),
             News::Failed { .. } | News::StaysFailing { .. } => Happening::new(Kind::DeployFailed, text).verdict("deploy"),
             News::Switched { .. } => Happening::new(Kind::Switched, text),
             News::Live { .. } => Happening::new(Kind::DeployFinished, text),
@@ -164,13 +165,8 @@ impl Telling {
         }
     }
 
-    pub(crate) fn releases_removed(&mut self, gone: &[ReleaseId]) {
-        for id in gone {
-            self.tell(
-                Happening::new(Kind::ReleaseRemoved, format!("{id} was removed: `release.keep` wants no more"))
-                    .with("release", id.as_str()),
-            );
-        }
+    pub(crate) fn release_removed(&mut self, id: &ReleaseId, why: &str) {
+        self.tell(Happening::new(Kind::ReleaseRemoved, format!("{id} was removed: {why}")).with("release", id.as_str()));
     }
 
     pub(crate) fn mirror_healed(&mut self, text: &str) {

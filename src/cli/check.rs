@@ -15,6 +15,9 @@ pub(crate) struct CheckArgs {
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
+    /// Do not ask the source whether it has what is wanted
+    #[arg(long)]
+    pub(super) offline: bool,
     /// Show each value first, and whether the file or a default says so; or all of them as a file that means the same
     #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "origins")]
     explain: Option<Explain>,

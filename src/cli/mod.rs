@@ -35,8 +35,8 @@ use look::Paint;
 pub(crate) struct Wiring {
     /// Reads a configuration.
     pub(crate) load: site::Load,
-    /// Looks at a configuration and at the machine.
-    pub(crate) check: fn(&Path) -> check::Checkup,
+    /// Looks at a configuration and at the machine; true: asks nobody else.
+    pub(crate) check: fn(&Path, bool) -> check::Checkup,
     /// Keeps this node, until told to stop.
     pub(crate) run: fn(&Path, &run::RunArgs) -> Result<Exit, Stop>,
     /// Plays a whole life.
@@ -195,7 +195,7 @@ fn dispatch(cli: &Cli, wiring: &Wiring) -> Result<Exit, Stop> {
     let config = site::config_path(cli.config.as_deref(), cli.app.as_deref(), site::config_variable());
     match &cli.verb {
         Verb::Run(args) => return (wiring.run)(&config, args),
-        Verb::Check(args) => return check::check(&(wiring.check)(&config), args),
+        Verb::Check(args) => return check::check(&(wiring.check)(&config, args.offline), args),
         Verb::Demo(args) => return (wiring.demo)(*args),
         _ => {}
     }

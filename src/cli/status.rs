@@ -171,10 +171,21 @@ fn trouble(status: &Status, look: &Look) -> Vec<(&'static str, Style, String)> {
     let mut told = Vec::new();
     if deploy.held {
         let why = match &deploy.hold {
+            Some(hold) if hold.why.is_empty() => format!("by {} since {}", hold.by, look.time(hold.at)),
             Some(hold) => format!("by {} since {}: {}", hold.by, look.time(hold.at), hold.why),
             None => "no updates until `selfstart unhold`".into(),
         };
         told.push(("held", Style::Warn, why));
+    }
+    if let Some(pending) = &deploy.pending {
+        let what = pending.reference.as_ref().map_or_else(|| "a deploy".to_owned(), |name| format!("a deploy of `{name}`"));
+        let when = match status.agent.state {
+            AgentState::Draining | AgentState::Drained if deploy.held => "`selfstart start` and `selfstart unhold` let it go on",
+            AgentState::Draining | AgentState::Drained => "`selfstart start` lets it go on",
+            _ if deploy.held => "`selfstart unhold` lets it go on",
+            _ => "its turn comes next",
+        };
+        told.push(("pending", Style::Warn, format!("{what} is remembered: {when}")));
     }
     if let Some(error) = &deploy.last_error {
         let at = deploy.last_error_at.map(|at| format!("{}: ", look.time(at))).unwrap_or_default();
@@ -183,7 +194,8 @@ fn trouble(status: &Status, look: &Look) -> Vec<(&'static str, Style, String)> {
     for quarantined in &deploy.quarantined {
         told.push(("bad", Style::Warn, format!("{} is not tried again: {}", quarantined.revision.short(), one_line(&quarantined.why))));
     }
-    told.extend(status.notes.iter().map(|note| ("note", Style::Bad, note.clone())));
+    let in_one_line = |text: &String| text.lines().map(str::trim).collect::<Vec<_>>().join("; ");
+    told.extend(status.notes.iter().map(|note| ("note", Style::Bad, in_one_line(note))));
     told
 }
 
@@ -271,6 +283,8 @@ fn job_text(job: &JobStatus, look: &Look) -> String {
 
 #[cfg(test)]
 mod tests {
+    use selfstart_core::status;
+
     use super::*;
     use crate::cli::look::tests::reader;
 
@@ -307,6 +321,22 @@ mod tests {
         status.notes.clear();
         status.node.roles.clear();
         insta::assert_snapshot!(render(&status, &reader(Some(80), Paint::Plain)));
+    }
+
+    #[test]
+    fn what_keeps_a_node_back_is_said_in_whole_sentences() {
+        let mut status = fixture();
+        let at = status.agent.started_at;
+        status.deploy.hold = Some(status::HoldStatus { by: "ann".into(), why: String::new(), at });
+        status.deploy.pending = Some(status::PendingStatus { reference: Some("hotfix".into()), force: false });
+        status.notes = vec!["c.yaml:1:1: app: missing\nc.yaml:2:1: rot: no such key\nhint: `root`".into()];
+        let mut told = Vec::new();
+        for (held, state) in [(true, AgentState::Running), (false, AgentState::Drained), (true, AgentState::Drained)] {
+            (status.deploy.held, status.agent.state) = (held, state);
+            let lines = trouble(&status, &reader(None, Paint::Plain)).into_iter();
+            told.push(lines.map(|(label, _, words)| format!("{label}: {words}\n")).collect::<String>());
+        }
+        insta::assert_snapshot!(told.join("--\n"));
     }
 
     #[test]

@@ -101,6 +101,13 @@ impl fmt::Display for Explained {
 }
 
 impl Explained {
+    /// Returns where that key stands in the file; the file's beginning if it is left out.
+    #[must_use]
+    pub fn mark(&self, key: &str) -> Mark {
+        let at = self.values.iter().find(|value| value.key() == key).map(|value| value.origin);
+        if let Some(Origin::File(mark)) = at { mark } else { Mark::START }
+    }
+
     /// Explains settings by the tree that they were read from.
     pub(super) fn new(settings: &Settings, tree: &Node) -> Self {
         let mut collector = Collector { tree, values: Vec::new() };

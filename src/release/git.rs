@@ -25,6 +25,8 @@ use crate::sys::clock;
 pub(crate) enum Request {
     /// Bring the mirror up to date; answered by [`Done::Fetched`].
     Fetch(Fetch),
+    /// Ask the source whether it has what is wanted, and fetch nothing; answered by [`Done::Seen`].
+    Look(Fetch),
     /// Write the tree of a commit into a new directory and link the shared paths; answered by [`Done::Staged`].
     Stage(Stage),
     /// Look which processes use which release, with the eyes of the configured user; answered by [`Done::Uses`].
@@ -40,6 +42,9 @@ pub(crate) struct Fetch {
     pub url: Secret,
     /// What of it.
     pub wanted: Wanted,
+    /// Commits that [`Wanted::Any`] may mean by their first digits, besides those in the mirror.
+    #[serde(default)]
+    pub known: Vec<Revision>,
     /// How many commits; 0: the whole history. Not obeyed for a path or `file://` (libgit2 cannot): the whole history then.
     pub depth: u32,
     /// A PEM file of more certificate authorities to trust.
@@ -62,6 +67,8 @@ pub(crate) enum Wanted {
     Tag(String),
     /// A full commit id.
     Revision(Revision),
+    /// What an operator says: a branch, else a tag, else the first digits of a commit that is known here.
+    Any(String),
 }
 
 /// How the source knows us.
@@ -160,6 +167,8 @@ pub(crate) struct Progress {
 pub(crate) enum Done {
     /// Of [`Request::Fetch`].
     Fetched(Fetched),
+    /// Of [`Request::Look`]: it has; of a revision that is the head of nothing there: it may have.
+    Seen,
     /// Of [`Request::Stage`].
     Staged(Staged),
     /// Of [`Request::Uses`].
@@ -347,6 +356,7 @@ pub(crate) fn main() -> ExitCode {
     let out = Arc::new(Out::new(Box::new(io::stdout())));
     let outcome = read_request().and_then(|request| {
         let (millis, hint) = match &request {
+            Request::Look(look) => (look.timeout_millis, "is the network there?"),
             Request::Fetch(fetch) => (fetch.timeout_millis, "a first fetch of a large repository may need a longer `source.timeout`"),
             Request::Stage(stage) => (stage.timeout_millis, "is the disk very slow?"),
             // One pass over /proc: only a hung kernel takes longer.
@@ -355,6 +365,7 @@ pub(crate) fn main() -> ExitCode {
         watch(Arc::clone(&out), Duration::from_millis(millis), hint);
         match request {
             Request::Fetch(fetch) => mirror::fetch(&fetch, &out).map(Done::Fetched),
+            Request::Look(look) => mirror::look(&look, &out).map(|()| Done::Seen),
             Request::Stage(stage) => stage::stage(&stage, &out).map(Done::Staged),
             Request::Uses(uses) => {
                 prune::uses(&uses.releases).map(Done::Uses).map_err(|error| Failure::new(ErrorKind::Internal, error.to_string()))

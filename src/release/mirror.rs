@@ -49,19 +49,7 @@ const SMALL: Bytes = Bytes(1024 * 1024);
 /// # Errors
 /// Of the network and the source as they are; the mirror's own troubles are healed and told in the answer.
 pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
-    let address = Address::parse(&request.url.0)?;
-    if let Wanted::Revision(id) = &request.wanted
-        && id.as_str().len() != 40
-    {
-        return Err(Failure::new(ErrorKind::Unsupported, "repositories with SHA-256 ids are not supported"));
-    }
-    if let Address::Local(path) = &address {
-        check_local(path)?;
-    }
-    let reach =
-        Reach { ca: request.ca.clone(), credentials: request.credentials.clone(), timeout: Duration::from_millis(request.timeout_millis) };
-    let trouble = transport::install(&address, &reach)?;
-    let job = Job { request, address, trouble, out };
+    let job = Job::new(request, out)?;
 
     let mut healed = Vec::new();
     let state = inspect(&request.mirror, &job.address.to_string(), &mut healed)?;
@@ -92,6 +80,20 @@ pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
         }
     }
     Ok(got.fetched(healed))
+}
+
+/// Asks the source whether it has what is wanted. Touches no mirror.
+///
+/// # Errors
+/// Of the network and the source as they are; [`ErrorKind::NotFound`] when it has no such branch or tag.
+pub(super) fn look(request: &Fetch, out: &Out) -> Result<(), Failure> {
+    let job = Job::new(request, out)?;
+    let reached = |error: &git2::Error| job.remote_failure(error);
+    let mut remote = git2::Remote::create_detached(job.address.for_libgit2()).map_err(|error| reached(&error))?;
+    let connection = remote.connect_auth(Direction::Fetch, Some(job.callbacks()), None).map_err(|error| reached(&error))?;
+    let offered: Vec<(String, Oid)> =
+        connection.list().map_err(|error| reached(&error))?.iter().map(|head| (head.name().to_owned(), head.oid())).collect();
+    job.plan(&offered).map(drop)
 }
 
 /// Notes that the mirror is damaged, so that the next fetch makes it anew.
@@ -257,12 +259,34 @@ fn check_local(path: &Path) -> Result<(), Failure> {
 /// One fetch, with all it needs.
 struct Job<'a> {
     request: &'a Fetch,
+    /// As in the request, or what that was found to mean.
+    wanted: Wanted,
     address: Address,
     trouble: Trouble,
     out: &'a Out,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// Prepares the way to the source.
+    fn new(request: &'a Fetch, out: &'a Out) -> Result<Self, Failure> {
+        let address = Address::parse(&request.url.0)?;
+        if let Wanted::Revision(id) = &request.wanted
+            && id.as_str().len() != 40
+        {
+            return Err(Failure::new(ErrorKind::Unsupported, "repositories with SHA-256 ids are not supported"));
+        }
+        if let Address::Local(path) = &address {
+            check_local(path)?;
+        }
+        let reach = Reach {
+            ca: request.ca.clone(),
+            credentials: request.credentials.clone(),
+            timeout: Duration::from_millis(request.timeout_millis),
+        };
+        let trouble = transport::install(&address, &reach)?;
+        Ok(Self { request, wanted: request.wanted.clone(), address, trouble, out })
+    }
+
     /// Clones into `new.git`, then puts it in the mirror's place.
     ///
     /// A kill before the swap leaves the old mirror and a half clone, which is removed; a kill within it leaves a mirror
@@ -293,7 +317,7 @@ impl Job<'_> {
     fn update(&self, repository: &Repository) -> Result<Got, Failure> {
         // What an earlier try left there is not about this one.
         self.trouble.take();
-        let known_before = match &self.request.wanted {
+        let known_before = match &self.wanted {
             Wanted::Revision(id) => Some(self.oid(id)?),
             _ => None,
         };
@@ -311,7 +335,15 @@ impl Job<'_> {
         let mut connection = remote.connect_auth(Direction::Fetch, Some(self.callbacks()), None).map_err(|error| reached(&error))?;
         let offered: Vec<(String, Oid)> =
             connection.list().map_err(|error| reached(&error))?.iter().map(|head| (head.name().to_owned(), head.oid())).collect();
-        let plan = self.plan(&offered)?;
+        let plan = match self.plan(&offered) {
+            Ok(plan) => plan,
+            Err(failure) => {
+                let Some(id) = self.abbreviated(repository) else { return Err(failure) };
+                drop(connection);
+                let (address, trouble) = (self.address.clone(), self.trouble.clone());
+                return Job { request: self.request, wanted: Wanted::Revision(id), address, trouble, out: self.out }.update(repository);
+            }
+        };
 
         let unshallow = self.request.depth == 0 && repository.is_shallow();
         let here = plan.offered.and_then(|oid| commit_of(repository, oid).ok());
@@ -345,7 +377,7 @@ impl Job<'_> {
             (Some(oid), None) => oid,
             (None, None) => return Err(Failure::new(ErrorKind::Internal, "nothing was planned to be fetched")),
         };
-        let commit = commit_of(repository, wanted).map_err(|error| match (&self.request.wanted, plan.everything) {
+        let commit = commit_of(repository, wanted).map_err(|error| match (&self.wanted, plan.everything) {
             (Wanted::Revision(id), true) => {
                 Failure::new(ErrorKind::NotFound, format!("no branch or tag of {} contains revision {id}", self.address))
             }
@@ -368,7 +400,7 @@ impl Job<'_> {
     fn plan(&self, offered: &[(String, Oid)]) -> Result<Plan, Failure> {
         let find = |name: &str| offered.iter().find(|(offered, _)| offered == name).map(|(_, oid)| *oid);
         let one = |name: &str, oid: Oid| Plan { refspecs: vec![format!("+{name}:{WANTED}")], offered: Some(oid), everything: false };
-        match &self.request.wanted {
+        match &self.wanted {
             Wanted::Branch(branch) => {
                 let name = format!("refs/heads/{branch}");
                 find(&name).map(|oid| one(&name, oid)).ok_or_else(|| self.no_such("branch", branch, "refs/heads/", offered))
@@ -376,6 +408,19 @@ impl Job<'_> {
             Wanted::Tag(tag) => {
                 let name = format!("refs/tags/{tag}");
                 find(&name).map(|oid| one(&name, oid)).ok_or_else(|| self.no_such("tag", tag, "refs/tags/", offered))
+            }
+            Wanted::Any(text) => {
+                let named = ["heads", "tags"].into_iter().find_map(|kind| {
+                    let name = format!("refs/{kind}/{text}");
+                    find(&name).map(|oid| one(&name, oid))
+                });
+                named.ok_or_else(|| {
+                    let no_such = self.no_such("branch", text, "refs/heads/", offered);
+                    Failure {
+                        text: format!("{} has no branch or tag `{text}`, and it is no full 40-digit revision", self.address),
+                        ..no_such
+                    }
+                })
             }
             Wanted::Revision(id) => {
                 let pinned = self.oid(id)?;
@@ -389,6 +434,25 @@ impl Job<'_> {
                 Ok(Plan { refspecs: vec![format!("{id}:{WANTED}")], offered: Some(pinned), everything: false })
             }
         }
+    }
+
+    /// Returns the one commit known here that begins with the digits that are wanted; `None`: they are none, or mean none or several.
+    fn abbreviated(&self, repository: &Repository) -> Option<Revision> {
+        let Wanted::Any(text) = &self.wanted else { return None };
+        // Fewer than 4 digits are rather a slip of the hand; git's own least is 4 (git-config(1), core.abbrev).
+        if text.len() < 4 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        let digits = text.to_ascii_lowercase();
+        let mut found: Vec<Revision> = self.request.known.iter().filter(|id| id.as_str().starts_with(&digits)).cloned().collect();
+        match repository.find_commit_by_prefix(&digits) {
+            Ok(commit) => found.extend(commit.id().to_string().parse::<Revision>()),
+            Err(error) if error.code() == git2::ErrorCode::Ambiguous => return None,
+            Err(_) => {}
+        }
+        found.sort();
+        found.dedup();
+        if found.len() == 1 { found.pop() } else { None }
     }
 
     fn no_such(&self, what: &str, name: &str, prefix: &str, offered: &[(String, Oid)]) -> Failure {
@@ -443,7 +507,7 @@ impl Job<'_> {
         let failure = |kind| Failure::new(kind, format!("{what}: {text}"));
         // libgit2 does not read the server's refusal in the middle of the negotiation, it is only surprised by it.
         let not_ours = ["cannot fetch a specific object", "not our ref", "unexpected packet type", "unexpected pkt type"];
-        if let Wanted::Revision(id) = &self.request.wanted
+        if let Wanted::Revision(id) = &self.wanted
             && has(&not_ours)
         {
             let text = format!("{} does not give out revision {id}, which is the head of no branch or tag there", self.address);

@@ -62,7 +62,8 @@ fn wrong_names_are_refused_with_the_nearest_one_and_no_agent_is_told_as_such() {
     node.cli(&["signal", "checkins", "NOSUCH"]).exits(2);
     node.cli(&["scale", "checkins=many"]).exits(2);
     node.cli(&["dploy"]).exits(2);
-    node.cli(&["deploy", "--ref", "no-such-branch"]).exits(1).says(&["no-such-branch"]);
+    node.cli(&["deploy", "--ref", "no-such-branch"]).exits(1).says(&["no branch or tag `no-such-branch`"]);
+    node.cli(&["why", "deploy"]).exits(0).says(&["the deploy failed: ", "no-such-branch"]);
     node.same(node.slots("checkins")[0]["state"].clone(), "ready".into());
     node.signal_keeper(Signal::TERM);
     node.ended();
@@ -131,14 +132,31 @@ fn a_drained_node_answers_and_starts_nothing_until_told_to() {
     let ends = node.since(mark, &["worker_ended"]);
     let order: Vec<&str> = ends.iter().filter_map(|end| end["pool"].as_str()).collect();
     node.same(order, vec!["b", "a"]);
-    node.commit(&[]);
-    node.cli(&["deploy"]).exits(4).says(&["drain"]);
+    let next = node.commit(&[]);
+    node.cli(&["deploy", "--no-wait"]).exits(4).says(&["drain", "hint: remembered: `selfstart start` deploys it"]);
+    node.cli(&["status"]).exits(0).says(&["a deploy is remembered: `selfstart start` lets it go on"]);
+    node.same(node.look("/deploy/pending"), serde_json::json!({"force": false}));
     node.cli(&["drain"]).exits(0);
+    node.cli(&["start", "a/0"]).exits(4).says(&["the node is drained", "hint: `selfstart start` ends the drain"]);
+    node.cli(&["start", "a"]).exits(4);
+    node.same(node.look("/agent/state"), "drained".into());
     node.same(node.processes(), vec![]);
     node.cli(&["start"]).exits(0);
     node.same(node.look("/agent/state"), "running".into());
+    node.until("what was remembered", || (node.live().0 == next).then_some(()));
     node.cli(&["wait", "--ready", "--timeout", "20s"]).exits(0);
     node.same(node.processes().len(), 2);
+}
+
+#[test]
+fn without_a_release_no_worker_is_said_to_be_started_or_stopped() {
+    let node = Node::new();
+    node.configure(&format!("  w: {{command: '@FIXTURE@', count: 2, {QUICK}}}"), "source: {repository: @DIR@/nowhere, branch: main}");
+    node.start();
+    node.until("the control socket", || node.status().is_object().then_some(()));
+    node.cli(&["restart", "w"]).exits(4).says(&["there is no release to start yet"]);
+    node.cli(&["scale", "w=3"]).exits(0).says(&["w will have 3 workers: there is no release to start yet"]);
+    node.cli(&["stop", "w"]).exits(0).says(&["stopped already"]);
 }
 
 #[test]

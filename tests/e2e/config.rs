@@ -22,6 +22,35 @@ fn a_broken_configuration_at_the_first_start_ends_with_78_and_all_that_is_wrong(
 }
 
 #[test]
+fn a_user_who_is_not_there_is_a_wrong_configuration_with_its_place() {
+    let node = Node::new();
+    node.configure_raw(
+        "app: e2e\nroot: @DIR@/root\nuser: no-such-user\nsource: {repository: @DIR@/src, branch: main}\npools:\n  w: {command: x}\n",
+    );
+    let told = format!("{}:3:7: user: there is no user `no-such-user` on this machine", node.path("config.yaml").display());
+    node.cli(&["check"]).exits(78).says(&[&told, "hint: `useradd"]);
+    node.start();
+    node.same(node.ended(), Some(78));
+    let log = node.text("agent.log");
+    assert!(log.contains(&told) && log.contains("hint: `useradd"), "{log}");
+    assert!(!node.path("root").exists());
+    // One that runs keeps what it has.
+    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "");
+    node.boot();
+    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}, user: no-such-user}}"), "");
+    node.cli(&["reload"]).exits(78).says(&["pools.w.user: there is no user `no-such-user`"]);
+    node.state("w", "ready");
+}
+
+#[test]
+fn run_without_a_configuration_says_so_as_every_verb_does() {
+    let node = Node::new();
+    for verb in ["run", "status"] {
+        node.cli(&[verb]).exits(78).says(&["error: there is no configuration at `", "config.yaml`", "hint: name it with --config"]);
+    }
+}
+
+#[test]
 fn with_a_live_release_the_last_good_configuration_is_run_loudly() {
     let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@', count: 2, {QUICK}}}"));
     let live = node.live();

@@ -70,7 +70,14 @@ fn a_failing_build_step_leaves_everything_alone_and_is_not_tried_again_until_for
     assert!(!said.err.contains("panic"), "{said:?}");
     // Which step it was is said once.
     assert_eq!(said.err.matches("step").count(), 1, "{said:?}");
-    assert!(said.err.contains("build step 2 of 3 failed: `./build.sh`: exit 3\n"), "{said:?}");
+    assert!(said.err.contains("build step 2 of 3 failed: `./build.sh`: exit 3; its output is in `"), "{said:?}");
+    let listed: serde_json::Value = serde_json::from_str(&node.cli(&["releases", "--json"]).exits(0).out).expect("JSON");
+    let failed = listed["releases"][0]["release"].as_str().unwrap_or_default();
+    let log = node.root("log").join(format!("build.{failed}.log`"));
+    for verb in [["status"].as_slice(), &["why", "deploy"]] {
+        node.cli(verb).exits(0).says(&[&log.display().to_string()]);
+    }
+    assert!(said.err.contains(&log.display().to_string()), "{said:?}");
     let unchanged = || {
         node.same(node.live(), live.clone());
         node.same(node.current(), current.clone());

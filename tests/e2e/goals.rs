@@ -118,7 +118,7 @@ fn what_can_never_be_ready_is_answered_with_why() {
     };
     answered(&["start", "w"], &["does not become ready", "code 3", "w/0"]);
     answered(&["restart", "w"], &["does not become ready", "code 3"]);
-    answered(&["restart", "w/1"], &["w/1 does not become ready", "code 3"]);
+    answered(&["restart", "w/1"], &["w/1 does not become ready", "code 3", "`selfstart why w/1` tells more"]);
     answered(&["scale", "w=3"], &["does not become ready", "code 3"]);
     node.until("a quarantined slot", || node.slots("w").iter().any(|slot| slot["state"] == "quarantined").then_some(()));
     answered(&["wait", "--ready"], &["does not become ready", "code 3"]);
@@ -135,13 +135,13 @@ fn what_can_never_be_ready_is_answered_with_why() {
     node.cli(&["pause", "v"]).exits(0);
     signal_to(node.pids("v")[0], Signal::KILL);
     node.until("its end", || node.pids("v").is_empty().then_some(()));
-    answered(&["start", "v"], &["v/0 is paused", "resume"]);
+    answered(&["start", "v"], &["v/0 is paused", "hint: `selfstart resume v/0`"]);
     answered(&["wait", "--ready"], &["v/0 is paused", "resume"]);
     node.cli(&["resume", "v"]).exits(0);
     // Of a node that is drained.
     node.cli(&["drain"]).exits(0);
     answered(&["wait", "--ready"], &["drained"]);
-    answered(&["restart", "v"], &["drained"]);
+    node.cli(&["restart", "v"]).exits(4).says(&["the node is drained", "hint: `selfstart start` ends the drain"]);
     // Remembered for the time after.
     node.cli(&["scale", "v=2"]).exits(0);
     assert!(!node.processes().into_iter().any(alive));

@@ -21,7 +21,7 @@ fn rollback_goes_to_the_previous_good_release_and_holds_until_unhold() {
 
     // A trigger while held is remembered.
     let third = node.commit(&[("README", "third\n")]);
-    node.cli(&["deploy"]).exits(4).says(&["held", "unhold"]);
+    node.cli(&["deploy"]).exits(4).says(&["held", "hint: remembered: `selfstart unhold` deploys it"]);
     node.same(node.live(), first.clone());
     node.cli(&["unhold"]).exits(0).says(&[&third[..7]]);
     node.same((node.live().0, node.look("/deploy/phase")), (third, "idle".into()));
@@ -32,8 +32,33 @@ fn rollback_goes_to_the_previous_good_release_and_holds_until_unhold() {
     node.cli(&["rollback", "--to", &first.1]).exits(0);
     node.same(node.live(), first);
     node.cli(&["rollback", "--to", "20200101T000000Z-0000000"]).exits(1);
-    node.cli(&["hold", "--why", "a demonstration"]).exits(0);
-    node.cli(&["hold"]).exits(0);
+    node.cli(&["hold", "--why", "a demonstration"]).exits(0).says(&["updates are held until `selfstart unhold`: a demonstration"]);
+    node.cli(&["hold"]).exits(0).says(&["updates are held already, by ", ": a demonstration"]);
+    node.same(node.look("/deploy/hold/why"), "a demonstration".into());
+    node.cli(&["unhold"]).exits(0).says(&["updates are let through again"]);
+}
+
+#[test]
+fn a_release_that_somebody_removed_is_no_longer_listed_and_no_way_back() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"));
+    let first = node.live();
+    // A slot is restarted by deploys once in 10 s, which is not what is looked at here.
+    node.cli(&["scale", "w=0"]).exits(0);
+    node.commit(&[("README", "second\n")]);
+    node.cli(&["deploy"]).exits(0);
+    let second = node.live().1;
+    node.commit(&[("README", "third\n")]);
+    node.cli(&["deploy"]).exits(0);
+    fs_err::remove_dir_all(node.root("releases").join(&second)).expect("removed");
+    node.cli(&["rollback"]).exits(0).says(&[&first.1]);
+    node.same(node.live(), first.clone());
+    node.told(0, "release_removed", &second);
+    assert!(!node.cli(&["releases"]).exits(0).out.contains(&second));
+    node.cli(&["unhold"]).exits(0);
+    // Nothing to go back to: nothing happened, and nothing is held.
+    node.cli(&["rollback", "--to", &second]).exits(1);
+    node.cli(&["rollback"]).exits(1);
+    node.same((node.look("/deploy/held"), node.live()), (false.into(), first));
 }
 
 #[test]

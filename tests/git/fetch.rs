@@ -51,6 +51,37 @@ fn a_shallow_fetch_brings_so_many_commits_and_no_more() {
 }
 
 #[test]
+fn what_an_operator_says_is_a_branch_a_tag_or_the_first_digits_of_what_is_known_here() {
+    let scene = Scene::new();
+    let daemon = git_daemon(&scene);
+    let url = format!("git://127.0.0.1:{}/app.git", daemon.port);
+    let first = scene.in_work(&["rev-parse", "HEAD"]);
+    scene.in_work(&["tag", "v1"]);
+    scene.push();
+    assert_eq!(scene.fetch(&url).fetched().0, first);
+    let second = scene.advance("second");
+    let wanted = |text: &str, known: &[&str]| {
+        let mut request = scene.fetch_request(&url);
+        request["fetch"]["wanted"] = json!({"any": text});
+        request["fetch"]["known"] = json!(known);
+        helper(&request)
+    };
+    assert_eq!(wanted("main", &[]).fetched().0, second);
+    assert_eq!(wanted("v1", &[]).fetched().0, first);
+    // In the mirror, though no longer the head of a branch.
+    assert_eq!(wanted(&second[..7], &[]).fetched().0, second);
+    let twin = format!("{}{}", &second[..7], "0".repeat(33));
+    for (text, known) in [(&second[..7], [twin.as_str()].as_slice()), ("abcdef0", &[]), (&second[..3], &[])] {
+        let answer = wanted(text, known);
+        assert!(answer.failed().1.contains("has no branch or tag `"), "{answer:?}");
+        assert!(answer.failed().1.contains("and it is no full 40-digit revision"), "{answer:?}");
+    }
+    // A new mirror knows nothing: the known id is asked for.
+    std::fs::remove_dir_all(scene.mirror()).expect("removed");
+    assert_eq!(wanted(&second[..8], &[&second]).fetched().0, second);
+}
+
+#[test]
 fn a_force_push_is_followed_and_the_old_head_forgotten() {
     let scene = Scene::new();
     let daemon = git_daemon(&scene);

@@ -111,6 +111,20 @@ pub struct DeployStatus {
     /// How far the phase is; `None` when idle.
     #[serde(default)]
     pub progress: Option<Progress>,
+    /// What is remembered and deployed next: at `unhold`, `start`, or behind what goes on; `None`: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<PendingStatus>,
+}
+
+/// A trigger that waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingStatus {
+    /// The branch, tag or revision that an operator named; `None`: what is configured.
+    #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Whether it is built anew.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Where the transaction is.

@@ -401,6 +401,12 @@ pub enum Event {
         /// These stay: in use, or not removable. They are asked for again after some minutes.
         kept: Vec<ReleaseId>,
     },
+    /// The shell looked, and these are not on disk; known releases that nobody has asked to remove are forgotten. To be sent before a
+    /// request for a rollback, and before [`Event::SwitchFailed`] of a release that is not there.
+    Missing {
+        /// Which.
+        releases: Vec<ReleaseId>,
+    },
     /// A drain began: nothing is started or deployed.
     DrainBegun,
     /// The drain was withdrawn, or `start`.
@@ -767,8 +773,8 @@ pub enum Pools {
 /// What is told once and not at every try.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Complaint {
-    Source(FetchTrouble),
-    Machine,
+    Source(FetchTrouble, String),
+    Machine(String),
     Quarantined(Revision),
 }
 
@@ -781,6 +787,8 @@ pub struct Deploy {
     quarantined: Vec<Quarantine>,
     next: Option<Job>,
     rollback: Option<(ReleaseId, Vec<RequestId>)>,
+    /// Who asked for the rollback that waits or has not switched yet; `None`: none is, or the node is held for it already.
+    rollback_by: Option<String>,
     pools: Pools,
     mode: Mode,
     fetches: u64,

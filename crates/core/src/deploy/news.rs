@@ -10,7 +10,7 @@ use crate::time::Human;
 /// A happening, told once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// The source could not be asked; told at the first failure and when its kind changes, not at each try.
+    /// The source could not be asked; told at the first failure, when the reason changes and to who waits for it, not at each try.
     SourceFailed {
         /// What kind.
         trouble: FetchTrouble,
@@ -20,6 +20,11 @@ pub enum News {
         again_in: Duration,
         /// Whether there is nothing to start meanwhile.
         nothing_live: bool,
+    },
+    /// What an operator asked for was not done, and is not tried again.
+    RequestFailed {
+        /// Why.
+        text: String,
     },
     /// The source answers again.
     SourceBack {
@@ -139,6 +144,7 @@ impl News {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::SourceFailed { .. } => "source_failed",
+            Self::RequestFailed { .. } => "request_failed",
             Self::SourceBack { .. } => "source_back",
             Self::UpToDate { .. } => "up_to_date",
             Self::PassedOver { .. } => "deploy_passed_over",
@@ -166,6 +172,7 @@ impl fmt::Display for News {
                 write!(f, "the source could not be fetched: {text}; tried again in {}, and so on", Human(*again_in))?;
                 if *nothing_live { f.write_str("; nothing to start meanwhile") } else { Ok(()) }
             }
+            Self::RequestFailed { text } => f.write_str(text),
             Self::SourceBack { revision } => write!(f, "the source answers again, with {}", revision.short()),
             Self::UpToDate { revision, release } => write!(f, "{} is live already, as {release}", revision.short()),
             Self::PassedOver { revision, why } => write!(f, "{} is quarantined and passed over: {why}", revision.short()),

@@ -137,7 +137,10 @@ fn resume(turn: &mut Turn<'_>, journal: Journal) -> bool {
             tell(turn, format!("`current` was moved to {release} already: the pools follow"));
             let why = match why {
                 ChangeKind::Deploy(trigger) => ChangeWhy::Deploy(Job::of(trigger)),
-                ChangeKind::Rollback => ChangeWhy::Rollback(vec![]),
+                ChangeKind::Rollback => {
+                    turn.hold_rolled_back(&release);
+                    ChangeWhy::Rollback(vec![])
+                }
                 ChangeKind::Repair => ChangeWhy::Repair,
             };
             turn.follow(Change { release, revision, previous, why });

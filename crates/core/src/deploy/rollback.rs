@@ -1,7 +1,7 @@
 //! Which release an operator means by `rollback`.
 
 use crate::deploy::{Book, Entry};
-use crate::id::ReleaseId;
+use crate::id::{ReleaseId, Revision};
 
 /// Where to roll back to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum RollbackError {
         live: ReleaseId,
     },
     /// Neither a release nor a revision of one.
-    #[error("no release here is or comes from `{text}`\nhint: `selfstart releases` lists them; `selfstart deploy --ref {text}` makes one")]
+    #[error("no release here is or comes from `{text}`\nhint: `selfstart releases` lists them{}", or_made(text))]
     Unknown {
         /// What was asked for.
         text: String,
@@ -87,6 +87,11 @@ pub fn resolve_rollback(book: &Book, to: &RollbackTo) -> Result<ReleaseId, Rollb
         Some(entry) => whole(entry),
         None => Err(unknown()),
     }
+}
+
+/// A source gives out what is not known here by its full id only.
+fn or_made(text: &str) -> String {
+    if text.parse::<Revision>().is_ok() { format!("; `selfstart deploy --ref {text}` makes one") } else { String::new() }
 }
 
 fn whole(entry: &Entry) -> Result<ReleaseId, RollbackError> {

@@ -22,6 +22,8 @@ pub struct Saved {
     pub pending: Option<Trigger>,
     /// A rollback that waits for its turn.
     pub rollback: Option<ReleaseId>,
+    /// Who asked for a rollback that has not switched yet.
+    pub rollback_by: Option<String>,
     /// What was under way.
     pub journal: Option<Journal>,
     /// What should be live.
@@ -96,6 +98,7 @@ pub(super) fn of(deploy: &Deploy) -> Saved {
             (one, other) => one.as_ref().or(other).map(|job| job.trigger.clone()),
         },
         rollback: deploy.rollback.as_ref().map(|(release, _)| release.clone()),
+        rollback_by: deploy.rollback_by.clone(),
         journal: journal(&deploy.phase),
         wanted: deploy.wanted.clone(),
         fetched: deploy.fetched.clone(),
@@ -133,6 +136,7 @@ pub(super) fn wake(saved: Saved) -> Deploy {
         quarantined: saved.quarantined,
         next: saved.pending.map(Job::of),
         rollback: saved.rollback.map(|release| (release, vec![])),
+        rollback_by: saved.rollback_by,
         pools: Pools::NotStarted { until: MonoTime::ZERO },
         mode: Mode::default(),
         fetches: 0,

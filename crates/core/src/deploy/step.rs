@@ -113,6 +113,10 @@ impl Turn<'_> {
                 self.deploy.phase = phase;
                 self.take_pruned(&gone, &kept);
             }
+            (phase, Event::Missing { releases }) => {
+                self.deploy.phase = phase;
+                self.take_missing(&releases);
+            }
 
             (Phase::Waiting { job, at, .. }, Event::DeadlineReached) if self.now.mono >= at => self.try_again(job),
             (Phase::Building { plan, step, time: BuildTime::Until(at) }, Event::DeadlineReached) if self.now.mono >= at => {
@@ -208,7 +212,7 @@ impl Turn<'_> {
             ) if to == release => {
                 let failures = failures.saturating_add(1);
                 let wait = self.now.jitter.spread(self.policy.retry.wait(failures));
-                self.complain(Complaint::Machine, News::Interrupted { text: trouble.clone(), again_in: wait });
+                self.complain(Complaint::Machine(trouble.clone()), News::Interrupted { text: trouble.clone(), again_in: wait });
                 self.deploy.last_error = Some(Said { at: self.now.wall, text: trouble });
                 let step = BackStep::Waiting { at: self.now.mono + wait, failures };
                 self.deploy.phase = Phase::RollingBack { from, to, text, ids, step };
@@ -244,20 +248,23 @@ impl Turn<'_> {
             Request::Deploy { wanted, force } => self.take_deploy(id, wanted, force),
             Request::Rollback(to) => self.take_rollback(id, by, &to),
             Request::Hold { why } => {
-                let changed = self.deploy.held.is_none();
+                // A new reason takes the place of the old one; without one there is nothing new.
+                let changed = self.deploy.held.as_ref().is_none_or(|hold| !why.is_empty() && hold.why != why);
                 if changed {
                     self.hold(by, why);
                 }
                 self.done(&[id], changed);
             }
             Request::Unhold => {
-                let held = self.deploy.held.take();
-                if held.is_some() {
+                // Also the hold that a rollback on its way would bring.
+                let coming = self.deploy.rollback_by.take().is_some();
+                let held = self.deploy.held.take().is_some() || coming;
+                if held {
                     self.effects.push(Effect::Tell(News::Unheld { by }));
                 }
                 match self.held_back() {
-                    Some(job) if held.is_some() => job.ids.push(id),
-                    _ => self.done(&[id], held.is_some()),
+                    Some(job) if held => job.ids.push(id),
+                    _ => self.done(&[id], held),
                 }
             }
         }
@@ -295,9 +302,14 @@ impl Turn<'_> {
             return self.refuse(&[id], &Refusal::Draining);
         }
         match resolve_rollback(&self.deploy.book, to) {
-            Err(error) => self.answer(&[id], &Outcome::Failed { text: error.to_string() }),
+            Err(error) => {
+                let text = error.to_string();
+                self.tell_failed("the rollback failed", &text);
+                self.answer(&[id], &Outcome::Failed { text });
+            }
             Ok(release) => {
-                self.hold(by, format!("rolled back to {release}"));
+                // Held when it is so: a node whose rollback failed is not held for the sake of what did not happen.
+                self.deploy.rollback_by = Some(by);
                 self.make_way_for(&release);
                 if let Some((_, older)) = self.deploy.rollback.replace((release, vec![id])) {
                     self.refuse(&older, &Refusal::Superseded);
@@ -314,8 +326,26 @@ impl Turn<'_> {
                 self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
                 self.deploy.phase = Phase::Building { plan, step, time: BuildTime::GivingWay };
             }
+            Phase::Waiting { job, .. } => self.give_back(job),
             other => self.deploy.phase = other,
         }
+    }
+
+    /// A rollback is so: no update undoes it before an operator says so.
+    pub(super) fn hold_rolled_back(&mut self, release: &ReleaseId) {
+        // A newer rollback that waits for its turn needs the name too.
+        let by = if self.deploy.rollback.is_some() { self.deploy.rollback_by.clone() } else { self.deploy.rollback_by.take() };
+        if let Some(by) = by {
+            self.hold(by, format!("rolled back to {release}"));
+        }
+    }
+
+    fn end_failed_rollback(&mut self, ids: &[RequestId], text: String) {
+        if self.deploy.rollback.is_none() {
+            self.deploy.rollback_by = None;
+        }
+        self.tell_failed("the rollback failed", &text);
+        self.answer(ids, &Outcome::Failed { text });
     }
 
     fn hold(&mut self, by: String, why: String) {
@@ -415,11 +445,12 @@ impl Turn<'_> {
 
     fn begin_rollback(&mut self, release: ReleaseId, ids: Vec<RequestId>) {
         let Some(entry) = self.deploy.book.get(&release).filter(|entry| entry.is_whole()) else {
-            return self.answer(&ids, &Outcome::Failed { text: format!("release `{release}` is no longer whole") });
+            return self.end_failed_rollback(&ids, format!("release `{release}` is no longer whole"));
         };
         let revision = entry.revision.clone();
-        self.deploy.wanted = Some(Stamp { revision: revision.clone(), at: self.now.wall });
         if entry.state == ReleaseState::Live {
+            self.deploy.wanted = Some(Stamp { revision, at: self.now.wall });
+            self.hold_rolled_back(&release);
             return self.done(&ids, false);
         }
         self.switch(release, revision, ChangeWhy::Rollback(ids));
@@ -472,7 +503,7 @@ impl Turn<'_> {
     }
 
     fn take_fetched(&mut self, job: Job, revision: Revision) {
-        if let Some(Complaint::Source(_)) = self.deploy.complaint {
+        if let Some(Complaint::Source(..)) = self.deploy.complaint {
             self.effects.push(Effect::Tell(News::SourceBack { revision: revision.clone() }));
             self.deploy.complaint = None;
         }
@@ -532,6 +563,7 @@ impl Turn<'_> {
         self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
         if trouble == FetchTrouble::NoSuchRef && job.trigger.wanted != Wanted::Configured {
             // A slip of the hand, not a state of the world: waiting for it to come true would keep what is configured away.
+            self.tell_failed("the deploy failed", &text);
             self.answer(&job.ids, &Outcome::Failed { text });
             if job.trigger.displaced {
                 let displaced = Job::configured(Origin::Boot);
@@ -547,12 +579,14 @@ impl Turn<'_> {
             FetchTrouble::Refused | FetchTrouble::NoSuchRef => self.policy.retry.slow,
         };
         let wait = self.now.jitter.spread(wait);
-        if trouble != FetchTrouble::Network || job.failures > SILENT_FAILURES {
+        if !job.ids.is_empty() && (trouble != FetchTrouble::Network || job.failures > SILENT_FAILURES) {
+            // What was told before was not about this request.
+            self.deploy.complaint = None;
             let text = format!("the source could not be fetched: {text}; tried again in {}", Human(wait));
             self.answer(&std::mem::take(&mut job.ids), &Outcome::Failed { text });
         }
         let nothing_live = self.deploy.live().is_none();
-        self.complain(Complaint::Source(trouble), News::SourceFailed { trouble, text, again_in: wait, nothing_live });
+        self.complain(Complaint::Source(trouble, text.clone()), News::SourceFailed { trouble, text, again_in: wait, nothing_live });
         self.wait(job, wait, WaitWhy::Source(trouble));
     }
 
@@ -651,7 +685,11 @@ impl Turn<'_> {
             Blame::Machine => {
                 job.failures = job.failures.saturating_add(1);
                 let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
-                self.complain(Complaint::Machine, News::Interrupted { text: text.clone(), again_in: wait });
+                if !job.ids.is_empty() {
+                    // What was told before was not about this request.
+                    self.deploy.complaint = None;
+                }
+                self.complain(Complaint::Machine(text.clone()), News::Interrupted { text: text.clone(), again_in: wait });
                 let ids = std::mem::take(&mut job.ids);
                 self.answer(&ids, &Outcome::Failed { text: format!("{text}; tried again in {}", Human(wait)) });
                 self.wait(job, wait, WaitWhy::Machine);
@@ -685,8 +723,12 @@ impl Turn<'_> {
 
     fn take_switched(&mut self, change: Change) {
         self.deploy.book.set_live(&change.release, self.now.wall);
-        let Change { release, revision, previous, .. } = change.clone();
-        self.effects.push(Effect::Tell(News::Switched { release, revision, previous }));
+        let Change { release, revision, previous, why } = change.clone();
+        self.effects.push(Effect::Tell(News::Switched { release: release.clone(), revision: revision.clone(), previous }));
+        if let ChangeWhy::Rollback(_) = why {
+            self.deploy.wanted = Some(Stamp { revision, at: self.now.wall });
+            self.hold_rolled_back(&release);
+        }
         self.follow(change);
     }
 
@@ -702,7 +744,11 @@ impl Turn<'_> {
     /// The drain stops the workers: there is nothing to follow, and nothing to learn about the release.
     fn stop_following(&mut self, change: Change) {
         let text = format!("{} is live; the node was drained before the pools ran it, they will start on it", change.release);
-        self.answer(&ids_of(change.why), &Outcome::Failed { text: text.clone() });
+        let ids = ids_of(change.why);
+        if !ids.is_empty() {
+            self.effects.push(Effect::Tell(News::RequestFailed { text: text.clone() }));
+        }
+        self.answer(&ids, &Outcome::Failed { text: text.clone() });
         self.deploy.verdict = Some(Said { at: self.now.wall, text });
         self.end();
     }
@@ -725,20 +771,24 @@ impl Turn<'_> {
                 job.trigger.made = Some(change.release);
                 job.failures = job.failures.saturating_add(1);
                 let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
-                self.complain(Complaint::Machine, News::Interrupted { text: text.clone(), again_in: wait });
+                if !job.ids.is_empty() {
+                    // What was told before was not about this request.
+                    self.deploy.complaint = None;
+                }
+                self.complain(Complaint::Machine(text.clone()), News::Interrupted { text: text.clone(), again_in: wait });
                 let ids = std::mem::take(&mut job.ids);
                 self.answer(&ids, &Outcome::Failed { text: format!("{text}; tried again in {}", Human(wait)) });
                 self.wait(job, wait, WaitWhy::Machine);
             }
             ChangeWhy::Rollback(ids) => {
-                self.answer(&ids, &Outcome::Failed { text });
+                self.end_failed_rollback(&ids, text);
                 self.end();
             }
             ChangeWhy::Repair => {
                 let mut job = self.deploy.next.take().unwrap_or_else(|| Job::configured(Origin::Boot));
                 job.failures = job.failures.saturating_add(1);
                 let wait = self.now.jitter.spread(self.policy.retry.wait(job.failures));
-                self.complain(Complaint::Machine, News::Interrupted { text, again_in: wait });
+                self.complain(Complaint::Machine(text.clone()), News::Interrupted { text, again_in: wait });
                 self.wait(job, wait, WaitWhy::Machine);
             }
         }
@@ -835,6 +885,14 @@ impl Turn<'_> {
         }
     }
 
+    /// Somebody removed whole releases: nobody can go back to them.
+    fn take_missing(&mut self, missing: &[ReleaseId]) {
+        // What is being made or removed has its own answer, what failed may never have had a directory, and what is live stays so: workers
+        // may still run in it.
+        let removable = |entry: &Entry| matches!(entry.state, ReleaseState::Built | ReleaseState::Retired) && !entry.leaving;
+        self.deploy.book.retain(|entry| !(missing.contains(&entry.id) && removable(entry)));
+    }
+
     fn begin_drain(&mut self, phase: Phase) {
         self.deploy.mode = Mode::Drained;
         match phase {
@@ -894,6 +952,12 @@ impl Turn<'_> {
     fn all_is_well(&mut self) {
         self.deploy.last_error = None;
         self.deploy.complaint = None;
+    }
+
+    /// Tells of a request that comes to nothing; what to do about it is only said to who asked.
+    fn tell_failed(&mut self, what: &str, text: &str) {
+        let why = text.split_once("\nhint: ").map_or(text, |(why, _)| why);
+        self.effects.push(Effect::Tell(News::RequestFailed { text: format!("{what}: {why}") }));
     }
 
     /// Tells it unless it is what was told last.

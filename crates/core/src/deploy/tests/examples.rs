@@ -295,6 +295,60 @@ fn rollback_goes_one_back_each_time_holds_and_builds_nothing() {
 }
 
 #[test]
+fn a_rollback_takes_the_next_good_release_that_is_still_there() {
+    let mut node = Node::at_rest();
+    let (two, three) = (node.deploy_to_end(2), node.deploy_to_end(3));
+    node.acts(Event::Missing { releases: vec![two.clone(), three.clone()] });
+    assert!(node.deploy.book().get(&two).is_none());
+    assert_eq!(node.live(), Some(three), "workers may still run in it");
+    let (_, effects) = node.request(Request::Rollback(RollbackTo::Previous));
+    assert_eq!(effects, [Effect::Switch { release: old(1) }]);
+}
+
+#[test]
+fn a_rollback_that_fails_holds_nothing_and_wants_nothing_else() {
+    let mut node = Node::at_rest();
+    let two = node.deploy_to_end(2);
+    let (id, _) = node.request(Request::Rollback(RollbackTo::Previous));
+    assert_eq!(node.deploy.held(), None, "not before it is so");
+    let effects = node.acts(Event::SwitchFailed { release: old(1), text: "there is no release".to_owned() });
+    assert!(matches!(answers(&effects)[..], [(answered, Outcome::Failed { .. })] if answered == id), "{effects:?}");
+    assert_eq!((node.deploy.held(), node.live()), (None, Some(two)));
+    assert_eq!(node.deploy.wanted().map(|stamp| stamp.revision.clone()), Some(rev(2)));
+    assert!(matches!(&node.deploy_now(Force::No).1[..], [Effect::Fetch { .. }]));
+}
+
+#[test]
+fn a_rollback_cut_short_holds_in_the_name_of_who_asked_for_it() {
+    let mut node = Node::at_rest();
+    let two = node.deploy_to_end(2);
+    node.request(Request::Rollback(RollbackTo::Previous));
+    let mut next = Node::of(node.saved.clone());
+    let mut there = found(Start::Again, PoolsFound::Running, Some(1), &[1]);
+    there.releases.push(FoundRelease { id: two, built: Some((rev(2), build(1))) });
+    next.acts(Event::Booted(there));
+    assert_eq!(next.deploy.held().map(|hold| hold.by.as_str()), Some("ann"));
+}
+
+#[test]
+fn a_deploy_of_a_release_that_is_gone_makes_it_anew() {
+    let mut node = Node::at_rest();
+    let two = node.deploy_to_end(2);
+    node.request(Request::Rollback(RollbackTo::Previous));
+    node.acts(Event::Switched { release: old(1) });
+    node.acts(Event::RolledOut { release: old(1) });
+    node.request(Request::Unhold);
+    node.deploy_now(Force::No);
+    assert_eq!(node.fetched(2), [Effect::Switch { release: two.clone() }]);
+    node.acts(Event::Missing { releases: vec![two.clone()] });
+    node.acts(Event::SwitchFailed { release: two, text: "there is no release".to_owned() });
+    node.pass(2);
+    node.acts(Event::DeadlineReached);
+    let effects = node.fetched(2);
+    assert!(matches!(&effects[..], [Effect::Stage { .. }]), "{effects:?}");
+}
+
+#[test]
 fn a_release_is_meant_by_its_name_or_by_its_revision() {
     let mut node = Node::at_rest();
     let two = node.deploy_to_end(2);
@@ -335,10 +389,10 @@ fn a_rollback_during_a_build_ends_the_step_and_the_build_is_remembered() {
     let what = "killed".to_owned();
     let effects = node.acts(Event::StepFailed { release: release.clone(), step: 1, blame: Blame::Revision, what, last_lines: vec![] });
     assert_eq!(node.deploy.quarantined(), []);
-    assert!(matches!(answers(&effects)[..], [(id, Outcome::Refused(Refusal::Held(_)))] if id == deploy), "{effects:?}");
     assert!(effects.contains(&Effect::Switch { release: old(1) }), "from {two}: {effects:?}");
     assert!(effects.contains(&Effect::Prune { ids: vec![release] }), "{effects:?}");
-    node.acts(Event::Switched { release: old(1) });
+    let effects = node.acts(Event::Switched { release: old(1) });
+    assert!(matches!(answers(&effects)[..], [(id, Outcome::Refused(Refusal::Held(_)))] if id == deploy), "{effects:?}");
     node.acts(Event::RolledOut { release: old(1) });
     let (_, effects) = node.request(Request::Unhold);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
@@ -372,6 +426,18 @@ fn a_held_node_refuses_a_deploy_remembers_it_and_does_it_when_unheld() {
     node.acts(Event::Switched { release: release.clone() });
     let effects = node.acts(Event::RolledOut { release: release.clone() });
     assert_eq!(answers(&effects), [(id, &Outcome::Done { release: Some(release), changed: true })]);
+}
+
+#[test]
+fn a_new_reason_of_a_hold_takes_the_place_of_the_old_one() {
+    let mut node = Node::at_rest();
+    let mut hold = |why: &str| {
+        let (_, effects) = node.request(Request::Hold { why: why.to_owned() });
+        let [(_, Outcome::Done { changed, .. })] = answers(&effects)[..] else { panic!("{effects:?}") };
+        (*changed, node.deploy.held().map(|hold| hold.why.clone()))
+    };
+    let is = |changed: bool, why: &str| (changed, Some(why.to_owned()));
+    assert_eq!([hold("a"), hold("a"), hold("b"), hold("")], [is(true, "a"), is(false, "a"), is(true, "b"), is(false, "b")]);
 }
 
 #[test]
@@ -510,6 +576,46 @@ fn two_refs_that_do_not_exist_do_not_hide_what_they_displaced() {
     node.fetch_failed(FetchTrouble::NoSuchRef);
     node.fetch_failed(FetchTrouble::NoSuchRef);
     assert!(matches!(node.deploy.phase(), Phase::Fetching { job, .. } if job.trigger.wanted == Wanted::Configured));
+}
+
+#[test]
+fn every_request_that_fails_is_told_and_a_source_once_for_each_reason() {
+    let mut node = Node::at_rest();
+    let failed = |effects: &[Effect]| effects.iter().filter(|effect| is_tell(effect, "request_failed")).count();
+    let told = |effects: &[Effect]| effects.iter().filter(|effect| is_tell(effect, "source_failed")).count();
+    node.request(Request::Deploy { wanted: Wanted::Ref("nosuch".to_owned()), force: Force::No });
+    assert_eq!(failed(&node.fetch_failed(FetchTrouble::NoSuchRef)), 1);
+    let what = Request::Rollback(RollbackTo::To("abcdef0".to_owned()));
+    let effects = node.send(Event::Requested { id: RequestId(90), by: "ann".to_owned(), what });
+    let news: Vec<String> =
+        effects.iter().filter_map(|it| if let Effect::Tell(news) = it { Some(news.to_string()) } else { None }).collect();
+    assert_eq!(news, ["the rollback failed: no release here is or comes from `abcdef0`"]);
+    node.deploy_now(Force::No);
+    assert_eq!(told(&node.fetch_failed(FetchTrouble::Refused)), 1);
+    let again = |node: &mut Node, text: &str| {
+        node.pass(100);
+        node.acts(Event::DeadlineReached);
+        let fetch = node.fetch();
+        node.send(Event::FetchFailed { fetch, trouble: FetchTrouble::Refused, text: text.to_owned() })
+    };
+    assert_eq!(told(&again(&mut node, "no route")), 0);
+    assert_eq!(told(&again(&mut node, "the key is not known")), 1);
+    assert_eq!(told(&again(&mut node, "the key is not known")), 0);
+    // Who asks anew is told, whatever was told before.
+    node.deploy_now(Force::No);
+    let fetch = node.fetch();
+    let failed = Event::FetchFailed { fetch, trouble: FetchTrouble::Refused, text: "the key is not known".to_owned() };
+    assert_eq!(told(&node.send(failed)), 1);
+}
+
+#[test]
+fn a_way_to_make_a_release_is_only_named_with_a_full_id() {
+    let node = Node::at_rest();
+    let hint = |text: &str| {
+        let error = resolve_rollback(node.deploy.book(), &RollbackTo::To(text.to_owned())).expect_err("unknown");
+        error.to_string().contains("deploy --ref")
+    };
+    assert_eq!((hint("1234567"), hint(&"1234567".repeat(6)[..40])), (false, true));
 }
 
 #[test]
