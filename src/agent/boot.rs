@@ -79,6 +79,7 @@ pub(crate) fn main(config: &Path) -> ExitCode {
     let result = runtime.block_on(start(config));
     // Work that hangs (a sync on a dead disk) must not keep an agent that has ended from making room for the next.
     runtime.shutdown_background();
+    crate::telling::log::finish();
     match result {
         Ok(code) => ExitCode::from(code),
         Err(BootError::Run(RunError::Line(LineError::Closed)) | BootError::Line(LineError::Closed)) => ExitCode::FAILURE,

@@ -2,11 +2,17 @@
 //!
 //! Human: `2026-11-22T15:02:11.123+01:00 WARN text kind=... pool=...`, local time with its offset, coloured on a terminal.
 //! Under systemd: `<4>text kind=...`, without time, with the priority of sd-daemon(3). JSON: `{"at","level","target","text",...}`, UTC.
+//! Lines go through a queue to a thread of their own: who stops reading standard error must not stop the agent. What finds the queue full
+//! is dropped, and counted in the log.
 //! A value's control characters are escaped: what a worker or a git server says cannot begin a line of ours.
 
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -33,9 +39,137 @@ pub(crate) enum LogError {
     /// `log.level` names no level.
     #[error("no such log level: `{0}`")]
     Level(String),
+    /// The thread that writes cannot be made.
+    #[error("failed to begin the thread of the log")]
+    Thread(#[source] std::io::Error),
     /// A log was set up before.
     #[error("failed to set up the log")]
     Twice(#[source] tracing::subscriber::SetGlobalDefaultError),
+}
+
+/// So many lines wait for whoever reads them: some hundred kilobytes beside the pipe's own, which is minutes of a busy node.
+const QUEUE_LINES: usize = 1024;
+
+/// The thread writes, and once in a long time formats a line.
+const THREAD_STACK_BYTES: usize = 128 << 10;
+
+/// A line, and how many before it found no room.
+type Queued = (u64, Vec<u8>);
+
+/// The way to the thread that writes.
+#[derive(Clone)]
+struct Queue {
+    lines: SyncSender<Queued>,
+    dropped: Arc<AtomicU64>,
+    /// How many lines are in the queue or being written.
+    open: Arc<(Mutex<u64>, Condvar)>,
+}
+
+/// The queue of this process.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+impl Queue {
+    /// Begins a thread that writes to `out`; `look`: how it says that lines were dropped. It ends with the last clone of this.
+    fn to(out: impl std::io::Write + Send + 'static, look: Look) -> std::io::Result<Self> {
+        let (lines, queued) = sync_channel(QUEUE_LINES);
+        let queue = Self { lines, dropped: Arc::default(), open: Arc::default() };
+        let open = Arc::clone(&queue.open);
+        std::thread::Builder::new().name("log".into()).stack_size(THREAD_STACK_BYTES).spawn(move || write(&queued, out, look, &open))?;
+        Ok(queue)
+    }
+
+    fn put(&self, line: &[u8]) {
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        *self.open.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.lines.try_send((dropped, line.to_vec())) {
+            self.dropped.fetch_add(dropped + 1, Ordering::Relaxed);
+            *self.open.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        }
+    }
+
+    fn finish(&self, within: Duration) {
+        let open = self.open.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _in_vain = self.open.1.wait_timeout_while(open, within, |open| *open > 0);
+    }
+}
+
+/// Writes what is queued; what cannot be written is nobody's.
+fn write(queued: &Receiver<Queued>, mut out: impl std::io::Write, look: Look, open: &(Mutex<u64>, Condvar)) {
+    while let Ok((dropped, line)) = queued.recv() {
+        if dropped > 0 {
+            let _nobody_reads = out.write_all(&dropped_line(look, dropped));
+        }
+        let _nobody_reads = out.write_all(&line);
+        *open.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        open.1.notify_all();
+    }
+}
+
+/// Says how many lines are missing, in the look of the others.
+fn dropped_line(look: Look, dropped: u64) -> Vec<u8> {
+    let line = Arc::new(Mutex::new(Vec::new()));
+    // Of a level that every log shows.
+    if let Ok(subscriber) = subscriber(look, "error", Into(Arc::clone(&line))) {
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(dropped, "{dropped} lines of this log are missing here: nobody read them in time");
+        });
+    }
+    std::mem::take(&mut *line.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Keeps what is written.
+struct Into(Arc<Mutex<Vec<u8>>>);
+
+impl<'w> MakeWriter<'w> for Into {
+    type Writer = Kept<'w>;
+
+    fn make_writer(&'w self) -> Kept<'w> {
+        Kept(&self.0)
+    }
+}
+
+struct Kept<'w>(&'w Mutex<Vec<u8>>);
+
+impl std::io::Write for Kept<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'w> MakeWriter<'w> for Queue {
+    type Writer = OneLine<'w>;
+
+    fn make_writer(&'w self) -> OneLine<'w> {
+        OneLine(self)
+    }
+}
+
+/// A line on its way: `tracing_subscriber` writes each whole.
+struct OneLine<'w>(&'w Queue);
+
+impl std::io::Write for OneLine<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.put(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Waits, but not for ever, until what was logged is written: before the process ends.
+pub(crate) fn finish() {
+    /// Whoever reads does so within it.
+    const WITHIN: Duration = Duration::from_millis(500);
+    if let Some(queue) = QUEUE.get() {
+        queue.finish(WITHIN);
+    }
 }
 
 /// How lines look.
@@ -59,8 +193,11 @@ pub(crate) fn init(format: LogFormat, level: &str) -> Result<(), LogError> {
     });
     // NO_COLOR: https://no-color.org
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let subscriber = subscriber(look(format, journal, colour), level, std::io::stderr)?;
-    tracing::subscriber::set_global_default(subscriber).map_err(LogError::Twice)
+    let look = look(format, journal, colour);
+    let queue = Queue::to(std::io::stderr(), look).map_err(LogError::Thread)?;
+    tracing::subscriber::set_global_default(subscriber(look, level, queue.clone())?).map_err(LogError::Twice)?;
+    let _is_the_first = QUEUE.set(queue);
+    Ok(())
 }
 
 const fn look(format: LogFormat, journal: bool, colour: bool) -> Look {
@@ -276,6 +413,54 @@ mod tests {
         let error = crate::telling::rotating::FileError::Open { path: "/x".into(), source: std::io::ErrorKind::NotFound.into() };
         let text = logged(Look::Journal, "error", || tracing::error!(error = &error as &dyn std::error::Error, "no"));
         assert_eq!(text, "<3>no error=\"failed to open `/x`: entity not found\"\n");
+    }
+
+    /// Takes nothing until it is let go.
+    struct Stuck(Option<Receiver<()>>, Sink);
+
+    impl std::io::Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if let Some(stuck) = self.0.take() {
+                let _let_go = stuck.recv();
+            }
+            self.1.write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_stops_reading_the_log_does_not_stop_the_agent_and_hears_later_how_much_is_missing() {
+        let (let_go, stuck) = sync_channel(1);
+        let sink = Sink::default();
+        let queue = Queue::to(Stuck(Some(stuck), sink.clone()), Look::Journal).expect("a thread");
+        let subscriber = subscriber(Look::Journal, "info", queue.clone()).expect("a level");
+        // On a thread of its own, so that one that waits for the reader fails the test and does not hang it.
+        let (done, is_done) = sync_channel(1);
+        std::thread::spawn(move || {
+            tracing::subscriber::with_default(subscriber, || {
+                (0..5000).for_each(|n| tracing::info!(n, "line"));
+                done.send(()).expect("the test waits");
+                let _let_go_first = let_go.send(());
+                // The queue has room again when all of it is written.
+                queue.finish(Duration::from_secs(20));
+                tracing::info!("after it");
+                queue.finish(Duration::from_secs(20));
+                done.send(()).expect("the test waits");
+            });
+        });
+        let wait = Duration::from_secs(30);
+        is_done.recv_timeout(wait).expect("nobody waits for who reads the log");
+        is_done.recv_timeout(wait).expect("all is written");
+        let text = String::from_utf8(sink.0.lock().expect("not poisoned").clone()).expect("text");
+        let lines: Vec<&str> = text.lines().collect();
+        let kept = lines.len() - 2;
+        assert!(kept == QUEUE_LINES || kept == QUEUE_LINES + 1, "{kept}");
+        assert!((0..kept).all(|n| lines[n] == format!("<6>line n={n}")), "what was kept is in order");
+        assert!(lines[kept].starts_with(&format!("<3>{} lines of this log are missing here", 5000 - kept)), "{}", lines[kept]);
+        assert_eq!(lines[kept + 1], "<6>after it");
     }
 
     #[test]
