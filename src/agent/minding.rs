@@ -15,7 +15,7 @@ use selfstart_core::time::{MonoTime, WallTime};
 use selfstart_core::units::Bytes;
 use selfstart_core::worker::{self, ExitHow, SlotState, Target};
 use serde::{Deserialize, Serialize};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::boot::Child;
 use super::deploying::chain;
@@ -899,12 +899,13 @@ async fn looked_up(
         }
         Looking(all, address.to_owned())
     };
-    let found = tokio::task::spawn_blocking(move || {
+    let mut lookup = JoinSet::new();
+    lookup.spawn_blocking(move || {
         let found = resolve(&looking.1);
         drop(looking);
         found
     });
-    found.await.unwrap_or_default()
+    lookup.join_next().await.and_then(Result::ok).unwrap_or_default()
 }
 
 fn resolve(address: &str) -> Vec<SocketAddr> {
@@ -927,7 +928,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(8).build().expect("a runtime");
         runtime.block_on(async {
             let mut lets_go = Vec::new();
-            let mut hanging = tokio::task::JoinSet::new();
+            let mut hanging = JoinSet::new();
             // Far more workers than threads, of more hosts than may be looked up at a time.
             for worker in 0..100 {
                 let (go, wait) = std::sync::mpsc::channel::<()>();
