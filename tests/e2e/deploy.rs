@@ -169,6 +169,8 @@ fn a_deploy_without_a_ready_worker_says_so_and_an_agent_that_comes_back_rolls_ou
     let said = node.cli(&["deploy"]).exits(0);
     assert!(!said.out.contains("ready"), "{said:?}");
 
+    // Answered when the state is on disk, which says that they are ready.
+    node.cli(&["scale", "w=config"]).exits(0);
     let mark = node.mark();
     let agent = i32::try_from(node.look("/agent/pid").as_i64().expect("a pid")).expect("a pid");
     signal_to(agent, Signal::KILL);

@@ -277,7 +277,8 @@ pub struct SlotStatus {
     /// In backoff and quarantine: when the next start is due.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_start_at: Option<Timestamp>,
-    /// Of the whole tree; `None`: not measured, or the reading failed. Never zero for unknown.
+    /// Of the whole tree, as far as `memory` of the pool asks for samples; `None`: not measured (a pool without a limit never is), or the
+    /// reading failed. Never zero for unknown.
     #[serde(default)]
     pub memory_bytes: Option<Bytes>,
     /// The job in flight, where that is known.
