@@ -42,7 +42,13 @@ fn load(path: &Path) -> Result<Loaded, Vec<String>> {
                 Some((pool.policy.name.as_str().to_owned(), settings.root.join(pool.log.file.as_ref()?)))
             };
             let shared_logs = settings.pools.iter().filter_map(shared).collect();
-            Ok(Loaded { app: settings.app, root: settings.root, shared_logs })
+            let shape = |pool: &config::settings::PoolSettings| selfstart_core::command::PoolShape {
+                name: pool.policy.name.clone(),
+                group: pool.group.clone(),
+                slots: pool.policy.count,
+            };
+            let pools = settings.pools.iter().map(shape).collect();
+            Ok(Loaded { app: settings.app, root: settings.root, shared_logs, pools })
         }
         Err(config::ConfigErrors::Unreadable { source, .. }) => Err(vec![source.to_string()]),
         Err(error) => Err(error.problems().iter().map(ToString::to_string).collect()),

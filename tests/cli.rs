@@ -366,9 +366,18 @@ fn logs_need_no_agent_and_name_what_there_is() {
     assert_eq!((told.code, told.out.as_str()), (1, ""));
     append(&node.root().join("log/checkins.0.log"), "2026-11-22T10:15:01.000Z err  hello \n");
     assert_eq!(node.run("logs checkins/0").out, "2026-11-22T10:15:01.000Z err  hello \n");
-    let told = node.run("logs chekins");
-    assert_eq!(told.code, 1);
-    assert!(told.err.ends_with("hint: there is output of `checkins`\n"), "{}", told.err);
+    for (line, hint) in [
+        ("logs chekins", "hint: did you mean `checkins`?\n"),
+        ("logs checkins/7", "hint: pool `checkins` has the slots 0 to 1\n"),
+        ("why chekins/0", "hint: did you mean `checkins`?\n"),
+        ("why checkins/7", "hint: pool `checkins` has the slots 0 to 1\n"),
+    ] {
+        let told = node.run(line);
+        assert!(told.code == 2 && told.err.ends_with(hint), "{line}: {told:?}");
+    }
+    let config = fs_err::read_to_string(node.config()).expect("a file").replace("count: 2", "count: 2, group: both");
+    fs_err::write(node.config(), config).expect("a file");
+    assert_eq!(node.run("logs both").out, "2026-11-22T10:15:01.000Z err checkins/0  hello \n");
 }
 
 #[test]

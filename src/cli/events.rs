@@ -4,6 +4,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use clap::Args;
+use selfstart_core::command::Target;
 use selfstart_core::date::Timestamp;
 use selfstart_core::id::SlotId;
 use serde::{Deserialize, Serialize};
@@ -66,7 +67,9 @@ impl FromStr for Subject {
 const SLOT_KINDS: [&str; 4] = ["worker_ended", "worker_start_failed", "worker_quarantined", "stale_job"];
 
 /// What says what became of a deploy.
-const DEPLOY_KINDS: [&str; 6] = ["deploy_finished", "deploy_failed", "deploy_postponed", "rolled_back", "revision_quarantined", UNREACHED];
+/// A rollback says who in the hold that it brings.
+const DEPLOY_KINDS: [&str; 8] =
+    ["deploy_finished", "deploy_failed", "deploy_postponed", "rolled_back", "revision_quarantined", "held", "unheld", UNREACHED];
 
 /// Tried again and again: of several in a row only the last is an answer.
 const UNREACHED: &str = "fetch_failed";
@@ -186,7 +189,15 @@ impl StopWatch {
 }
 
 fn reading(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::because(Exit::Failed, format!("failed to read the events in `{}`", path.display()), error)
+    allowed(Failure::because(Exit::Failed, format!("failed to read the events in `{}`", path.display()), error), error)
+}
+
+/// Adds what to do when it is only a matter of rights.
+pub(super) fn allowed(failure: Failure, error: &std::io::Error) -> Failure {
+    if error.kind() == std::io::ErrorKind::PermissionDenied {
+        return failure.hint("it is for root and the user of selfstart: run it with sudo");
+    }
+    failure
 }
 
 /// `None`: a line that is no event.
@@ -207,6 +218,16 @@ pub(crate) fn why(site: &Site, args: &WhyArgs) -> Result<Exit, Stop> {
         verdicts: Vec<Value>,
     }
     let path = site.events();
+    if let Subject::Slot(slot) = &args.subject
+        && let Err(unknown) = site.knows(&Target::Slot(slot.clone()))
+    {
+        // One that was there once may have told something.
+        let (told, _) = tail::last(&path, 1, |line| Event::parse(line).is_some_and(|event| event.answers(&args.subject)))
+            .map_err(|error| reading(&path, &error))?;
+        if told.is_empty() {
+            return Err(unknown.into());
+        }
+    }
     let mut newer_unreached = false;
     let wanted = |line: &[u8]| {
         let Some(event) = Event::parse(line).filter(|event| event.answers(&args.subject)) else { return false };

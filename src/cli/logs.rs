@@ -12,7 +12,7 @@ use selfstart_core::date::Timestamp;
 use selfstart_core::id::SlotId;
 
 use super::ask::{note, warn};
-use super::events::{STOPPED, StopWatch};
+use super::events::{STOPPED, StopWatch, allowed};
 use super::exit::Exit;
 use super::failure::{Failure, Stop, printing};
 use super::look::{Look, Style};
@@ -44,7 +44,7 @@ enum Owner {
     /// The file has only this slot's lines.
     Slot(SlotId),
     /// Each line says whose it is.
-    Shared(Option<Target>),
+    Shared(Option<Vec<Target>>),
 }
 
 /// A line with what it is sorted by.
@@ -62,6 +62,8 @@ struct Line {
 /// Prints the last lines, and with `-f` each new one.
 pub(crate) fn logs(site: &Site, args: &LogsArgs) -> Result<Exit, Stop> {
     let look = Look::of_stdout();
+    let targets = args.target.as_ref().map(|target| meant(site, target));
+    let targets = targets.as_deref();
     // Before the first look at the files, so that no change between that and the first wait is missed.
     let dirs = site.loaded.shared_logs.iter().filter_map(|(_, path)| path.parent());
     let own = site.logs();
@@ -69,7 +71,7 @@ pub(crate) fn logs(site: &Site, args: &LogsArgs) -> Result<Exit, Stop> {
     let mut node = args.follow.then(|| StopWatch::new(site)).transpose()?;
     let mut sources = Vec::new();
     let mut lines = Vec::new();
-    for (path, owner) in files(site, args.target.as_ref())? {
+    for (path, owner) in files(site, targets)? {
         let (past, follow) = tail::last(&path, args.lines, |line| read(line, &owner).is_some()).map_err(|error| reading(&error))?;
         lines.push(past.iter().filter_map(|line| read(line, &owner)).collect::<Vec<_>>());
         sources.push(Source { owner, follow });
@@ -92,7 +94,7 @@ pub(crate) fn logs(site: &Site, args: &LogsArgs) -> Result<Exit, Stop> {
         }
         // Before the last words are read: they are written before the node says that it has stopped.
         let stopped = node.as_mut().map(StopWatch::stopped).transpose()?.unwrap_or(false);
-        for (path, owner) in files(site, args.target.as_ref())? {
+        for (path, owner) in files(site, targets)? {
             if !sources.iter().any(|source| source.follow.path() == path) {
                 sources.push(Source { owner, follow: Follow::from_start(&path) });
             }
@@ -112,7 +114,7 @@ pub(crate) fn logs(site: &Site, args: &LogsArgs) -> Result<Exit, Stop> {
 }
 
 fn reading(error: &std::io::Error) -> Failure {
-    Failure::because(Exit::Failed, "failed to read the output of workers", error)
+    allowed(Failure::because(Exit::Failed, "failed to read the output of workers", error), error)
 }
 
 fn one_slot(target: Option<&Target>) -> bool {
@@ -120,18 +122,22 @@ fn one_slot(target: Option<&Target>) -> bool {
 }
 
 /// Returns the files in which there are lines of the target, in the order of pools and slots.
-fn files(site: &Site, target: Option<&Target>) -> Result<Vec<(PathBuf, Owner)>, Failure> {
-    let mut found: Vec<(SlotId, PathBuf)> = own_files(&site.logs())?.into_iter().filter(|(slot, _)| wants(target, slot)).collect();
+fn files(site: &Site, targets: Option<&[Target]>) -> Result<Vec<(PathBuf, Owner)>, Failure> {
+    let mut found: Vec<(SlotId, PathBuf)> = own_files(&site.logs())?.into_iter().filter(|(slot, _)| wants(targets, slot)).collect();
     found.sort();
     let mut files: Vec<_> = found.into_iter().map(|(slot, path)| (path, Owner::Slot(slot))).collect();
-    let pool = target.map(|target| match target {
-        Target::Name(name) => name.as_str(),
-        Target::Slot(slot) => slot.pool.as_str(),
-    });
+    let of_pool = |pool: &str| {
+        targets.is_none_or(|targets| {
+            targets.iter().any(|target| match target {
+                Target::Name(name) => name.as_str() == pool,
+                Target::Slot(slot) => slot.pool.as_str() == pool,
+            })
+        })
+    };
     for (owner, path) in &site.loaded.shared_logs {
         // Pools may share a file, too.
-        if pool.is_none_or(|pool| pool == owner) && path.exists() && !files.iter().any(|(known, _)| known == path) {
-            files.push((path.clone(), Owner::Shared(target.cloned())));
+        if of_pool(owner) && path.exists() && !files.iter().any(|(known, _)| known == path) {
+            files.push((path.clone(), Owner::Shared(targets.map(<[Target]>::to_vec))));
         }
     }
     Ok(files)
@@ -157,16 +163,33 @@ fn own_files(dir: &Path) -> Result<Vec<(SlotId, PathBuf)>, Failure> {
     Ok(files)
 }
 
-fn wants(target: Option<&Target>, slot: &SlotId) -> bool {
-    match target {
-        None => true,
-        Some(Target::Name(pool)) => *pool == slot.pool,
-        Some(Target::Slot(wanted)) => wanted == slot,
+fn wants(targets: Option<&[Target]>, slot: &SlotId) -> bool {
+    let is = |target: &Target| match target {
+        Target::Name(pool) => *pool == slot.pool,
+        Target::Slot(wanted) => wanted == slot,
+    };
+    targets.is_none_or(|targets| targets.iter().any(is))
+}
+
+/// Returns the pools of a group; a pool or slot is itself.
+fn meant(site: &Site, target: &Target) -> Vec<Target> {
+    if let Target::Name(name) = target
+        && site.loaded.pools.iter().all(|pool| pool.name != *name)
+    {
+        let of_group = site.loaded.pools.iter().filter(|pool| pool.group.as_ref() == Some(name));
+        let pools: Vec<Target> = of_group.map(|pool| Target::Name(pool.name.clone())).collect();
+        if !pools.is_empty() {
+            return pools;
+        }
     }
+    vec![target.clone()]
 }
 
 /// The failure of there being no output, which names what there is.
 fn nothing(site: &Site, target: Option<&Target>) -> Result<Failure, Failure> {
+    if let Some(target) = target {
+        site.knows(target)?;
+    }
     let dir = site.logs();
     let whose = target.map_or_else(|| "any worker".to_owned(), |target| format!("`{target}`"));
     let failure = Failure::new(Exit::Failed, format!("there is no output of {whose} in `{}`", dir.display()));
@@ -200,7 +223,7 @@ fn read(line: &[u8], owner: &Owner) -> Option<Line> {
             let end = word(text)?;
             let label = std::str::from_utf8(&text[..end]).ok()?;
             let slot: SlotId = label.parse().ok()?;
-            wants(target.as_ref(), &slot).then(|| Line {
+            wants(target.as_deref(), &slot).then(|| Line {
                 date: date.into(),
                 mark: mark.into(),
                 label: label.into(),
@@ -299,7 +322,7 @@ mod tests {
     #[test]
     fn a_shared_file_s_lines_are_chosen_by_their_labels() {
         let wanted = |line: &str, target: Option<&str>| {
-            let owner = Owner::Shared(target.map(|target| target.parse().expect("a target")));
+            let owner = Owner::Shared(target.map(|target| vec![target.parse().expect("a target")]));
             read(line.as_bytes(), &owner).is_some()
         };
         let line = "2026-11-22T10:15:30.000Z out a/1 text";

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use selfstart_core::command::{PoolShape, Target, TargetError, resolve};
+
 use super::exit::Exit;
 use super::failure::Failure;
 
@@ -20,6 +22,8 @@ pub(crate) struct Loaded {
     pub(crate) root: PathBuf,
     /// The pools whose slots share a file (`log: {file: ...}`), absolute.
     pub(crate) shared_logs: Vec<(String, PathBuf)>,
+    /// The pools, as configured; empty when the configuration is broken.
+    pub(crate) pools: Vec<PoolShape>,
 }
 
 /// Reads a configuration; the error is its problems, one each, as `selfstart check` prints them.
@@ -45,6 +49,16 @@ impl Site {
     /// Every event, newest file.
     pub(crate) fn events(&self) -> PathBuf {
         self.loaded.root.join("run/events.jsonl")
+    }
+
+    /// Whether a target is configured; who asks for what is not there should look twice.
+    pub(crate) fn knows(&self, target: &Target) -> Result<(), Failure> {
+        // By a broken configuration nothing is known.
+        if self.loaded.pools.is_empty() {
+            return Ok(());
+        }
+        let failure = |error: TargetError| Failure::new(Exit::Usage, error.to_string()).hint(error.hint());
+        resolve(std::slice::from_ref(target), &self.loaded.pools).map(drop).map_err(failure)
     }
 
     /// Where workers' output is.
@@ -106,7 +120,7 @@ pub(crate) fn by_lines(text: &str) -> Option<Loaded> {
     };
     let app = value("app").filter(|app| app.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))?;
     let root = value("root").map_or_else(|| Path::new("/var/lib/selfstart").join(&app), PathBuf::from);
-    root.is_absolute().then_some(Loaded { app, root, shared_logs: Vec::new() })
+    root.is_absolute().then_some(Loaded { app, root, shared_logs: Vec::new(), pools: Vec::new() })
 }
 
 #[cfg(test)]
@@ -138,7 +152,7 @@ mod tests {
 
     #[test]
     fn another_app_s_configuration_is_not_used() {
-        let load: Load = |_| Ok(Loaded { app: "shop".into(), root: "/srv/shop".into(), shared_logs: Vec::new() });
+        let load: Load = |_| Ok(Loaded { app: "shop".into(), root: "/srv/shop".into(), shared_logs: Vec::new(), pools: Vec::new() });
         let failure = locate(Path::new("/c.yaml"), Some("mail"), load).expect_err("another app");
         assert_eq!((failure.exit, failure.what.as_str()), (Exit::Usage, "`/c.yaml` is the configuration of app `shop`, not of `mail`"));
     }

@@ -288,6 +288,14 @@ pub enum TargetError {
         /// All pools and groups.
         known: Vec<PoolName>,
     },
+    /// A group, where only a pool will do.
+    #[error("`{name}` is a group, and this takes a pool")]
+    IsGroup {
+        /// What was asked for.
+        name: PoolName,
+        /// Its pools.
+        pools: Vec<PoolName>,
+    },
     /// The pool has fewer slots.
     #[error("no slot `{slot}`")]
     NoSuchSlot {
@@ -307,6 +315,9 @@ impl TargetError {
             Self::NoSuchName { known, .. } if known.is_empty() => "the configuration has no pools".into(),
             Self::NoSuchName { known, .. } => {
                 format!("there are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
+            }
+            Self::IsGroup { pools, .. } => {
+                format!("its pools are {}", pools.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
             }
             Self::NoSuchSlot { slot, slots: 0 } => format!("pool `{}` has no slots", slot.pool),
             Self::NoSuchSlot { slot, slots } => format!("pool `{}` has the slots 0 to {}", slot.pool, slots - 1),
@@ -354,7 +365,11 @@ pub fn resolve(targets: &[Target], pools: &[PoolShape]) -> Result<BTreeMap<PoolN
 /// # Errors
 /// If there is none.
 pub fn find_pool<'a>(name: &PoolName, pools: &'a [PoolShape]) -> Result<&'a PoolShape, TargetError> {
-    pools.iter().find(|pool| pool.name == *name).ok_or_else(|| no_such_name(name.as_str(), pools))
+    let of_group = || pools.iter().filter(|pool| pool.group.as_ref() == Some(name)).map(|pool| pool.name.clone());
+    pools.iter().find(|pool| pool.name == *name).ok_or_else(|| match of_group().collect::<Vec<_>>() {
+        none if none.is_empty() => no_such_name(name.as_str(), pools),
+        pools => TargetError::IsGroup { name: name.clone(), pools },
+    })
 }
 
 fn no_such_name(name: &str, pools: &[PoolShape]) -> TargetError {
@@ -390,6 +405,14 @@ mod tests {
             Selection::Only(slots) => format!("{slots:?}"),
         };
         Ok(resolve(&targets, &pools())?.into_iter().map(|(pool, slots)| format!("{pool}: {}", shown(slots))).collect())
+    }
+
+    #[test]
+    fn a_group_is_not_said_to_be_unknown_where_a_pool_is_wanted() {
+        let pn = |name: &str| PoolName::from(name.to_owned());
+        let shape = |name: &str| PoolShape { name: pn(name), group: Some(pn("g")), slots: 1 };
+        let error = find_pool(&pn("g"), &[shape("a"), shape("b")]).expect_err("a group");
+        assert_eq!((error.to_string(), error.hint()), ("`g` is a group, and this takes a pool".into(), "its pools are `a`, `b`".into()));
     }
 
     #[test]
@@ -430,7 +453,7 @@ mod tests {
 
     #[test]
     fn a_slot_of_a_group_is_nothing() {
-        assert_eq!(resolved(&["resque/0"]).expect_err("a group").to_string(), "no pool or group `resque`");
+        assert_eq!(resolved(&["resque/0"]).expect_err("a group").to_string(), "`resque` is a group, and this takes a pool");
     }
 
     #[test]

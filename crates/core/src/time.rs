@@ -88,6 +88,16 @@ impl WallTime {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Human(pub Duration);
 
+impl Human {
+    /// Returns the duration as people say it: to the second, below one second to the tenth of it.
+    #[must_use]
+    pub fn rough(span: Duration) -> Self {
+        let to = if span < Duration::from_secs(1) { 100 } else { 1_000 };
+        let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        Self(Duration::from_millis((millis.saturating_add(to / 2) / to).saturating_mul(to)))
+    }
+}
+
 impl fmt::Display for Human {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total_millis = self.0.as_millis();
@@ -166,6 +176,13 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rough_duration_is_what_people_read() {
+        let rough = |millis| Human::rough(Duration::from_millis(millis)).to_string();
+        assert_eq!([1_001, 299_999, 950, 40, 1_499].map(rough), ["1s", "5m", "1s", "0s", "1s"]);
+        assert_eq!(rough(820), "800ms");
+    }
 
     #[test]
     fn reads_and_shows_durations() {

@@ -169,7 +169,7 @@ impl fmt::Display for News {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SourceFailed { text, again_in, nothing_live, .. } => {
-                write!(f, "the source could not be fetched: {text}; tried again in {}, and so on", Human(*again_in))?;
+                write!(f, "the source could not be fetched: {text}; tried again in {}, and so on", Human::rough(*again_in))?;
                 if *nothing_live { f.write_str("; nothing to start meanwhile") } else { Ok(()) }
             }
             Self::RequestFailed { text } => f.write_str(text),
@@ -184,7 +184,7 @@ impl fmt::Display for News {
                 };
                 write!(f, "making {release} of {} ({origin})", revision.short())
             }
-            Self::Interrupted { text, again_in } => write!(f, "the deploy waits: {text}; tried again in {}", Human(*again_in)),
+            Self::Interrupted { text, again_in } => write!(f, "the deploy waits: {text}; tried again in {}", Human::rough(*again_in)),
             Self::Failed { release, revision, why } => write!(f, "{release} failed, {} is quarantined: {why}", revision.short()),
             Self::GaveWay { revision: Some(revision) } => write!(f, "the deploy of {} gave way and is remembered", revision.short()),
             Self::GaveWay { revision: None } => f.write_str("the deploy gave way and is remembered"),

@@ -582,7 +582,7 @@ impl Turn<'_> {
         if !job.ids.is_empty() && (trouble != FetchTrouble::Network || job.failures > SILENT_FAILURES) {
             // What was told before was not about this request.
             self.deploy.complaint = None;
-            let text = format!("the source could not be fetched: {text}; tried again in {}", Human(wait));
+            let text = format!("the source could not be fetched: {text}; tried again in {}", Human::rough(wait));
             self.answer(&std::mem::take(&mut job.ids), &Outcome::Failed { text });
         }
         let nothing_live = self.deploy.live().is_none();
@@ -691,7 +691,7 @@ impl Turn<'_> {
                 }
                 self.complain(Complaint::Machine(text.clone()), News::Interrupted { text: text.clone(), again_in: wait });
                 let ids = std::mem::take(&mut job.ids);
-                self.answer(&ids, &Outcome::Failed { text: format!("{text}; tried again in {}", Human(wait)) });
+                self.answer(&ids, &Outcome::Failed { text: format!("{text}; tried again in {}", Human::rough(wait)) });
                 self.wait(job, wait, WaitWhy::Machine);
                 self.prune();
             }
@@ -777,7 +777,7 @@ impl Turn<'_> {
                 }
                 self.complain(Complaint::Machine(text.clone()), News::Interrupted { text: text.clone(), again_in: wait });
                 let ids = std::mem::take(&mut job.ids);
-                self.answer(&ids, &Outcome::Failed { text: format!("{text}; tried again in {}", Human(wait)) });
+                self.answer(&ids, &Outcome::Failed { text: format!("{text}; tried again in {}", Human::rough(wait)) });
                 self.wait(job, wait, WaitWhy::Machine);
             }
             ChangeWhy::Rollback(ids) => {
@@ -996,7 +996,7 @@ impl Trigger {
     pub(super) fn over(&self, older: &Self) -> Self {
         let mut newer = self.clone();
         if newer.wanted != older.wanted {
-            newer.displaced = older.displaced || older.wanted == Wanted::Configured;
+            newer.displaced |= older.displaced || older.wanted == Wanted::Configured;
             return newer;
         }
         if newer.origin != Origin::Operator {
