@@ -19,6 +19,7 @@ use super::errands::Errands;
 use super::line::{Line, LineError, Told};
 use super::minding::{self, PoolsSaved};
 use super::output::Outputs;
+use super::run::Groups;
 use super::run::{Agent, Ending, RunError, Worked, watch_outputs};
 use super::serving::{self, Serving};
 use super::store;
@@ -112,6 +113,8 @@ struct Found {
     exits: BTreeMap<Key, (Ended, bool)>,
     kept: BTreeMap<String, OwnedFd>,
     signals: Vec<i32>,
+    groups: Groups,
+    out_of_memory: BTreeMap<Key, Option<Bytes>>,
 }
 
 impl Found {
@@ -138,6 +141,10 @@ impl Found {
                         }
                     }
                     Tell::Signalled { number } => self.signals.push(number),
+                    Tell::Tree { path, controllers, why } => self.groups = Groups { path, controllers, why },
+                    Tell::OutOfMemory { key, peak_bytes, .. } => {
+                        self.out_of_memory.insert(key, peak_bytes.map(Bytes));
+                    }
                     Tell::SpawnFailed { .. } | Tell::TreeGone { .. } | Tell::Listed | Tell::Adopted => {}
                 }
                 if done {
@@ -286,6 +293,9 @@ async fn put_together(
     let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
     notes.extend(layout.create(owner).map_err(doing("make the folders below `root`"))?);
     let root = settings.root.display().to_string();
+    // Before anybody is adopted: a worker's cgroup says best who belongs to it.
+    line.ask(&Ask::Tree { app: settings.app.clone() }, None)?;
+    found.take(line, &mut backlog, |tell| matches!(tell, Tell::Tree { .. })).await?;
     let lock = if found.kept.contains_key(KEPT_LOCK) { None } else { Some(lock(&layout, welcome.keeper_pid)?) };
     let saved: PoolsSaved = remembered(&layout.state(), &mut notes)?;
     if let Some(lock) = lock {
@@ -464,6 +474,8 @@ impl Parts {
             sampling: false,
             rested: false,
             quit: None,
+            groups: self.found.groups,
+            out_of_memory: self.found.out_of_memory,
         };
         if agent.notes.is_empty() {
             agent.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
@@ -551,6 +563,10 @@ mod tests {
     use crate::keeper::protocol::{decode, encode};
     use crate::sys::packet;
 
+    fn no_tree() -> Tell {
+        Tell::Tree { path: None, controllers: Vec::new(), why: "a test".into() }
+    }
+
     /// Plays a keeper that has said all of `tells` before the agent looks; returns what it was asked, up to the word to end.
     fn keep(line: &OwnedFd) -> Vec<Ask> {
         let end = clock::now() + Duration::from_secs(20);
@@ -561,7 +577,7 @@ mod tests {
                 Ok(_) if buffer.is_empty() => break,
                 Ok(_) => {
                     let ask = decode::<Ask>(&buffer).expect("a message");
-                    if let Ask::Spawn(start) = &ask {
+                    if let Ask::Spawn(start) | Ask::SpawnIn { start, .. } = &ask {
                         let tell = Tell::SpawnFailed { key: start.key.clone(), step: crate::sys::spawn::Step::Clone, errno: libc::EAGAIN };
                         packet::send(line.as_fd(), &encode(&tell), &[]).expect("room");
                     }
@@ -598,7 +614,7 @@ mod tests {
         let run = |agent_starts: u32| {
             let (ours, theirs) = packet::pair().expect("a line");
             let welcome = Welcome { protocol: PROTOCOL, version: String::new(), keeper_pid: us, agent_starts, last_agent: None };
-            for tell in [&Tell::Welcome(welcome), &Tell::Listed, &Tell::Adopted, &Tell::Signalled { number: libc::SIGTERM }] {
+            for tell in [&Tell::Welcome(welcome), &Tell::Listed, &no_tree(), &Tell::Adopted, &Tell::Signalled { number: libc::SIGTERM }] {
                 packet::send(ours.as_fd(), &encode(tell), &[]).expect("room");
             }
             let keeper = std::thread::spawn(move || keep(&ours));
@@ -640,14 +656,14 @@ mod tests {
         };
         let exited = Tell::Exited { key: key(), how: Ended::Code(7), at_micros: 1, tree_gone: true };
         let term = Tell::Signalled { number: libc::SIGTERM };
-        let (listed, adopted) = (Tell::Listed, Tell::Adopted);
+        let (listed, tree, adopted) = (Tell::Listed, no_tree(), Tell::Adopted);
         // In the list; between the list and the answer about an earlier keeper's children; behind that.
         for (n, said) in [
-            [&child, &exited, &listed, &adopted, &term],
-            [&child, &exited, &listed, &term, &adopted],
-            [&child, &listed, &exited, &term, &adopted],
-            [&child, &listed, &term, &adopted, &exited],
-            [&child, &listed, &adopted, &exited, &term],
+            [&child, &exited, &listed, &tree, &adopted, &term],
+            [&child, &exited, &listed, &tree, &term, &adopted],
+            [&child, &listed, &tree, &exited, &term, &adopted],
+            [&child, &listed, &tree, &term, &adopted, &exited],
+            [&child, &listed, &tree, &adopted, &exited, &term],
         ]
         .into_iter()
         .enumerate()

@@ -412,7 +412,8 @@ impl Agent {
         let input =
             crate::sys::memory_file(&serde_json::to_vec(request).map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
         let key = self.errands.begin(name, what, Some(deadline));
-        self.ask_with(Ask::Spawn(Box::new(crate::keeper::protocol::Start { key, ..start })), Some(input));
+        let start = Box::new(crate::keeper::protocol::Start { key, ..start });
+        self.ask_with(Ask::SpawnIn { start, settings: Vec::new() }, Some(input));
         Ok(())
     }
 
@@ -431,7 +432,8 @@ impl Agent {
                 let deadline = wanted.timeout.map(|timeout| clock::now() + timeout);
                 let key = self.errands.begin("build", What::Step { release: release.clone(), step, run: wanted.run.clone() }, deadline);
                 self.telling.build_step(&release, step, self.deploying.policy.steps, &wanted.run);
-                self.ask(Ask::Spawn(Box::new(crate::keeper::protocol::Start { key, ..start })));
+                let start = Box::new(crate::keeper::protocol::Start { key, ..start });
+                self.ask(Ask::SpawnIn { start, settings: Vec::new() });
             }
             Err(error) => self.deploy_event(failed(release, chain(&error))),
         }

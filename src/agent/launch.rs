@@ -223,6 +223,33 @@ pub(crate) fn probe(worker: &Start, words: Vec<String>, key: String) -> Start {
     }
 }
 
+/// What is written into the cgroup of a worker, as far as this machine's cgroups take it.
+pub(crate) fn group_settings(pool: &PoolSettings, controllers: &[String]) -> Vec<(String, String)> {
+    let limits = &pool.limits;
+    let has = |name: &str| controllers.iter().any(|controller| controller == name);
+    let mut settings = Vec::new();
+    let mut set = |file: &str, value: String| settings.push((file.to_owned(), value));
+    if has("memory") {
+        // A worker without its main process, or without a child that it waits for, is of no use.
+        set("memory.oom.group", "1".into());
+        if let Some(high) = limits.memory_high {
+            set("memory.high", high.0.to_string());
+        }
+        if let Some(most) = limits.memory {
+            set("memory.max", most.0.to_string());
+            set("memory.swap.max", "0".into());
+        }
+    }
+    if let Some(cpu) = limits.cpu.filter(|_| has("cpu")) {
+        // Microseconds of CPU time in each tenth of a second.
+        set("cpu.max", format!("{} 100000", u64::from(cpu) * 1000));
+    }
+    if let Some(tasks) = limits.tasks.filter(|_| has("pids")) {
+        set("pids.max", tasks.to_string());
+    }
+    settings
+}
+
 fn helper(settings: &Settings, user: Option<&User>, vars: BTreeMap<String, String>, cwd: &Path) -> Start {
     Start {
         key: String::new(),

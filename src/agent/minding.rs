@@ -261,7 +261,8 @@ impl Agent {
                 Ok(launched) => {
                     // So that an agent that finds it already ended, before the state was written, can still say what it ran.
                     let note = serde_json::to_string(target.as_ref()).unwrap_or_default();
-                    self.ask(Ask::Spawn(Box::new(Start { note, ..launched })));
+                    let settings = self.pools.get(&id.pool).map_or_else(Vec::new, |run| launch::group_settings(&run.settings, &self.groups.controllers));
+                    self.ask(Ask::SpawnIn { start: Box::new(Start { note, ..launched }), settings });
                 }
                 Err(error) => self.slot_event(id, worker::Event::SpawnFailed { start, error: error.into(), jitter: jitter() }),
             },
@@ -343,7 +344,10 @@ impl Agent {
 
     pub(crate) fn worker_exited(&mut self, key: &str, how: Ended, tree_gone: bool) {
         let Ok(worker) = key.parse::<WorkerKey>() else { return };
+        let starved = self.out_of_memory.remove(key);
         let how = match how {
+            // The whole tree is ended, or its main process would end it later by failing: only the first has a limit for its cause.
+            Ended::Signal { number: libc::SIGKILL, .. } if starved.is_some() => ExitHow::OutOfMemory { peak: starved.flatten() },
             Ended::Code(code) => ExitHow::Code(code),
             Ended::Signal { number, core } => ExitHow::Signal { number, core },
             Ended::Unknown => ExitHow::Unknown,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use selfstart_core::deploy::{Event as DeployEvent, PhaseName};
 use selfstart_core::id::{PoolName, SlotId, StartNo};
 use selfstart_core::time::MonoTime;
+use selfstart_core::units::Bytes;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -129,6 +130,20 @@ pub(crate) struct Agent {
     /// Whether the code that only the start or the last deploy needed has been given back.
     pub(crate) rested: bool,
     pub(crate) quit: Option<u8>,
+    pub(crate) groups: Groups,
+    /// Whom the kernel has ended for want of memory, and the most that they had; until their end is heard.
+    pub(crate) out_of_memory: BTreeMap<Key, Option<Bytes>>,
+}
+
+/// What the keeper has of cgroups for our children.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Groups {
+    /// Where they are; `None`: there are none.
+    pub(crate) path: Option<String>,
+    /// What they can limit.
+    pub(crate) controllers: Vec<String>,
+    /// Why there are none.
+    pub(crate) why: String,
 }
 
 impl Agent {
@@ -203,7 +218,7 @@ impl Agent {
             Err(error) => {
                 let text = super::deploying::chain(&error);
                 self.telling.warn(&format!("the keeper could not be asked: {text}"));
-                if let Ask::Spawn(start) = ask {
+                if let Ask::Spawn(start) | Ask::SpawnIn { start, .. } = ask {
                     self.spawn_failed(start.key, text);
                 }
             }
@@ -249,6 +264,10 @@ impl Agent {
                 }
             }
             Tell::Signalled { number } => self.signalled(number),
+            Tell::Tree { path, controllers, why } => self.groups = Groups { path, controllers, why },
+            Tell::OutOfMemory { key, peak_bytes, .. } => {
+                self.out_of_memory.insert(key, peak_bytes.map(Bytes));
+            }
             Tell::Welcome(_) | Tell::Kept { .. } | Tell::Listed | Tell::Adopted => {}
         }
     }
@@ -425,7 +444,7 @@ impl Agent {
 }
 
 /// A build that says more than this goes on in a second file.
-const BUILD_LOG_BYTES: selfstart_core::units::Bytes = selfstart_core::units::Bytes(50_000_000);
+const BUILD_LOG_BYTES: Bytes = Bytes(50_000_000);
 
 /// Sleeps, or for ever.
 async fn sleep(wait: Option<Duration>) {
@@ -447,6 +466,7 @@ fn spawn_error(step: crate::sys::spawn::Step, error: &std::io::Error) -> String 
         Step::Directory => "enter its release",
         Step::Descriptors => "arrange its output",
         Step::Execute => "execute its command",
+        Step::Cgroup => "make its cgroup",
     };
     format!("failed to {what}: {error}")
 }

@@ -439,6 +439,10 @@ impl Collector<'_> {
         self.add(&at(&["limits", "nofile"]), or_nothing(limits.nofile.and_then(|limit| i64::try_from(limit).ok()), Shown::Number));
         self.add(&at(&["limits", "nice"]), or_nothing(limits.nice, number));
         self.add(&at(&["limits", "umask"]), or_nothing(limits.umask, |mask| Shown::Text(format!("{mask:03o}"))));
+        self.add(&at(&["limits", "cpu"]), or_nothing(limits.cpu, |cpu| Shown::Text(format!("{}.{:02}", cpu / 100, cpu % 100))));
+        self.add(&at(&["limits", "tasks"]), or_nothing(limits.tasks, number));
+        self.add(&at(&["limits", "memory"]), or_nothing(limits.memory, Shown::Size));
+        self.add(&at(&["limits", "memory_high"]), or_nothing(limits.memory_high, Shown::Size));
         self.add(&at(&["log", "file"]), or_nothing(log.file.as_deref(), path));
         self.add(&at(&["log", "max_size"]), Shown::Size(log.max_size));
         self.add(&at(&["log", "max_age"]), or_nothing(log.max_age, Shown::Duration));

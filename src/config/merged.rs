@@ -519,6 +519,8 @@ impl Reader<'_> {
         let env = self.or(map, "env", BTreeMap::new(), |reader, at| reader.env(at, "pools.NAME.env", port.is_some(), &allowed));
         let env_files = self.or(map, "env_files", Vec::new(), |reader, at| reader.each(at, "absolute paths", Self::absolute_path));
         let limits = self.limits(map);
+        let mut policy = policy;
+        policy.worker.memory = with_hard_limit(policy.worker.memory, limits.memory);
         let log = self.pool_log(map);
         Some(PoolSettings { policy, command: command?, group, user, queue, queues, env, env_files, port, limits, log })
     }
@@ -716,7 +718,7 @@ impl Reader<'_> {
     }
 
     fn memory(&mut self, at: &At<'_>) -> Option<MemoryPolicy> {
-        let every = Duration::from_secs(10);
+        let every = SAMPLE_EVERY;
         match &at.node.value {
             Value::Map(_) => {
                 let map = self.map(at, "pools.NAME.memory");
@@ -806,7 +808,27 @@ impl Reader<'_> {
             nofile: self.opt(&map, "nofile", |reader, at| reader.whole(at, Between(16, 1 << 30))),
             nice: self.opt(&map, "nice", |reader, at| reader.whole(at, Between(-20, 19))),
             umask: self.opt(&map, "umask", Self::umask),
+            cpu: self.opt(&map, "cpu", Self::cpu),
+            tasks: self.opt(&map, "tasks", |reader, at| reader.whole(at, Between(1, 1 << 22))),
+            memory: self.opt(&map, "memory", |reader, at| reader.size(at, LEAST_MEMORY, MOST)),
+            memory_high: self.opt(&map, "memory_high", |reader, at| reader.size(at, LEAST_MEMORY, MOST)),
         }
+    }
+
+    /// CPUs with at most two decimals, as hundredths.
+    fn cpu(&mut self, at: &At<'_>) -> Option<u32> {
+        let allowed = "a number of CPUs from 0.01 to 10000, such as 1.5";
+        let (text, _) = self.scalar(at, "a number", allowed)?;
+        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let hundredths = (digits(whole) && digits(part) && part.len() <= 2 && whole.len() <= 5)
+            .then(|| Some(whole.parse::<u32>().ok()? * 100 + format!("{part:0<2}").parse::<u32>().ok()?))
+            .flatten()
+            .filter(|hundredths| (1..=1_000_000).contains(hundredths));
+        if hundredths.is_none() {
+            self.tell(at, "not a number of CPUs", |problem| problem.found(text).allowed(allowed));
+        }
+        hundredths
     }
 
     fn umask(&mut self, at: &At<'_>) -> Option<u32> {
@@ -970,10 +992,23 @@ impl Transport {
     }
 }
 
+/// The time between two samples of memory when nothing else is said.
+const SAMPLE_EVERY: Duration = Duration::from_secs(10);
+
 /// A limit below this is a missing unit or a typing error: no runtime fits into it.
 const LEAST_MEMORY: Bytes = Bytes(1 << 20);
 
 /// Reads `350MB x2/3 drain`; the error is what is wrong, and a hint.
+/// Adds `limits.memory` to a ladder, for where the kernel does not see to it.
+fn with_hard_limit(memory: Option<MemoryPolicy>, limit: Option<Bytes>) -> Option<MemoryPolicy> {
+    let Some(limit) = limit else { return memory };
+    let mut memory = memory.unwrap_or(MemoryPolicy { ladder: Vec::new(), every: SAMPLE_EVERY });
+    // What is at it or above is never reached.
+    memory.ladder.retain(|rung| rung.limit < limit);
+    memory.ladder.push(MemoryRung { limit, hits: 1, of: 1, action: MemoryAction::Kill });
+    Some(memory)
+}
+
 fn memory_rung(text: &str) -> Result<MemoryRung, (String, Option<String>)> {
     let mut words = text.split_whitespace().peekable();
     let limit = size(words.next().unwrap_or_default(), LEAST_MEMORY, MOST)?;

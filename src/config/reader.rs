@@ -156,7 +156,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The text of a scalar, and whether it is written without quotes. `kind` ("a duration") and `allowed` are for the message.
-    fn scalar<'n>(&mut self, at: &At<'n>, kind: &str, allowed: &str) -> Option<(&'n str, bool)> {
+    pub(super) fn scalar<'n>(&mut self, at: &At<'n>, kind: &str, allowed: &str) -> Option<(&'n str, bool)> {
         match &at.node.value {
             value if value.is_nothing() => {
                 let hint = "leave the key out, or write the text in quotes";

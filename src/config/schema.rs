@@ -206,6 +206,21 @@ pub const KEYS: &[Key] = &[
     key("pools.NAME.limits.nofile", "number, at least 16", NOTHING, "Open files (RLIMIT_NOFILE)."),
     key("pools.NAME.limits.nice", "number, -20 to 19", NOTHING, "The niceness."),
     key("pools.NAME.limits.umask", "octal text in quotes", NOTHING, "The file mode creation mask: `\"022\"`."),
+    key("pools.NAME.limits.cpu", "number of CPUs, such as 1.5", NOTHING, "CPU time of a worker's whole tree; needs cgroup v2."),
+    key("pools.NAME.limits.tasks", "number, at least 1", NOTHING, "Processes and threads of a worker's whole tree; needs cgroup v2."),
+    key(
+        "pools.NAME.limits.memory",
+        "size, at least 1MiB",
+        NOTHING,
+        "Memory and swap of a worker's whole tree. Above it the kernel ends it at once (verdict `oom`); without cgroup v2 the next sample does \
+         (`kill`).",
+    ),
+    key(
+        "pools.NAME.limits.memory_high",
+        "size, at least 1MiB",
+        NOTHING,
+        "Above it the kernel takes memory back and slows the tree down; needs cgroup v2.",
+    ),
     key("pools.NAME.log", "map", Left::As("{}"), "Where the workers' output goes."),
     key(
         "pools.NAME.log.file",

@@ -202,6 +202,15 @@ pub struct Limits {
     pub nice: Option<i8>,
     /// The file mode creation mask.
     pub umask: Option<u32>,
+    /// Hundredths of a CPU; where there are cgroups.
+    pub cpu: Option<u32>,
+    /// Processes and threads of the whole tree; where there are cgroups.
+    pub tasks: Option<u32>,
+    /// All memory of the whole tree, with swap: above it the kernel ends it. Also in the pool's memory ladder, for where there are no
+    /// cgroups.
+    pub memory: Option<Bytes>,
+    /// Above this the kernel takes memory back and slows the tree down; where there are cgroups.
+    pub memory_high: Option<Bytes>,
 }
 
 /// `log:` of a pool.

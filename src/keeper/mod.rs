@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
+use crate::sys::cgroup;
 use crate::sys::process::{self, Ended};
 use crate::sys::signals::{self, SignalFd};
 use crate::sys::spawn::{Credentials, Spawn, SpawnError, Spawner, Step};
@@ -85,12 +86,22 @@ enum Note {
     Listed,
     Adopted,
     Signalled(i32),
+    Tree(String),
+    OutOfMemory(Key),
 }
 
 /// What woke us.
 const SIGNALS: u64 = 0;
 const AGENT: u64 = 1;
 const PROCESS: u64 = 2;
+const GROUP: u64 = 3;
+
+/// The path of the cgroups for workers, where a service manager has made them.
+pub(crate) const CGROUP_VARIABLE: &str = "SELFSTART_CGROUP";
+
+/// What may be set in the cgroup of a child. The agent decides how much, not what.
+const GROUP_SETTINGS: [&str; 7] =
+    ["memory.max", "memory.high", "memory.swap.max", "memory.oom.group", "cpu.max", "cpu.weight", "pids.max"];
 
 struct Agent {
     /// Its number while that is its own: `None` once it is reaped, and its last words are heard.
@@ -125,6 +136,9 @@ struct Keeper {
     kept: BTreeMap<String, OwnedFd>,
     /// Leftovers that are not our children and have been killed: their pidfds say when they are gone.
     dying: BTreeMap<i32, OwnedFd>,
+    /// Cgroups that have been killed, by child, with a number each: what is watched says when they are empty.
+    emptying: BTreeMap<Key, (u64, OwnedFd)>,
+    groups_watched: u64,
     notes: VecDeque<Note>,
     agent: Option<Agent>,
     agent_starts: u32,
@@ -212,6 +226,8 @@ impl Keeper {
             table: Table::default(),
             kept: BTreeMap::new(),
             dying: BTreeMap::new(),
+            emptying: BTreeMap::new(),
+            groups_watched: 0,
             notes: VecDeque::new(),
             agent: None,
             agent_starts: 0,
@@ -265,6 +281,7 @@ impl Keeper {
             let (flags, token) = (event.flags, event.data.u64());
             match token & 3 {
                 SIGNALS => self.take_signals(&mut ended)?,
+                GROUP => self.group_changed(token >> 2),
                 AGENT => hear = flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR) || hear,
                 _ => self.adopted_gone(i32::try_from(token >> 2).unwrap_or(0), &mut ended),
             }
@@ -322,9 +339,46 @@ impl Keeper {
         let left = self.table.leftovers(&ended);
         for key in ended {
             // What could not be looked at is not gone.
+            // Before its cgroup goes with the last of it.
+            self.table.count(&key);
             self.table.set_tree_gone(&key, left.as_ref().is_ok_and(|left| !left.contains_key(&key)));
-            self.notes.push_back(Note::Exited(key));
+            self.note_exit(key);
         }
+    }
+
+    /// Lines up the end of a child, and what the kernel had to do with it.
+    fn note_exit(&mut self, key: Key) {
+        if self.table.get(&key).is_some_and(|child| child.counted.oom > 0) {
+            self.notes.push_back(Note::OutOfMemory(key.clone()));
+        }
+        self.notes.push_back(Note::Exited(key));
+    }
+
+    /// A cgroup that was killed has changed: the look at what is being cleared, in this turn, sees how.
+    fn group_changed(&mut self, number: u64) {
+        if let Some(key) = self.emptying.iter().find(|(_, (watched, _))| *watched == number).map(|(key, _)| key.clone()) {
+            if let Some((_, watched)) = self.emptying.remove(&key) {
+                unwatch(&self.epoll, &watched);
+            }
+        }
+    }
+
+    /// Kills a whole cgroup, and has its emptiness told; false when it must be done one by one.
+    fn kill_group(&mut self, key: &str) -> bool {
+        let Some(Ok(group)) = self.table.group(key) else { return false };
+        if group.kill().is_err() {
+            return false;
+        }
+        if !self.emptying.contains_key(key) {
+            // Without it, it is seen at the next look.
+            let Ok(events) = group.watch() else { return true };
+            self.groups_watched += 1;
+            let token = epoll::EventData::new_u64((self.groups_watched << 2) | GROUP);
+            if self.has_place_for(&events) && epoll::add(&self.epoll, &events, token, epoll::EventFlags::PRI).is_ok() {
+                self.emptying.insert(key.to_owned(), (self.groups_watched, events));
+            }
+        }
+        true
     }
 
     /// Kills what is left of each tree that is being cleared; a tree of which nothing is left is told.
@@ -342,7 +396,12 @@ impl Keeper {
             let left = left.get(&key);
             if let Some(left) = left.filter(|left| !left.processes.is_empty()) {
                 self.table.doubt(&key, false, now);
-                let killed = self.kill_all(&left.processes);
+                let again = self.emptying.contains_key(&key);
+                let killed = match self.kill_group(&key) {
+                    true if again => 0,
+                    true => u32::try_from(left.processes.len()).unwrap_or(u32::MAX),
+                    false => self.kill_all(&left.processes),
+                };
                 self.table.count_killed(&key, killed);
                 continue;
             }
@@ -351,6 +410,9 @@ impl Keeper {
                     continue;
                 }
                 complain(&format!("whether process {pid} is left of {key} cannot be seen: taken for a stranger's"));
+            }
+            if let Some((_, watched)) = self.emptying.remove(&key) {
+                unwatch(&self.epoll, &watched);
             }
             if let Some(killed) = self.table.cleared(&key) {
                 self.notes.push_back(Note::TreeGone(key, killed));
@@ -439,6 +501,7 @@ impl Keeper {
             // Ctrl-C and `timeout` signal the whole process group: what is meant for the node must come to the keeper only.
             new_session: true,
             dies_with_us: true,
+            cgroup: None,
         });
         match spawned {
             Ok(pid) => {
@@ -539,7 +602,15 @@ impl Keeper {
     fn obey(&mut self, ask: Ask, mut fds: Vec<OwnedFd>) {
         match ask {
             Ask::Hello { protocol } => self.greet(protocol),
-            Ask::Spawn(start) => self.start_child(&start, fds.pop()),
+            Ask::Spawn(start) => self.start_child(&start, None, fds.pop()),
+            Ask::SpawnIn { start, settings } => self.start_child(&start, Some(&settings), fds.pop()),
+            Ask::Tree { app } => {
+                let why = match self.open_tree(&app) {
+                    Ok(()) => String::new(),
+                    Err(error) => error.to_string(),
+                };
+                self.notes.push_back(Note::Tree(why));
+            }
             Ask::Signal { key, number } => {
                 if let Some(error) = self.table.signal(&key, number) {
                     complain(&format!("{key} could not be signalled: {error}"));
@@ -549,6 +620,9 @@ impl Keeper {
             Ask::KillTree { key } => {
                 // The main process is ours to signal even when nobody else can be seen.
                 self.table.signal(&key, libc::SIGKILL);
+                if self.kill_group(&key) {
+                    return;
+                }
                 match self.table.tree(&key) {
                     Ok(everyone) => {
                         self.kill_all(&everyone);
@@ -587,10 +661,10 @@ impl Keeper {
         }
         let signals: Vec<Note> = self.notes.drain(..).filter(|note| matches!(note, Note::Signalled(_))).collect();
         self.notes.push_back(Note::Welcome);
-        for (key, ended) in self.table.everything() {
+        for (key, ended) in self.table.everything().collect::<Vec<_>>() {
             self.notes.push_back(Note::Child(key.clone()));
             if ended {
-                self.notes.push_back(Note::Exited(key));
+                self.note_exit(key);
             }
         }
         self.notes.extend(self.kept.keys().cloned().map(Note::Kept));
@@ -602,12 +676,50 @@ impl Keeper {
         self.rest_at = Some(clock::now() + SETTLED_AFTER);
     }
 
-    fn start_child(&mut self, start: &Start, stdin: Option<OwnedFd>) {
+    /// Opens the tree of cgroups that is ours: the one that a service manager names, or else, where there is no systemd to whom all
+    /// others belong, one that we make.
+    fn open_tree(&mut self, app: &str) -> io::Result<()> {
+        let path = match std::env::var_os(CGROUP_VARIABLE) {
+            Some(path) => std::path::PathBuf::from(path),
+            None if std::path::Path::new("/run/systemd/system").exists() => {
+                return Err(io::Error::other(format!("{CGROUP_VARIABLE} names none, and all others are systemd's")));
+            }
+            None => {
+                let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+                if app.is_empty() || !app.bytes().all(plain) {
+                    return Err(io::Error::from(io::ErrorKind::InvalidInput));
+                }
+                let mount = cgroup::mount_point()?;
+                cgroup::make_tree(&mount, &format!("selfstart-{app}"))?
+            }
+        };
+        if self.table.tree.as_ref().is_none_or(|tree| tree.path() != path) {
+            self.table.tree = Some(cgroup::Tree::open(&path)?);
+        }
+        Ok(())
+    }
+
+    /// Makes the cgroup of a child; `None`: there is no tree.
+    fn make_group(&self, key: &str, settings: Option<&[(String, String)]>) -> Result<Option<(String, cgroup::Group)>, SpawnError> {
+        let wrong = |source| SpawnError { step: Step::Cgroup, source };
+        let (Some(tree), Some(settings)) = (&self.table.tree, settings) else { return Ok(None) };
+        let name = table::group_name(key).ok_or_else(|| wrong(io::Error::from_raw_os_error(libc::EINVAL)))?;
+        if settings.iter().any(|(file, _)| !GROUP_SETTINGS.contains(&file.as_str())) {
+            return Err(wrong(io::Error::from_raw_os_error(libc::EPERM)));
+        }
+        let group = tree.make(&name, settings).map_err(|error| {
+            complain(&format!("{key}: {error}"));
+            wrong(error)
+        })?;
+        Ok(Some((name, group)))
+    }
+
+    fn start_child(&mut self, start: &Start, settings: Option<&[(String, String)]>, stdin: Option<OwnedFd>) {
         if self.table.has(&start.key) {
             self.notes.push_back(Note::Child(start.key.clone()));
             return;
         }
-        match self.spawn(start, stdin) {
+        match self.spawn(start, settings, stdin) {
             Ok(child) => {
                 self.table.insert(start.key.clone(), child);
                 self.notes.push_back(Note::Child(start.key.clone()));
@@ -618,7 +730,7 @@ impl Keeper {
         }
     }
 
-    fn spawn(&mut self, start: &Start, stdin: Option<OwnedFd>) -> Result<Child, SpawnError> {
+    fn spawn(&mut self, start: &Start, settings: Option<&[(String, String)]>, stdin: Option<OwnedFd>) -> Result<Child, SpawnError> {
         let text = |text: &str| {
             CString::new(text).map_err(|_| SpawnError { step: Step::Execute, source: io::Error::from_raw_os_error(libc::EINVAL) })
         };
@@ -648,7 +760,8 @@ impl Keeper {
             }
         }
         let credentials = start.user.clone().map(|(uid, gid, groups)| Credentials { uid, gid, groups });
-        let pid = self.spawner.spawn(&mut Spawn {
+        let group = self.make_group(&start.key, settings)?;
+        let spawned = self.spawner.spawn(&mut Spawn {
             programs: &programs,
             argv: &argv,
             env: &mut env,
@@ -662,11 +775,21 @@ impl Keeper {
             reset_oom_score: self.reset_oom_score,
             new_session: true,
             dies_with_us: start.helper,
+            cgroup: group.as_ref().map(|(_, group)| group.as_fd()),
+        });
+        let group = group.map(|(name, _)| name);
+        let pid = spawned.inspect_err(|_| {
+            if let (Some(tree), Some(name)) = (&self.table.tree, &group) {
+                let _when_the_next_agent_comes_up = tree.remove(name);
+            }
         })?;
         // Two descriptors are free again for the look that needs one. Not reaped yet, so it is there even if it has ended already.
         drop((worker_out, worker_err));
         let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
-        Ok(Child::new(ProcessId { pid, start_ticks }, false, vec![(1, out), (2, err)], start.root.clone(), start.note.clone()))
+        let mut child =
+            Child::new(ProcessId { pid, start_ticks }, false, vec![(1, out), (2, err)], start.root.clone(), start.note.clone());
+        child.group = group;
+        Ok(child)
     }
 
     /// Whether a descriptor may stay open: the kernel gives the lowest number that is free, so one of the [`RESERVE`] says that nothing
@@ -843,6 +966,15 @@ impl Keeper {
             Note::Kept(name) => Some((Tell::Kept { name: name.clone() }, vec![self.kept.get(name)?.as_fd()])),
             Note::Listed => plain(Tell::Listed),
             Note::Adopted => plain(Tell::Adopted),
+            Note::Tree(why) => {
+                let tree = self.table.tree.as_ref();
+                let controllers = tree.map_or_else(Vec::new, |tree| tree.controllers().unwrap_or_default());
+                plain(Tell::Tree { path: tree.map(|tree| tree.path().display().to_string()), controllers, why: why.clone() })
+            }
+            Note::OutOfMemory(key) => {
+                let counted = self.table.get(key)?.counted;
+                plain(Tell::OutOfMemory { key: key.clone(), times: counted.oom, peak_bytes: counted.peak_bytes })
+            }
             Note::Signalled(number) => plain(Tell::Signalled { number: *number }),
         }
     }
@@ -960,7 +1092,7 @@ mod tests {
     #[test]
     fn a_worker_has_its_own_name_whatever_it_is_started_with() {
         let start = sleep("/of-this-test", "w/0#1", &[("A", "1"), (protocol::KEY_VARIABLE, "w/7#7:0000000001@/of-this-test")]);
-        let child = keeper().spawn(&start, None).expect("started");
+        let child = keeper().spawn(&start, None, None).expect("started");
         let pid = child.id.pid;
         // Empty until it has executed.
         let name = loop {
@@ -973,6 +1105,79 @@ mod tests {
         assert_eq!(name, format!("w/0#1:{pid:010}@/of-this-test"));
     }
 
+    /// One turn at a time until there is such a note; all that were there until then.
+    fn turns_until(keeper: &mut Keeper, what: &str) -> Vec<String> {
+        let end = clock::now() + Duration::from_secs(20);
+        let mut seen = Vec::new();
+        // No agent of ours: the test is it.
+        keeper.next_agent = end + Duration::from_secs(3600);
+        while !seen.iter().any(|note: &String| note.starts_with(what)) {
+            assert!(clock::now() < end, "not told: {what}; so far {seen:?}");
+            keeper.turn().expect("a turn");
+            seen.extend(told(keeper));
+        }
+        seen
+    }
+
+    #[test]
+    fn who_hides_from_everything_but_its_cgroup_ends_with_its_worker() {
+        let Some(own) = cgroup::tests::Own::make("keeper") else { return eprintln!("skipped: no cgroup v2 to write to") };
+        let mut keeper = keeper();
+        process::become_subreaper().expect("a subreaper");
+        keeper.table.tree = Some(cgroup::Tree::open(own.0.path()).expect("a tree"));
+        let dir = tempfile::tempdir().expect("a folder");
+        let script = format!("env -i setsid sh -c 'echo $$ >{0}/pid; exec sleep 1000' & exec sleep 1000", dir.path().display());
+        let start = Start { programs: vec!["/bin/sh".into()], argv: vec!["sh".into(), "-c".into(), script], ..sleep("/hiding", "w/0#1", &[("PATH", "/bin:/usr/bin")]) };
+        let none: [(String, String); 0] = [];
+        keeper.start_child(&start, Some(&none), None);
+        assert_eq!(told(&mut keeper), ["Child(\"w/0#1\")"]);
+        let main = keeper.table.get("w/0#1").expect("started").id.pid;
+        let end = clock::now() + Duration::from_secs(20);
+        let hidden: i32 = loop {
+            let text = fs_err::read_to_string(dir.path().join("pid")).unwrap_or_default();
+            if let Some(number) = text.strip_suffix('\n') {
+                break number.parse().expect("a number");
+            }
+            assert!(clock::now() < end, "it does not come up");
+            std::thread::yield_now();
+        };
+        let mut members = own.0.group("w.0#1").expect("made").processes().expect("read");
+        members.sort_unstable();
+        assert_eq!(members, [main, hidden]);
+        process::signal_child(main, libc::SIGKILL).expect("ours");
+        let seen = turns_until(&mut keeper, "Exited");
+        assert!(!seen.iter().any(|note| note.starts_with("TreeGone")), "{seen:?}");
+        assert!(process::stat(hidden).is_ok_and(|stat| !stat.zombie), "it ended with its parent");
+        keeper.obey(Ask::ClearTree { key: "w/0#1".into() }, Vec::new());
+        let seen = turns_until(&mut keeper, "TreeGone");
+        assert_eq!(seen, ["TreeGone(\"w/0#1\", 1)"]);
+        assert!(process::stat(hidden).map_or(true, |stat| stat.zombie), "it lives");
+        assert_eq!(own.0.names().expect("read"), Vec::<String>::new(), "its cgroup is still there");
+        assert!(keeper.emptying.is_empty());
+    }
+
+    #[test]
+    fn a_cgroup_takes_no_settings_but_limits_and_a_failed_start_leaves_none() {
+        let Some(own) = cgroup::tests::Own::make("limits") else { return eprintln!("skipped: no cgroup v2 to write to") };
+        let mut keeper = keeper();
+        keeper.table.tree = Some(cgroup::Tree::open(own.0.path()).expect("a tree"));
+        let start = sleep("/limits", "w/0#1", &[]);
+        for file in ["cgroup.procs", "../memory.max", "memory.max\0"] {
+            keeper.start_child(&start, Some(&[(file.to_owned(), "0".to_owned())]), None);
+            assert_eq!(told(&mut keeper), [format!("SpawnFailed(\"w/0#1\", Cgroup, {})", libc::EPERM)], "{file}");
+        }
+        for key in ["..", "w/0", ""] {
+            let none: [(String, String); 0] = [];
+            keeper.start_child(&Start { key: key.into(), ..start.clone() }, Some(&none), None);
+            assert_eq!(told(&mut keeper), [format!("SpawnFailed({key:?}, Cgroup, {})", libc::EINVAL)]);
+        }
+        let nowhere = Start { programs: vec!["/nowhere".into()], ..start };
+        let none: [(String, String); 0] = [];
+        keeper.start_child(&nowhere, Some(&none), None);
+        assert_eq!(told(&mut keeper), [format!("SpawnFailed(\"w/0#1\", Execute, {})", libc::ENOENT)]);
+        assert_eq!(own.0.names().expect("read"), Vec::<String>::new());
+    }
+
     fn told(keeper: &mut Keeper) -> Vec<String> {
         keeper.notes.drain(..).map(|note| format!("{note:?}")).collect()
     }
@@ -981,7 +1186,7 @@ mod tests {
     fn nobody_is_taken_for_gone_who_could_not_be_looked_at() {
         let (mut earlier, mut keeper) = (keeper(), keeper());
         let start = sleep("/unseen", "w/0#1", &[]);
-        let pid = earlier.spawn(&start, None).expect("started").id.pid;
+        let pid = earlier.spawn(&start, None, None).expect("started").id.pid;
         let mut seen = Vec::new();
         for what in ["environ", "stat", ""] {
             fault::set_proc(Some(what));
@@ -1016,13 +1221,13 @@ mod tests {
     fn without_descriptors_the_living_are_adopted_signalled_and_their_end_is_seen() {
         let (mut earlier, mut keeper) = (keeper(), keeper());
         let start = sleep("/full", "w/0#2", &[]);
-        let pid = earlier.spawn(&start, None).expect("started").id.pid;
+        let pid = earlier.spawn(&start, None, None).expect("started").id.pid;
         while process::variable(pid, protocol::KEY_VARIABLE).is_none() {
             std::thread::yield_now();
         }
         // As if all but the reserve were taken.
         keeper.ceiling = 0;
-        let refused = keeper.spawn(&sleep("/full", "w/1#1", &[]), None).map(|child| end(child.id.pid));
+        let refused = keeper.spawn(&sleep("/full", "w/1#1", &[]), None, None).map(|child| end(child.id.pid));
         keeper.obey(Ask::Adopt { root: start.root.clone(), known: Vec::new() }, Vec::new());
         while keeper.adopting.is_some() {
             keeper.go_on_adopting();

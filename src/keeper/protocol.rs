@@ -85,6 +85,18 @@ pub(crate) enum Ask {
         /// 0 to 255.
         code: u8,
     },
+    /// Use cgroups for what [`Ask::SpawnIn`] starts, if this machine has a tree of them for us; answered by [`Tell::Tree`].
+    Tree {
+        /// Names the tree where nobody else has made one.
+        app: String,
+    },
+    /// As [`Ask::Spawn`], in a cgroup of its own if there is a tree.
+    SpawnIn {
+        /// What.
+        start: Box<Start>,
+        /// What is written into which of the cgroup's files before the start.
+        settings: Vec<(String, String)>,
+    },
 }
 
 /// What is started.
@@ -179,6 +191,24 @@ pub(crate) enum Tell {
         /// The kernel's number.
         number: i32,
     },
+    /// The answer to [`Ask::Tree`].
+    Tree {
+        /// Where the cgroups are; nothing: there are none for us.
+        path: Option<String>,
+        /// What they limit and count: `memory`, `pids`, `cpu`.
+        controllers: Vec<String>,
+        /// Why there are none, or not all.
+        why: String,
+    },
+    /// The kernel has ended this child for want of memory; comes before its [`Tell::Exited`].
+    OutOfMemory {
+        /// Whose.
+        key: Key,
+        /// How often since its start.
+        times: u64,
+        /// The most memory that its tree ever had, where the kernel says so.
+        peak_bytes: Option<u64>,
+    },
 }
 
 /// Who the keeper is.
@@ -254,6 +284,7 @@ mod tests {
             Ask::Keep { name: "control".into() },
             Ask::Notify { state: "READY=1".into() },
             Ask::Quit { code: 78 },
+            Ask::Tree { app: "flipper".into() },
         ]
     }
 
@@ -280,7 +311,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_message_is_refused_or_is_another_message(which in 0_usize..11, at in 0_usize..300, with in any::<u8>(), cut in 0_usize..300) {
+        fn a_damaged_message_is_refused_or_is_another_message(which in 0_usize..12, at in 0_usize..300, with in any::<u8>(), cut in 0_usize..300) {
             let mut bytes = encode(&samples()[which]);
             let len = bytes.len();
             bytes[at % len] = with;

@@ -10,6 +10,7 @@ use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
 use super::protocol::{KEY_VARIABLE, Key};
+use crate::sys::cgroup::{self, Counted};
 use crate::sys::process::{self, Ended, Stat, Variable};
 
 /// Whether a child's main process lives.
@@ -30,6 +31,10 @@ pub(super) struct Child {
     pub(super) life: Life,
     root: String,
     pub(super) note: String,
+    /// The name of its cgroup; `None`: it has none of its own.
+    pub(super) group: Option<String>,
+    /// What the kernel counted in it, once the main process has ended.
+    pub(super) counted: Counted,
     /// While its tree is being cleared: how many were killed.
     clearing: Option<u32>,
     /// While nothing is known to be left of its tree, but something might be: since when.
@@ -60,7 +65,7 @@ pub(super) const DOUBT_FOR: Duration = Duration::from_secs(10);
 impl Child {
     /// `adopted`: it is not our child.
     pub(super) fn new(id: ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>, root: String, note: String) -> Self {
-        Self { id, adopted, pidfd: None, streams, life: Life::Running, root, note, clearing: None, doubtful: None }
+        Self { id, adopted, pidfd: None, streams, life: Life::Running, root, note, group: None, counted: Counted::default(), clearing: None, doubtful: None }
     }
 
     fn running(&self) -> bool {
@@ -78,10 +83,16 @@ pub(super) struct Table {
     unwatched: BTreeSet<Key>,
     /// The agent: a child too, but nobody's leftover.
     pub(super) agent: Option<i32>,
+    /// Where the children have their cgroups; `None`: they have none.
+    pub(super) tree: Option<cgroup::Tree>,
 }
 
 impl Table {
-    pub(super) fn insert(&mut self, key: Key, child: Child) {
+    pub(super) fn insert(&mut self, key: Key, mut child: Child) {
+        if child.adopted {
+            // It may be from before there were cgroups.
+            child.group = group_name(&key).filter(|name| self.tree.as_ref().is_some_and(|tree| tree.group(name).is_ok()));
+        }
         if child.running() {
             self.running.insert(child.id.pid, key.clone());
             if child.adopted && child.pidfd.is_none() {
@@ -120,6 +131,9 @@ impl Table {
     pub(super) fn set_tree_gone(&mut self, key: &str, gone: bool) {
         if let Some(Life::Ended { tree_gone, .. }) = self.children.get_mut(key).map(|child| &mut child.life) {
             *tree_gone = gone;
+        }
+        if gone {
+            self.remove_group(key);
         }
     }
 
@@ -192,6 +206,27 @@ impl Table {
         }
     }
 
+    /// The cgroup of a child, if it has one.
+    pub(super) fn group(&self, key: &str) -> Option<io::Result<cgroup::Group>> {
+        Some(self.tree.as_ref()?.group(self.children.get(key)?.group.as_ref()?))
+    }
+
+    /// Removes the cgroup of a child of which nothing is left. One that cannot be removed now is when the next agent comes up.
+    fn remove_group(&self, key: &str) {
+        if let (Some(tree), Some(Child { group: Some(name), .. })) = (&self.tree, self.children.get(key)) {
+            let _later = tree.remove(name);
+        }
+    }
+
+    /// Reads what the kernel has counted for a child that has ended.
+    pub(super) fn count(&mut self, key: &str) {
+        if let Some(Ok(group)) = self.group(key) {
+            if let (Ok(counted), Some(child)) = (group.counted(), self.children.get_mut(key)) {
+                child.counted = counted;
+            }
+        }
+    }
+
     /// Ends the clearing of a tree, and returns how many were killed.
     pub(super) fn cleared(&mut self, key: &str) -> Option<u32> {
         self.clearing.remove(key);
@@ -218,6 +253,27 @@ impl Table {
     /// # Errors
     /// When `/proc` cannot be read: then nothing is known.
     pub(super) fn leftovers(&self, ended: &[Key]) -> io::Result<BTreeMap<Key, Left>> {
+        let mut left = BTreeMap::new();
+        let mut others = Vec::new();
+        for key in ended {
+            match self.group(key) {
+                // The kernel keeps the list of those who are in it: nobody can leave, hide or be overlooked.
+                Some(group) => {
+                    let processes = members_of(group)?;
+                    if !processes.is_empty() {
+                        left.insert(key.clone(), Left { processes, doubtful: None });
+                    }
+                }
+                None => others.push(key.clone()),
+            }
+        }
+        if !others.is_empty() {
+            left.extend(self.leftovers_without_groups(&others)?);
+        }
+        Ok(left)
+    }
+
+    fn leftovers_without_groups(&self, ended: &[Key]) -> io::Result<BTreeMap<Key, Left>> {
         let ours = ended.iter().all(|key| self.children.get(key).is_none_or(|child| !child.adopted));
         if ours {
             if let Ok(inherited) = process::inherited() {
@@ -286,6 +342,9 @@ impl Table {
     /// # Errors
     /// When `/proc` cannot be read.
     pub(super) fn tree(&self, key: &str) -> io::Result<Vec<ProcessId>> {
+        if let Some(group) = self.group(key) {
+            return members_of(group);
+        }
         Ok(self.members(key, &Everyone::look()?).processes)
     }
 
@@ -341,6 +400,39 @@ impl Table {
         let doubtful = doubtful.into_iter().find(|pid| !member.contains_key(pid));
         Left { processes: member.into_iter().map(|(pid, start_ticks)| ProcessId { pid, start_ticks }).collect(), doubtful }
     }
+}
+
+/// Who lives in a cgroup; nobody, when it is gone.
+fn members_of(group: io::Result<cgroup::Group>) -> io::Result<Vec<ProcessId>> {
+    let group = match group {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        group => group?,
+    };
+    if !group.is_populated()? {
+        return Ok(Vec::new());
+    }
+    let mut members = Vec::new();
+    for pid in group.processes()? {
+        match process::stat(pid) {
+            Ok(stat) if stat.zombie => {}
+            Ok(stat) => members.push(stat.id(pid)),
+            Err(error) if process::is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(members)
+}
+
+/// The name of a child's cgroup; `None`: this is no child's name.
+pub(super) fn group_name(key: &str) -> Option<String> {
+    // With a `#`, it is none of the kernel's own files.
+    (key.contains('#') && !key.contains('\0')).then(|| key.replace('/', "."))
+}
+
+/// The worker whose cgroup has this name. No pool's name has a dot.
+fn key_of_group(name: &str) -> Option<Key> {
+    let (pool, rest) = name.split_once('.')?;
+    rest.contains('#').then(|| format!("{pool}/{rest}"))
 }
 
 /// The main process of the worker or helper in whose name a process was started.
@@ -449,6 +541,18 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
             mains.insert(name.key.to_owned(), (ProcessId { pid, start_ticks: stat.start_ticks }, true));
         } else {
             mains.entry(name.key.to_owned()).or_insert((ProcessId { pid: name.pid, start_ticks: 0 }, false));
+        }
+    }
+    if let Some(tree) = &table.tree {
+        // What is left in a cgroup is a worker's whatever it did to its environment. Its main process is found above, or is gone.
+        for name in tree.names().unwrap_or_default() {
+            let Some(key) = key_of_group(&name).filter(|key| !table.has(key)) else { continue };
+            match tree.group(&name).and_then(|group| group.is_populated()) {
+                Ok(true) => {
+                    mains.entry(key).or_insert((ProcessId { pid: 0, start_ticks: 0 }, false));
+                }
+                _ => drop(tree.remove(&name)),
+            }
         }
     }
     let me = i32::try_from(std::process::id()).unwrap_or(0);

@@ -6,6 +6,8 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("selfstart is for 64-bit Linux");
 
+pub(crate) mod cgroup;
+mod clone_into;
 pub(crate) mod clock;
 pub mod fault;
 #[cfg(test)]

@@ -14,6 +14,8 @@ use std::ptr;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::DupFlags;
 
+use super::clone_into::clone_into;
+
 /// What is started, as whom, and with what.
 #[derive(Debug)]
 pub(crate) struct Spawn<'a> {
@@ -44,6 +46,8 @@ pub(crate) struct Spawn<'a> {
     pub(crate) new_session: bool,
     /// Whether it is killed when the keeper ends.
     pub(crate) dies_with_us: bool,
+    /// The directory of the cgroup that it is started in; `None`: ours.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
 }
 
 /// A user to become.
@@ -72,6 +76,8 @@ pub(crate) enum Step {
     Descriptors,
     /// Executing the program.
     Execute,
+    /// Its cgroup.
+    Cgroup,
 }
 
 /// A start that failed.
@@ -307,10 +313,16 @@ impl Spawner {
             let mut before: libc::sigset_t = std::mem::zeroed();
             libc::sigfillset(&raw mut all);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-            let pid = libc::clone(child, top, libc::CLONE_VM | libc::CLONE_VFORK | files | libc::SIGCHLD, (&raw mut plan).cast());
-            let error = io::Error::last_os_error();
+            let flags = libc::CLONE_VM | libc::CLONE_VFORK | files;
+            let pid = match spawn.cgroup {
+                Some(cgroup) => clone_into(flags, cgroup, &mut self.stack, child, (&raw mut plan).cast()),
+                None => match libc::clone(child, top, flags | libc::SIGCHLD, (&raw mut plan).cast()) {
+                    pid if pid < 0 => Err(io::Error::last_os_error()),
+                    pid => Ok(pid),
+                },
+            };
             libc::sigprocmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
-            if pid < 0 { Err(error) } else { Ok(pid) }
+            pid
         };
         if let Some((entry, _, text)) = own_pid {
             // SAFETY: it came from `into_raw`, and the child wrote digits only, so it ends where it ended; the child has executed or ended.
@@ -319,7 +331,8 @@ impl Spawner {
         if let Some(pad) = &mut self.pad {
             pad.clear();
         }
-        let pid = pid.map_err(|source| SpawnError { step: Step::Clone, source })?;
+        let step = if spawn.cgroup.is_some() { Step::Cgroup } else { Step::Clone };
+        let pid = pid.map_err(|source| SpawnError { step, source })?;
         match plan.failed {
             None => Ok(pid),
             Some((step, errno)) => {
@@ -459,6 +472,7 @@ mod tests {
             reset_oom_score: false,
             new_session: true,
             dies_with_us: false,
+            cgroup: None,
         })
     }
 

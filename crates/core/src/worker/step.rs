@@ -31,10 +31,10 @@ enum Pace {
 }
 
 impl Pace {
-    fn of(why: &EndWhy) -> Self {
-        match why {
-            EndWhy::Asked { why: StopWhy::Memory(_), .. } => Self::Paced,
-            EndWhy::Asked { .. } | EndWhy::ItsOwn => Self::Free,
+    fn of(end: &End) -> Self {
+        match (&end.why, end.how) {
+            (EndWhy::Asked { why: StopWhy::Memory(_), .. }, _) | (EndWhy::ItsOwn, ExitHow::OutOfMemory { .. }) => Self::Paced,
+            (EndWhy::Asked { .. } | EndWhy::ItsOwn, _) => Self::Free,
         }
     }
 }
@@ -162,7 +162,7 @@ impl Slot {
                 self.exited(Ending::of(worker, ready, Some((order, Some(ladder.rung())))), how, jitter, turn)
             }
             (State::Clearing { start, target, end, after }, Event::TreeGone { killed, .. }) => {
-                let pace = Pace::of(&end.why);
+                let pace = Pace::of(&end);
                 self.judge_end(start, &target, *end, killed, &after, turn);
                 self.leave(after, pace, turn)
             }
@@ -297,7 +297,7 @@ impl Slot {
                         self.ended(ending, ExitHow::Unknown, jitter, turn)
                     }
                 };
-                let pace = Pace::of(&end.why);
+                let pace = Pace::of(&end);
                 self.judge_end(start, &target, end, 0, &after, turn);
                 self.leave(after, pace, turn)
             }
@@ -582,6 +582,8 @@ impl Slot {
         }
         let end = ending.end(how, turn.now);
         let after = match ending.stop {
+            // A limit of memory that the kernel keeps is one all the same: its end is no crash.
+            None if matches!(how, ExitHow::OutOfMemory { .. }) => After::Start(Arc::clone(&ending.target)),
             None => self.crash(&ending.target, jitter, turn),
             Some((order, _)) => self.after_stop(order.then, &ending.target, jitter, turn),
         };
@@ -612,7 +614,7 @@ impl Slot {
     }
 
     fn judge_end(&mut self, start: StartNo, target: &Arc<Target>, end: End, killed: u32, after: &After, turn: &mut Turn<'_>) {
-        let sequel = self.sequel(after, Pace::of(&end.why), turn.now);
+        let sequel = self.sequel(after, Pace::of(&end), turn.now);
         let (told, at) = match end.told {
             Told::No => (Told::No, turn.now),
             // What follows is news of the resume, not of this end: one end is one event.

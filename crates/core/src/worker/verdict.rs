@@ -81,6 +81,11 @@ pub enum ExitHow {
     },
     /// It was adopted, or gone when we came back: the status went to another parent.
     Unknown,
+    /// By the kernel, for want of memory: its tree needed more than its limit, or the machine had no more.
+    OutOfMemory {
+        /// The most that its tree ever had, where the kernel says so.
+        peak: Option<Bytes>,
+    },
 }
 
 /// What follows the end of a worker.
@@ -131,8 +136,10 @@ pub enum VerdictKind {
     Signal,
     /// It ended, and how is not known.
     Unknown,
-    /// Too much memory.
+    /// Too much memory, by our samples.
     Memory,
+    /// Too much memory, by the kernel.
+    Oom,
     /// A stale job.
     Stale,
     /// A new release.
@@ -160,6 +167,7 @@ impl VerdictKind {
             Self::Signal => "signal",
             Self::Unknown => "unknown",
             Self::Memory => "memory",
+            Self::Oom => "oom",
             Self::Stale => "stale",
             Self::Deploy => "deploy",
             Self::Scale => "scale",
@@ -182,6 +190,7 @@ impl Verdict {
             What::Ended { why: EndWhy::ItsOwn, how: ExitHow::Code(_), .. } => VerdictKind::Exit,
             What::Ended { why: EndWhy::ItsOwn, how: ExitHow::Signal { .. }, .. } => VerdictKind::Signal,
             What::Ended { why: EndWhy::ItsOwn, how: ExitHow::Unknown, .. } => VerdictKind::Unknown,
+            What::Ended { why: EndWhy::ItsOwn, how: ExitHow::OutOfMemory { .. }, .. } => VerdictKind::Oom,
             What::Ended { why: EndWhy::Asked { why, .. }, .. } => why.kind(),
         }
     }
@@ -240,6 +249,10 @@ impl fmt::Display for ExitHow {
                 f.write_str(if *core { " (core dumped)" } else { "" })
             }
             Self::Unknown => f.write_str("ended, how is not known"),
+            Self::OutOfMemory { peak: None } => f.write_str("killed by the kernel for want of memory"),
+            Self::OutOfMemory { peak: Some(peak) } => {
+                write!(f, "killed by the kernel for want of memory (at most it had {})", InOneUnit(&[*peak]))
+            }
         }
     }
 }
