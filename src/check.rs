@@ -8,6 +8,7 @@ use crate::cli::check::{Checkup, Finding, Weight};
 use crate::config::problem::Problem;
 use crate::config::settings::{Credentials, PoolSettings, QueueKind, Settings};
 use crate::config::{ConfigErrors, Loaded, process_env};
+use crate::sys::cgroup;
 use crate::sys::links;
 use crate::sys::users::{self, UserError};
 
@@ -92,6 +93,26 @@ fn of_machine(settings: &Settings) -> Vec<Finding> {
     found.extend(of_secrets(settings));
     found.extend(of_memory(settings));
     found.extend(of_queues(settings));
+    found.extend(of_limits(settings, &cgroup::controllers_here().unwrap_or_default()));
+    found
+}
+
+/// Whether this machine can keep the limits that need cgroups.
+fn of_limits(settings: &Settings, controllers: &[String]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for pool in &settings.pools {
+        let limits = &pool.limits;
+        let wanted = [
+            ("cpu", limits.cpu.is_some(), "cpu", "is not kept"),
+            ("tasks", limits.tasks.is_some(), "pids", "is not kept"),
+            ("memory", limits.memory.is_some(), "memory", "is kept by sampling only"),
+            ("memory_high", limits.memory_high.is_some(), "memory", "is not kept"),
+        ];
+        for (key, _, controller, so) in wanted.into_iter().filter(|(_, set, controller, _)| *set && !controllers.iter().any(|it| it == controller)) {
+            let text = format!("pools.{}.limits.{key}: {so}: this machine's cgroup v2 has no controller `{controller}`", pool.policy.name);
+            found.push(finding(Weight::Warning, text, Some("boot with `systemd.unified_cgroup_hierarchy=1` if it has the old hierarchy")));
+        }
+    }
     found
 }
 

@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod config;
 mod control;
+mod holder;
 mod keeper;
 mod release;
 mod sys;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next().as_deref().and_then(|verb| verb.to_str()) {
         Some("internal-git") => return release::git::main(),
+        Some("internal-holder") => return holder::main(arguments.next().is_some_and(|word| word == "--stop")),
         Some("internal-agent") => return agent::main(Path::new(&arguments.next().unwrap_or_default())),
         Some(cli::demo::worker::VERB) => return cli::demo::worker::main(arguments),
         _ => {}

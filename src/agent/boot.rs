@@ -474,6 +474,10 @@ impl Parts {
             sampling: false,
             rested: false,
             quit: None,
+            next_alive: clock::now(),
+            said_status: String::new(),
+            said_step: None,
+            notified: std::env::var_os("NOTIFY_SOCKET").is_some(),
             groups: self.found.groups,
             out_of_memory: self.found.out_of_memory,
         };
@@ -486,6 +490,12 @@ impl Parts {
         }
         for (tell, fds) in self.backlog {
             agent.told(tell, fds);
+        }
+        for text in agent.limits_not_kept() {
+            if agent.welcome.agent_starts == 1 {
+                agent.telling.warn(&text);
+            }
+            agent.notes.push(text);
         }
         agent.ask(Ask::Notify { state: format!("READY=1\nSTATUS=minding `{}`", agent.settings.app) });
         agent

@@ -717,6 +717,31 @@ impl Agent {
         self.pools.values().any(|run| !run.machine().is_empty())
     }
 
+    /// What the configuration limits and this machine cannot, a sentence for each.
+    pub(crate) fn limits_not_kept(&self) -> Vec<String> {
+        let has = |name: &str| self.groups.controllers.iter().any(|controller| controller == name);
+        let mut missing = Vec::new();
+        for pool in &self.settings.pools {
+            let Limits { cpu, tasks, memory, memory_high, .. } = pool.limits;
+            let wanted = [("cpu", cpu.is_some(), "cpu"), ("tasks", tasks.is_some(), "pids"), ("memory_high", memory_high.is_some(), "memory")];
+            for (key, _, controller) in wanted.into_iter().filter(|(_, set, controller)| *set && !has(controller)) {
+                missing.push(format!("`pools.{}.limits.{key}` is not kept: {}", pool.policy.name, self.why_no(controller)));
+            }
+            if memory.is_some() && !has("memory") {
+                let why = self.why_no("memory");
+                missing.push(format!("`pools.{}.limits.memory` is kept by sampling only: {why}", pool.policy.name));
+            }
+        }
+        missing
+    }
+
+    fn why_no(&self, controller: &str) -> String {
+        match &self.groups.path {
+            Some(path) => format!("the cgroups in `{path}` have no controller `{controller}`"),
+            None => format!("there are no cgroups for workers ({})", self.groups.why),
+        }
+    }
+
     // ---- state on disk
 
     /// Asks the keeper once the state as it is now is on disk, or a moment later if the disk does not take it.

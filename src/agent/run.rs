@@ -27,7 +27,7 @@ use super::serving::Serving;
 use super::tell::Telling;
 use crate::config::settings::Settings;
 use crate::control::server::Call;
-use crate::keeper::protocol::{Ask, Key, Tell, Welcome};
+use crate::keeper::protocol::{ALIVE_EVERY, Ask, Key, Tell, Welcome};
 use crate::release::layout::Layout;
 use crate::sys::clock;
 use crate::sys::watch::watched;
@@ -130,6 +130,14 @@ pub(crate) struct Agent {
     /// Whether the code that only the start or the last deploy needed has been given back.
     pub(crate) rested: bool,
     pub(crate) quit: Option<u8>,
+    /// When the keeper is told again that this loop goes round.
+    pub(crate) next_alive: MonoTime,
+    /// Whether there is a service manager to be told.
+    pub(crate) notified: bool,
+    /// What it was last told.
+    pub(crate) said_status: String,
+    /// The step that it was about.
+    pub(crate) said_step: Option<(Ending, PhaseName)>,
     pub(crate) groups: Groups,
     /// Whom the kernel has ended for want of memory, and the most that they had; until their end is heard.
     pub(crate) out_of_memory: BTreeMap<Key, Option<Bytes>>,
@@ -382,12 +390,16 @@ impl Agent {
             self.errands.next_deadline(),
             self.outputs.next_retry(),
             self.save_again,
+            Some(self.next_alive),
         ];
         pools.chain(rest.into_iter().flatten()).min()
     }
 
     fn deadline(&mut self) -> Result<(), RunError> {
         let now = clock::now();
+        if self.next_alive <= now {
+            self.say_alive(now);
+        }
         if self.deploying.next_deadline().is_some_and(|at| at <= now) {
             self.deploy_event(DeployEvent::DeadlineReached);
         }
@@ -416,10 +428,51 @@ impl Agent {
         Ok(())
     }
 
+    /// Tells the keeper that this loop goes round; and the service manager what it does, and to wait for an orderly end.
+    fn say_alive(&mut self, now: MonoTime) {
+        self.next_alive = now + ALIVE_EVERY;
+        self.ask(Ask::Alive);
+        if self.notified && self.ending == Ending::Leaving {
+            let micros = (ALIVE_EVERY * 6).as_micros();
+            self.ask(Ask::Notify { state: format!("EXTEND_TIMEOUT_USEC={micros}") });
+        }
+        self.say_status();
+    }
+
+    /// Tells the service manager what the node does, when that has changed.
+    fn say_status(&mut self) {
+        if !self.notified {
+            return;
+        }
+        self.said_step = Some((self.ending, self.deploying.machine().phase_name()));
+        let status = self.status_line();
+        if status != self.said_status {
+            self.ask(Ask::Notify { state: format!("STATUS={status}") });
+            self.said_status = status;
+        }
+    }
+
+    /// The node in one line.
+    fn status_line(&self) -> String {
+        let ready: u64 = self.pools.values().map(|run| u64::from(run.machine().ready())).sum();
+        let wanted: u64 = self.pools.values().map(|run| u64::from(run.machine().count())).sum();
+        let what = match (self.ending, self.deploying.machine().phase_name()) {
+            (Ending::Leaving, _) => "ending".to_owned(),
+            (Ending::Draining, _) => "draining".to_owned(),
+            (Ending::Drained, _) => "drained".to_owned(),
+            (Ending::No, PhaseName::Idle) => "minding".to_owned(),
+            (Ending::No, phase) => format!("minding, {}", phase.as_str().replace('_', " ")),
+        };
+        format!("{what} `{}`: {ready} of {wanted} workers ready", self.settings.app)
+    }
+
     /// After each turn: what follows from the state as it is now.
     fn settle(&mut self) {
         if !self.deploying.booted && !self.errands.has_leftovers() && self.save_again.is_none() {
             self.begin_deploys();
+        }
+        if self.notified && self.said_step != Some((self.ending, self.deploying.machine().phase_name())) {
+            self.say_status();
         }
         self.answer_pending();
         self.save_state();

@@ -51,6 +51,10 @@ const HOPELESS: usize = 4;
 /// no others left.
 const RESERVE: i32 = 16;
 
+/// How long an agent may say nothing before it is asked for by looking once more, and how long after that it may still say nothing. Two
+/// looks, so that a machine (or a keeper) that stood still does not take its agent for stuck.
+const SILENCE: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(5)];
+
 /// How often it is said that not everybody can be looked at.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
@@ -109,6 +113,8 @@ struct Agent {
     line: OwnedFd,
     since: MonoTime,
     greeted: bool,
+    /// When it is looked whether it has said that it is alive, and how often it was and it had not; `None`: it has not said so yet.
+    silent: Option<(MonoTime, usize)>,
 }
 
 /// The children of earlier keepers are being looked for.
@@ -263,7 +269,8 @@ impl Keeper {
         let rest = self.rest_at.map(|at| clock::now().until(at) + Duration::from_millis(1));
         let adopting = self.adopting.as_ref().map(|adopting| clock::now().until(adopting.next) + Duration::from_millis(1));
         let round = self.table.has_unwatched().then(|| clock::now().until(self.next_round) + Duration::from_millis(1));
-        let wait = agent.into_iter().chain(clearing).chain(rest).chain(adopting).chain(round).min();
+        let silent = self.agent.as_ref().and_then(|agent| agent.silent).map(|(at, _)| clock::now().until(at) + Duration::from_millis(1));
+        let wait = agent.into_iter().chain(silent).chain(clearing).chain(rest).chain(adopting).chain(round).min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let timeout = wait.and_then(|wait| Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
@@ -290,6 +297,9 @@ impl Keeper {
         self.note_exits(ended);
         if hear {
             self.hear();
+        } else {
+            // Only when there is nothing from it to be read.
+            self.look_at_silence();
         }
         self.go_on_adopting();
         self.clear_trees();
@@ -506,7 +516,9 @@ impl Keeper {
         match spawned {
             Ok(pid) => {
                 self.table.agent = Some(pid);
-                self.agent = Some(Agent { pid: Some(pid), line: ours, since: clock::now(), greeted: false });
+                self.agent = Some(Agent { pid: Some(pid), line: ours, since: clock::now(), greeted: false, silent: None });
+                // Whoever watches over us sees that we are.
+                watchdog();
             }
             Err(SpawnError { source, .. }) => {
                 unwatch(&self.epoll, &ours);
@@ -592,6 +604,24 @@ impl Keeper {
         more
     }
 
+    /// Ends an agent whose loop has stopped: the next one goes on, and nothing of the workers changes.
+    fn look_at_silence(&mut self) {
+        let now = clock::now();
+        let Some(agent) = &mut self.agent else { return };
+        match &mut agent.silent {
+            Some((at, looks)) if *at <= now => {
+                *looks += 1;
+                let after = SILENCE.get(*looks).copied();
+                *at = now + after.unwrap_or(LOOK_AGAIN);
+                if after.is_none() {
+                    complain("the agent has not said for 25 seconds that it is alive: it is ended, and the next one goes on");
+                    self.end_agent();
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Ends an agent that cannot be understood; its exit starts the next.
     fn end_agent(&self) {
         if let Some(pid) = self.agent.as_ref().and_then(|agent| agent.pid) {
@@ -647,6 +677,12 @@ impl Keeper {
                 }
             }
             Ask::Notify { state } => notify(&state),
+            Ask::Alive => {
+                if let Some(agent) = &mut self.agent {
+                    agent.silent = Some((clock::now() + SILENCE[0], 0));
+                }
+                watchdog();
+            }
             Ask::Quit { code } => self.quit = Some(code),
         }
     }
@@ -996,18 +1032,16 @@ fn signal_job(id: ProcessId, title: &[u8], number: i32) {
     }
 }
 
-/// Tells the service manager, if there is one (`sd_notify(3)`).
+/// Tells the service manager that we are alive, if it wants to know (`sd_watchdog_enabled(3)`).
+fn watchdog() {
+    if std::env::var_os("WATCHDOG_USEC").is_some() {
+        notify("WATCHDOG=1");
+    }
+}
+
+/// Tells the service manager, if there is one.
 fn notify(state: &str) {
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let path = path.to_string_lossy();
-    let address = match path.strip_prefix('@') {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(path.as_ref()),
-    };
-    let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
-    if let Err(error) = sent {
+    if let Err(error) = crate::sys::notify::notify(state) {
         complain(&format!("the service manager could not be told: {error}"));
     }
 }
@@ -1178,6 +1212,39 @@ mod tests {
         assert_eq!(own.0.names().expect("read"), Vec::<String>::new());
     }
 
+    #[test]
+    fn an_agent_whose_loop_stands_still_is_ended_but_not_for_a_machine_that_did() {
+        let mut keeper = keeper();
+        let agent = keeper.spawn(&sleep("/stuck", "w/0#1", &[]), None, None).expect("started");
+        let pid = agent.id.pid;
+        let (ours, _theirs) = packet::pair().expect("a line");
+        keeper.agent = Some(Agent { pid: Some(pid), line: ours, since: clock::now(), greeted: true, silent: None });
+        let ended = || process::stat(pid).expect("not reaped").zombie;
+        let long_ago = |keeper: &mut Keeper| {
+            if let Some((at, _)) = keeper.agent.as_mut().and_then(|agent| agent.silent.as_mut()) {
+                *at = MonoTime::from_boot(Duration::ZERO);
+            }
+            keeper.look_at_silence();
+        };
+        // One that has never said it may be an older one, or is reading a large state.
+        long_ago(&mut keeper);
+        assert!(!ended());
+        keeper.obey(Ask::Alive, Vec::new());
+        keeper.look_at_silence();
+        long_ago(&mut keeper);
+        // The machine woke up, and the agent does now, too.
+        keeper.obey(Ask::Alive, Vec::new());
+        long_ago(&mut keeper);
+        assert!(!ended(), "for one long silence");
+        long_ago(&mut keeper);
+        let end = clock::now() + Duration::from_secs(20);
+        while !ended() {
+            assert!(clock::now() < end, "it lives on");
+            std::thread::yield_now();
+        }
+        rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty()).expect("its end");
+    }
+
     fn told(keeper: &mut Keeper) -> Vec<String> {
         keeper.notes.drain(..).map(|note| format!("{note:?}")).collect()
     }
@@ -1257,7 +1324,7 @@ mod tests {
         let mut keeper = keeper();
         let (line, theirs) = packet::pair().expect("a line");
         let pid = i32::try_from(agent.id()).expect("a pid");
-        keeper.agent = Some(Agent { pid: Some(pid), line, since: clock::now(), greeted: true });
+        keeper.agent = Some(Agent { pid: Some(pid), line, since: clock::now(), greeted: true, silent: None });
         keeper.notes.push_back(Note::Adopted);
         // Longer than the kernel takes.
         let name = "x".repeat(8 << 20);
@@ -1304,7 +1371,7 @@ mod tests {
                 packet::send(theirs.as_fd(), last, &[]).expect("said");
             }
             drop(theirs);
-            keeper.agent = Some(Agent { pid: Some(pid), line, since: clock::now(), greeted: true });
+            keeper.agent = Some(Agent { pid: Some(pid), line, since: clock::now(), greeted: true, silent: None });
             keeper.agent_ended(Ended::Code(0));
             assert!(keeper.agent.is_none());
         }

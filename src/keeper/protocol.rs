@@ -3,6 +3,8 @@
 //! Encoded by postcard, so variants and fields may only be added at the end; [`PROTOCOL`] grows with every change that an older side
 //! would misread. Bytes that are no message are an error, never a panic.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::sys::process::Ended;
@@ -16,6 +18,9 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 2 << 20;
 
 /// The name of one child, for good: `POOL/SLOT#START`, or `helper:NAME#N`.
 pub(crate) type Key = String;
+
+/// How often the agent says that it is alive.
+pub(crate) const ALIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// The environment variable by which a child is found again: `KEY:PID@ROOT`.
 pub(crate) const KEY_VARIABLE: &str = "SELFSTART_WORKER";
@@ -85,6 +90,8 @@ pub(crate) enum Ask {
         /// 0 to 255.
         code: u8,
     },
+    /// The agent's loop goes round. It says so every [`ALIVE_EVERY`]; one that has said it once and then does not is replaced.
+    Alive,
     /// Use cgroups for what [`Ask::SpawnIn`] starts, if this machine has a tree of them for us; answered by [`Tell::Tree`].
     Tree {
         /// Names the tree where nobody else has made one.
@@ -284,6 +291,7 @@ mod tests {
             Ask::Keep { name: "control".into() },
             Ask::Notify { state: "READY=1".into() },
             Ask::Quit { code: 78 },
+            Ask::Alive,
             Ask::Tree { app: "flipper".into() },
         ]
     }
@@ -311,7 +319,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_message_is_refused_or_is_another_message(which in 0_usize..12, at in 0_usize..300, with in any::<u8>(), cut in 0_usize..300) {
+        fn a_damaged_message_is_refused_or_is_another_message(which in 0_usize..13, at in 0_usize..300, with in any::<u8>(), cut in 0_usize..300) {
             let mut bytes = encode(&samples()[which]);
             let len = bytes.len();
             bytes[at % len] = with;

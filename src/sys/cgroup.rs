@@ -206,6 +206,16 @@ impl Group {
         Ok(file)
     }
 
+    /// Takes note of a change, so that the next one is news.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn reread(&self, events: &OwnedFd) -> io::Result<()> {
+        let mut bytes = [0; 64];
+        rustix::io::pread(events, &mut bytes, 0)?;
+        Ok(())
+    }
+
     /// Kills everybody in it at once, also those that are just being made (`cgroup.kill`, Linux 5.14).
     ///
     /// # Errors
@@ -317,6 +327,15 @@ pub(crate) fn mount_point() -> io::Result<PathBuf> {
         (kind == "cgroup2").then(|| PathBuf::from(at))
     });
     found.ok_or_else(|| io::Error::other("no cgroup v2 is mounted"))
+}
+
+/// The controllers that cgroup v2 has on this machine (or was given of it).
+///
+/// # Errors
+/// When it is not mounted.
+pub(crate) fn controllers_here() -> io::Result<Vec<String>> {
+    let text = fs_err::read_to_string(mount_point()?.join("cgroup.controllers"))?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod fault;
 pub(crate) mod headless;
 pub mod libgit2;
 pub mod links;
+pub(crate) mod notify;
 pub(crate) mod packet;
 pub mod proc_scan;
 pub(crate) mod process;
