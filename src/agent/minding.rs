@@ -261,7 +261,10 @@ impl Agent {
                 Ok(launched) => {
                     // So that an agent that finds it already ended, before the state was written, can still say what it ran.
                     let note = serde_json::to_string(target.as_ref()).unwrap_or_default();
-                    let settings = self.pools.get(&id.pool).map_or_else(Vec::new, |run| launch::group_settings(&run.settings, &self.groups.controllers));
+                    let settings = self
+                        .pools
+                        .get(&id.pool)
+                        .map_or_else(Vec::new, |run| launch::group_settings(&run.settings, &self.groups.controllers));
                     self.ask(Ask::SpawnIn { start: Box::new(Start { note, ..launched }), settings });
                 }
                 Err(error) => self.slot_event(id, worker::Event::SpawnFailed { start, error: error.into(), jitter: jitter() }),
@@ -347,7 +350,10 @@ impl Agent {
         let starved = self.out_of_memory.remove(key);
         let how = match how {
             // The whole tree is ended, or its main process would end it later by failing: only the first has a limit for its cause.
-            Ended::Signal { number: libc::SIGKILL, .. } if starved.is_some() => ExitHow::OutOfMemory { peak: starved.flatten() },
+            // Of an adopted one nobody else knows how it ended.
+            Ended::Signal { number: libc::SIGKILL, .. } | Ended::Unknown if starved.is_some() => {
+                ExitHow::OutOfMemory { peak: starved.flatten() }
+            }
             Ended::Code(code) => ExitHow::Code(code),
             Ended::Signal { number, core } => ExitHow::Signal { number, core },
             Ended::Unknown => ExitHow::Unknown,
@@ -723,7 +729,8 @@ impl Agent {
         let mut missing = Vec::new();
         for pool in &self.settings.pools {
             let Limits { cpu, tasks, memory, memory_high, .. } = pool.limits;
-            let wanted = [("cpu", cpu.is_some(), "cpu"), ("tasks", tasks.is_some(), "pids"), ("memory_high", memory_high.is_some(), "memory")];
+            let wanted =
+                [("cpu", cpu.is_some(), "cpu"), ("tasks", tasks.is_some(), "pids"), ("memory_high", memory_high.is_some(), "memory")];
             for (key, _, controller) in wanted.into_iter().filter(|(_, set, controller)| *set && !has(controller)) {
                 missing.push(format!("`pools.{}.limits.{key}` is not kept: {}", pool.policy.name, self.why_no(controller)));
             }

@@ -104,8 +104,7 @@ const GROUP: u64 = 3;
 pub(crate) const CGROUP_VARIABLE: &str = "SELFSTART_CGROUP";
 
 /// What may be set in the cgroup of a child. The agent decides how much, not what.
-const GROUP_SETTINGS: [&str; 7] =
-    ["memory.max", "memory.high", "memory.swap.max", "memory.oom.group", "cpu.max", "cpu.weight", "pids.max"];
+const GROUP_SETTINGS: [&str; 7] = ["memory.max", "memory.high", "memory.swap.max", "memory.oom.group", "cpu.max", "cpu.weight", "pids.max"];
 
 struct Agent {
     /// Its number while that is its own: `None` once it is reaped, and its last words are heard.
@@ -822,8 +821,7 @@ impl Keeper {
         // Two descriptors are free again for the look that needs one. Not reaped yet, so it is there even if it has ended already.
         drop((worker_out, worker_err));
         let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
-        let mut child =
-            Child::new(ProcessId { pid, start_ticks }, false, vec![(1, out), (2, err)], start.root.clone(), start.note.clone());
+        let mut child = Child::new(ProcessId { pid, start_ticks }, false, vec![(1, out), (2, err)], start.root.clone(), start.note.clone());
         child.group = group;
         Ok(child)
     }
@@ -1161,7 +1159,11 @@ mod tests {
         keeper.table.tree = Some(cgroup::Tree::open(own.0.path()).expect("a tree"));
         let dir = tempfile::tempdir().expect("a folder");
         let script = format!("env -i setsid sh -c 'echo $$ >{0}/pid; exec sleep 1000' & exec sleep 1000", dir.path().display());
-        let start = Start { programs: vec!["/bin/sh".into()], argv: vec!["sh".into(), "-c".into(), script], ..sleep("/hiding", "w/0#1", &[("PATH", "/bin:/usr/bin")]) };
+        let start = Start {
+            programs: vec!["/bin/sh".into()],
+            argv: vec!["sh".into(), "-c".into(), script],
+            ..sleep("/hiding", "w/0#1", &[("PATH", "/bin:/usr/bin")])
+        };
         let none: [(String, String); 0] = [];
         keeper.start_child(&start, Some(&none), None);
         assert_eq!(told(&mut keeper), ["Child(\"w/0#1\")"]);

@@ -65,7 +65,19 @@ pub(super) const DOUBT_FOR: Duration = Duration::from_secs(10);
 impl Child {
     /// `adopted`: it is not our child.
     pub(super) fn new(id: ProcessId, adopted: bool, streams: Vec<(u8, OwnedFd)>, root: String, note: String) -> Self {
-        Self { id, adopted, pidfd: None, streams, life: Life::Running, root, note, group: None, counted: Counted::default(), clearing: None, doubtful: None }
+        Self {
+            id,
+            adopted,
+            pidfd: None,
+            streams,
+            life: Life::Running,
+            root,
+            note,
+            group: None,
+            counted: Counted::default(),
+            clearing: None,
+            doubtful: None,
+        }
     }
 
     fn running(&self) -> bool {

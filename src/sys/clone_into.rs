@@ -97,5 +97,9 @@ pub(super) unsafe fn clone_into(
         let _not_for_this_machine = (&arguments, child, argument);
         result = -(libc::ENOSYS as isize);
     }
-    if result < 0 { Err(io::Error::from_raw_os_error(i32::try_from(-result).unwrap_or(libc::EINVAL))) } else { Ok(i32::try_from(result).unwrap_or(0)) }
+    if result < 0 {
+        Err(io::Error::from_raw_os_error(i32::try_from(-result).unwrap_or(libc::EINVAL)))
+    } else {
+        Ok(i32::try_from(result).unwrap_or(0))
+    }
 }
