@@ -60,8 +60,18 @@ class Lab:
                 if v.startswith("#!"): os.chmod(f, 0o755)
             g("add", "-A"); g("commit", "-q", "--allow-empty", "-m", msg); g("push", "-q", "origin", branch); h = g("rev-parse", "HEAD"); self.say("pushed", h[:10], msg); return h
         if not getattr(self, "gitport", None):
-            self.gitport = freeport(); self.spawn(["git", "daemon", "--reuseaddr", "--export-all", "--listen=127.0.0.1", "--port=%d" % self.gitport, "--base-path=" + base, base]); self.wait_port(self.gitport); self.forward("169.254.169.253:9418", self.gitport)
+            self.gitport = freeport(); self.git_command = ["git", "daemon", "--reuseaddr", "--export-all", "--listen=127.0.0.1", "--port=%d" % self.gitport, "--base-path=" + base, base]; self.git = self.spawn(self.git_command); self.wait_port(self.gitport); self.forward("169.254.169.253:9418", self.gitport)
         self.head = push(files, "first"); return push
+
+    def stop_git(self): self.git.terminate(); self.git.wait()
+
+    def restart_git(self): self.git = self.spawn(self.git_command); self.wait_port(self.gitport)
+
+    def wait(self, seconds): time.sleep(seconds)
+
+    def wait_off(self, timeout):
+        try: self.qemu.wait(timeout)
+        except subprocess.TimeoutExpired: raise Fail("the machine does not switch itself off")
 
     def put(self, path, text=None, src=None, mode=0o644):
         """a file for the guest's first boot (as if in the AMI)"""

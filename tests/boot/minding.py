@@ -100,8 +100,8 @@ def scenario(lab):
 
     # A worker that needs more than it may.
     lab.mark()
-    lab.sh("touch /tmp/hog.1; chmod 666 /tmp/hog.1; chown nobody /tmp/hog.1")
-    lab.expect(r"w/1.*for want of memory.*", 60)
+    lab.sh("touch /tmp/new && chown nobody /tmp/new && mv /tmp/new /tmp/hog.1")
+    lab.expect(r"for want of memory .*kind=worker_ended pool=w slot=1", 60)
     lab.sh("until selfstart status --json | grep -q '\"ready\":3'; do sleep 0.2; done", 60)
     after = workers(lab)
     if after[1]["pid"] == first[1]["pid"] or any(after[s]["pid"] != first[s]["pid"] for s in (0, 2)):
@@ -124,7 +124,7 @@ def scenario(lab):
         lab.fail(f"{groups} cgroups for 3 workers and a holder")
 
     lab.sh("systemctl stop selfstart", 120)
-    left = lab.sh("pgrep -x 'work|selfstart|exe|keeper' || true")[1].split()
+    left = lab.sh("pgrep -x 'work|exe' ; pgrep -x selfstart; true")[1].split()
     if left:
         lab.fail(f"left after stop: {left}")
     state = lab.sh("systemctl is-active selfstart selfstart-workers || true")[1].split()
