@@ -198,6 +198,7 @@ fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::erro
         Ok(loaded) => return Ok((loaded, Vec::new())),
         Err(error) => error,
     };
+    // What cannot be read here could not be read above, and that is what is told.
     let glimpse = fs_err::read_to_string(path).ok().and_then(|text| crate::cli::site::by_lines(&text));
     let Some(root) = glimpse.map(|glimpse| glimpse.root) else { return Err(broken.into()) };
     let layout = Layout::new(root);
@@ -354,7 +355,9 @@ fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let pid = fs_err::read_to_string(&path).unwrap_or_default().trim().to_owned();
+            // Empty between its lock and its word.
+            let said = fs_err::read_to_string(&path).ok().filter(|said| !said.trim().is_empty());
+            let pid = said.map_or_else(|| "not known yet".to_owned(), |said| said.trim().to_owned());
             return Err(BootError::Taken { root: layout.root().to_owned(), pid });
         }
         Err(error) => return Err(io(error.into())),

@@ -257,6 +257,7 @@ impl Agent {
             worker::Effect::Spawn { start, target } => match self.launch(id, start, &target) {
                 Ok(launched) => {
                     // So that an agent that finds it already ended, before the state was written, can still say what it ran.
+                    // It is plain text and numbers, which always have a form; without a note its environment says the same.
                     let note = serde_json::to_string(target.as_ref()).unwrap_or_default();
                     self.ask(Ask::Spawn(Box::new(Start { note, ..launched })));
                 }
@@ -573,6 +574,11 @@ impl Agent {
     pub(crate) fn recall_pools(&mut self, mut saved: PoolsSaved) {
         let boot = boot_id();
         let same_boot = is_same_boot(&saved.boot, &boot);
+        if boot.is_empty() {
+            self.telling.warn(
+                "/proc/sys/kernel/random/boot_id cannot be read: what an earlier agent has noted of slots (stopped, drained, resting) is forgotten",
+            );
+        }
         if same_boot && saved.drained {
             self.drained = true;
             self.ending = Ending::Draining;

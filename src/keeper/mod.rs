@@ -226,6 +226,7 @@ impl Keeper {
             starter: Starter::default(),
             nofile,
             ceiling: most - RESERVE.min(most / 4),
+            // Unreadable: then it cannot be written either.
             reset_oom_score: fs_err::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.trim() != "0"),
             table: Table::default(),
             kept: BTreeMap::new(),
@@ -405,7 +406,13 @@ impl Keeper {
                     continue;
                 }
             };
-            let _may_be_gone = process::signal_open(pidfd.as_fd(), libc::SIGKILL);
+            let sent = process::signal_open(pidfd.as_fd(), libc::SIGKILL);
+            if let Err(error) = sent {
+                // Without root, one that became another user's: its tree is never gone. Said once, as it is tried again and again.
+                if !self.dying.contains_key(&id.pid) {
+                    complain(&format!("process {} may not be killed: {error}", id.pid));
+                }
+            }
             // Without a place for it, its end is seen at the next look.
             if !self.dying.contains_key(&id.pid) && self.has_place_for(&pidfd) {
                 let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
@@ -945,11 +952,15 @@ fn unwatch(epoll: &OwnedFd, fd: &OwnedFd) {
 
 /// Signals a process below a worker if it is still the one that was judged.
 fn signal_job(id: ProcessId, title: &[u8], number: i32) {
-    let Ok(pidfd) = process::open(id) else { return };
-    if process::title(id.pid).is_ok_and(|now| now == title) {
-        if let Err(error) = process::signal_open(pidfd.as_fd(), number) {
-            complain(&format!("process {} could not be signalled: {error}", id.pid));
-        }
+    let signalled = process::open(id).and_then(|pidfd| match process::title(id.pid)? == title {
+        true => process::signal_open(pidfd.as_fd(), number),
+        // It works on something else by now.
+        false => Ok(()),
+    });
+    if let Err(error) = signalled
+        && !process::is_gone(&error)
+    {
+        complain(&format!("process {} could not be signalled: {error}", id.pid));
     }
 }
 
