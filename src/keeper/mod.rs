@@ -22,8 +22,8 @@ use selfstart_core::time::MonoTime;
 
 use crate::sys::process::{self, Ended};
 use crate::sys::signals::{self, SignalFd};
-use crate::sys::spawn::{Credentials, SpawnError, Step};
-use crate::sys::starter::{Job, Started, Starter};
+use crate::sys::spawn::{Credentials, Job, SpawnError, Step};
+use crate::sys::starter::{Started, Starter};
 use crate::sys::{clock, packet};
 use protocol::{Ask, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
 pub(crate) use table::main_process_of;
@@ -164,7 +164,7 @@ struct Keeper {
 
 /// Runs until the agent says that it is over; returns the exit code. `agent_arguments` are what the agent gets after its own verb.
 ///
-/// The loop is in a second thread, and the first one only waits for it: so the children that we start (those of threads that live as long as we do) and those that
+/// The loop is in a second thread, and the first one only waits for it: so the children that we start (the second thread's) and those that
 /// dead workers leave to us (the first one's) are two lists in `/proc`, and to see that a worker has left nothing is to read an empty
 /// list. With one list it was the better part of a restart with a thousand workers.
 ///
@@ -328,7 +328,10 @@ impl Keeper {
                 }
             }
         }
+        // Before those that failed late are reaped: they have a reason.
+        self.say_late();
         while let Some((pid, how)) = process::reap().map_err(doing("reap"))? {
+            self.starter.reaped(pid);
             if self.agent.as_ref().is_some_and(|agent| agent.pid == Some(pid)) {
                 self.agent_ended(how);
             } else if let Some(key) = self.table.ended(pid, how, clock::now()) {

@@ -1,48 +1,18 @@
 //! Starts processes, and does not wait for those that hang.
 //!
-//! A start waits until the child has executed its program ([`super::spawn`]). Before that the child enters its directory and opens its
-//! program, and on a mount that does not answer (NFS without its server, a stuck FUSE) either can take for ever, and cannot be
-//! interrupted. So each start is made by a thread that can be left waiting. There is one of them, until one hangs; one that has waited
-//! long enough is used again. None ever ends: the kernel would take that for the end of its children's parent (`PR_SET_PDEATHSIG`).
-//!
-//! Whether, and how often, something is started is not decided here.
+//! A start is waited for until the child has executed its program, for a moment. One that hangs (see [`super::spawn`]) keeps what it has
+//! borrowed, and the next start gets another stack. Whether, and how often, something is started is not decided here.
 
-use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use super::spawn::{Credentials, Spawn, SpawnError, Spawner, Step};
+use super::spawn::{Job, SpawnError, Spawner, Step};
 
 /// How long a start is waited for. It takes a millisecond, on a cold and busy disk some tens; what takes longer goes on without us.
 const EXECUTED_WITHIN: Duration = Duration::from_millis(250);
 
-/// The most starts that hang at a time. Each costs a thread and, while it is begun, [`EXECUTED_WITHIN`] of the caller's time.
+/// The most starts that hang at a time: each costs a stack and, when it is begun, [`EXECUTED_WITHIN`] of the caller's time.
 const HANGING_MAX: usize = 8;
-
-/// A thread needs little more than the plan of a start; the child has a stack of its own.
-const STACK_BYTES: usize = 256 << 10;
-
-/// What is started: as [`Spawn`], but owned, as it may outlive its caller's patience.
-#[derive(Clone, Debug)]
-pub(crate) struct Job {
-    pub(crate) programs: Vec<CString>,
-    pub(crate) argv: Vec<CString>,
-    pub(crate) env: Vec<CString>,
-    pub(crate) own_pid_at: Option<(usize, usize)>,
-    pub(crate) cwd: Option<CString>,
-    pub(crate) credentials: Option<Credentials>,
-    pub(crate) fds: Vec<Arc<OwnedFd>>,
-    pub(crate) nofile: Option<(u64, u64)>,
-    pub(crate) nice: Option<i8>,
-    pub(crate) umask: Option<u32>,
-    pub(crate) reset_oom_score: bool,
-    pub(crate) new_session: bool,
-    pub(crate) dies_with_us: bool,
-}
 
 /// A process that was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,57 +32,10 @@ pub(crate) struct Late {
     pub(crate) failed: Option<SpawnError>,
 }
 
-/// The threads that start processes.
+/// Starts processes, several at a time only if some hang.
 #[derive(Debug, Default)]
 pub(crate) struct Starter {
-    threads: Vec<Thread>,
-}
-
-#[derive(Debug)]
-struct Thread {
-    jobs: Sender<(Job, Arc<AtomicI32>)>,
-    results: Receiver<Result<i32, SpawnError>>,
-    /// The process for which it waits, and nobody else.
-    hangs: Option<i32>,
-}
-
-impl Thread {
-    fn begin() -> io::Result<Self> {
-        let (jobs, taken) = mpsc::channel::<(Job, Arc<AtomicI32>)>();
-        let (done, results) = mpsc::channel();
-        std::thread::Builder::new().name("starter".to_owned()).stack_size(STACK_BYTES).spawn(move || {
-            let mut spawner = Spawner::new();
-            while let Ok((job, pid)) = taken.recv() {
-                let result = start(&mut spawner, job, &pid);
-                // Nobody is there to hear it when the process ends.
-                let _nobody = done.send(result);
-            }
-        })?;
-        Ok(Self { jobs, results, hangs: None })
-    }
-}
-
-/// Starts it; its descriptors are closed here when that is answered.
-fn start(spawner: &mut Spawner, mut job: Job, pid: &AtomicI32) -> Result<i32, SpawnError> {
-    let fds: Vec<BorrowedFd<'_>> = job.fds.iter().map(|fd| fd.as_fd()).collect();
-    spawner.spawn(
-        &mut Spawn {
-            programs: &job.programs,
-            argv: &job.argv,
-            env: &mut job.env,
-            own_pid_at: job.own_pid_at,
-            cwd: job.cwd.as_ref(),
-            credentials: job.credentials.as_ref(),
-            fds: &fds,
-            nofile: job.nofile,
-            nice: job.nice,
-            umask: job.umask,
-            reset_oom_score: job.reset_oom_score,
-            new_session: job.new_session,
-            dies_with_us: job.dies_with_us,
-        },
-        pid,
-    )
+    spawners: Vec<Spawner>,
 }
 
 impl Starter {
@@ -121,71 +44,55 @@ impl Starter {
     /// # Errors
     /// With the step at which it failed; no process is left behind then. With EAGAIN when [`HANGING_MAX`] starts hang.
     pub(crate) fn start(&mut self, job: Job) -> Result<Started, SpawnError> {
-        let cannot = |source| SpawnError { step: Step::Clone, source };
-        let free = self.threads.iter().position(|thread| thread.hangs.is_none());
-        let at = match free {
+        let at = match self.spawners.iter().position(|spawner| !spawner.is_busy()) {
             Some(at) => at,
-            None if self.threads.len() < HANGING_MAX => {
-                self.threads.push(Thread::begin().map_err(cannot)?);
-                self.threads.len() - 1
+            None if self.spawners.len() < HANGING_MAX => {
+                self.spawners.push(Spawner::new());
+                self.spawners.len() - 1
             }
-            None => return Err(cannot(io::Error::from_raw_os_error(libc::EAGAIN))),
+            None => return Err(SpawnError { step: Step::Clone, source: io::Error::from_raw_os_error(libc::EAGAIN) }),
         };
-        let thread = &mut self.threads[at];
-        let pid = Arc::new(AtomicI32::new(0));
-        let sent = thread.jobs.send((job, Arc::clone(&pid))).is_ok();
-        while sent {
-            match thread.results.recv_timeout(EXECUTED_WITHIN) {
-                Ok(Ok(pid)) => return Ok(Started::Executed(pid)),
-                Ok(Err(error)) => {
-                    // It has ended already; leaving it a zombie would be an exit of a process that nobody knows.
-                    if let Some(pid) = rustix::process::Pid::from_raw(pid.load(Ordering::Acquire)) {
-                        let _reaped = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-                    }
-                    return Err(error);
+        let pid = self.spawners[at].begin(job)?;
+        match self.spawners[at].wait(EXECUTED_WITHIN) {
+            None => Ok(Started::Hangs(pid)),
+            Some((pid, Ok(()))) => Ok(Started::Executed(pid)),
+            Some((pid, Err(error))) => {
+                // It has ended already; leaving it a zombie would be an exit of a process that nobody knows.
+                if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                    let _reaped = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
                 }
-                Err(RecvTimeoutError::Timeout) => match pid.load(Ordering::Acquire) {
-                    // Nothing is made yet that could hang: the machine is busy.
-                    0 => {}
-                    pid => {
-                        thread.hangs = Some(pid);
-                        return Ok(Started::Hangs(pid));
-                    }
-                },
-                Err(RecvTimeoutError::Disconnected) => break,
+                Err(error)
             }
         }
-        // It has panicked, which takes nobody else along.
-        self.threads.remove(at);
-        Err(cannot(io::Error::other("the thread that starts processes has ended")))
     }
 
     /// Whether a start hangs.
     pub(crate) fn hangs(&self) -> bool {
-        self.threads.iter().any(|thread| thread.hangs.is_some())
+        self.spawners.iter().any(Spawner::is_busy)
+    }
+
+    /// This process has been reaped.
+    pub(crate) fn reaped(&mut self, pid: i32) {
+        self.spawners.iter_mut().for_each(|spawner| spawner.reaped(pid));
     }
 
     /// Returns the starts that hang no more since the last look.
     pub(crate) fn late(&mut self) -> Vec<Late> {
-        let mut late = Vec::new();
-        for thread in self.threads.iter_mut().filter(|thread| thread.hangs.is_some()) {
-            if let Ok(result) = thread.results.try_recv() {
-                late.extend(thread.hangs.take().map(|pid| Late { pid, failed: result.err() }));
-            }
-        }
-        late
+        let over = self.spawners.iter_mut().filter_map(|spawner| spawner.wait(Duration::ZERO));
+        over.map(|(pid, result)| Late { pid, failed: result.err() }).collect()
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::os::fd::AsRawFd;
-    use std::time::Instant;
+    use std::ffi::CString;
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::sync::Arc;
 
     use rustix::fs::{Mode, OFlags};
 
     use super::*;
-    use crate::sys::process;
+    use crate::sys::{clock, process};
 
     /// A program whose execution hangs: to open a file on which somebody has a lease waits until it is given up, for at most
     /// /proc/sys/fs/lease-break-time, 45 s (`fcntl(2)`, Leases).
@@ -261,7 +168,7 @@ pub(crate) mod tests {
 
     /// Waits for something with a limit.
     pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        let begun = Instant::now();
+        let begun = clock::instant();
         loop {
             if let Some(seen) = look() {
                 return seen;
@@ -287,7 +194,7 @@ pub(crate) mod tests {
         let Ok(Started::Hangs(first)) = starter.start(job(&hanging.path())) else { panic!("it does not hang") };
         assert!(starter.hangs() && starter.late().is_empty());
         let Ok(Started::Executed(other)) = starter.start(job("/bin/sleep")) else { panic!("not started") };
-        assert_eq!((starter.threads.len(), end(other)), (2, Some(libc::SIGKILL)));
+        assert_eq!((starter.spawners.len(), end(other)), (2, Some(libc::SIGKILL)));
         let Ok(Started::Hangs(second)) = starter.start(job(&hanging.path())) else { panic!("it does not hang") };
         // One is killed while it hangs; the other goes on by itself.
         assert_eq!(end(first), Some(libc::SIGKILL));
@@ -298,36 +205,26 @@ pub(crate) mod tests {
         assert_eq!((late.pid, late.failed.is_none()), (second, true));
         assert_eq!(process::title(second).expect("it lives"), b"sleep\x001000");
         assert_eq!((end(second), starter.hangs()), (Some(libc::SIGKILL), false));
-        // The threads are used again.
+        // What was borrowed is used again.
         let Ok(Started::Executed(last)) = starter.start(job("/bin/sleep")) else { panic!("not started") };
-        assert_eq!((end(last), starter.threads.len()), (Some(libc::SIGKILL), 2));
+        assert_eq!((end(last), starter.spawners.len()), (Some(libc::SIGKILL), 2));
     }
 
-    /// What the thread costs a start. `cargo test --release --bin selfstart -- --ignored --nocapture with_and_without_the_thread`
+    /// `cargo test --release --bin selfstart -- --ignored --nocapture what_a_start_takes`
     #[test]
     #[ignore = "a measurement"]
-    fn a_start_with_and_without_the_thread() {
+    fn what_a_start_takes() {
         let mut starter = Starter::default();
-        let mut spawner = Spawner::new();
-        let mut took = [Vec::new(), Vec::new()];
+        let mut took = Vec::new();
         for _ in 0..2000 {
-            for (way, took) in took.iter_mut().enumerate() {
-                let job = job("/bin/sleep");
-                let begun = Instant::now();
-                let pid = match way {
-                    0 => start(&mut spawner, job, &AtomicI32::new(0)).expect("started"),
-                    _ => match starter.start(job).expect("started") {
-                        Started::Executed(pid) | Started::Hangs(pid) => pid,
-                    },
-                };
-                took.push(begun.elapsed());
-                end(pid);
-            }
+            let job = job("/bin/sleep");
+            let begun = clock::instant();
+            let Ok(Started::Executed(pid)) = starter.start(job) else { panic!("not started") };
+            took.push(begun.elapsed());
+            end(pid);
         }
-        for (way, took) in ["without", "with"].iter().zip(&mut took) {
-            took.sort_unstable();
-            println!("{way}: median {:?}, 90 % {:?}, 99 % {:?}", took[1000], took[1800], took[1980]);
-        }
+        took.sort_unstable();
+        println!("median {:?}, 90 % {:?}, 99 % {:?}", took[1000], took[1800], took[1980]);
     }
 
     #[test]
