@@ -585,36 +585,59 @@ mod tests {
         asked
     }
 
-    #[test]
-    fn start_numbers_of_another_keeper_are_passed_over_by_whichever_agent_saves_first() {
-        let dir = tempfile::Builder::new().prefix("boot-").tempdir_in("/tmp").expect("a directory");
-        let config = dir.path().join("config.yaml");
-        let root = dir.path().join("root");
-        let text = format!(
-            "app: x\nroot: {}\nsource: {{repository: /nonexistent/x, branch: main}}\npools:\n  w: {{command: 'true'}}\n",
-            root.display()
-        );
-        fs_err::write(&config, text).expect("written");
-        let us = i32::try_from(std::process::id()).expect("a pid");
-        let state = root.join("run/state.json");
-        // The first agent of a first keeper leaves a slot.
-        let run = |agent_starts: u32| {
+    /// A node whose one pool starts nothing that lasts, and a keeper that is this test.
+    struct Scene {
+        dir: tempfile::TempDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let dir = tempfile::Builder::new().prefix("boot-").tempdir_in("/tmp").expect("a directory");
+            let scene = Self { dir };
+            let root = scene.root("");
+            let text = format!(
+                "app: x\nroot: {}\nsource: {{repository: /nonexistent/x, branch: main}}\npools:\n  w: {{command: 'true'}}\n",
+                root.display()
+            );
+            fs_err::write(scene.dir.path().join("config.yaml"), text).expect("written");
+            scene
+        }
+
+        fn root(&self, below: &str) -> PathBuf {
+            self.dir.path().join("root").join(below)
+        }
+
+        /// Runs an agent to its end; the keeper has said all of `tells` before it looks. Returns what the agent asked.
+        fn run(&self, agent_starts: u32, tells: &[&Tell]) -> Vec<Ask> {
             let (ours, theirs) = packet::pair().expect("a line");
-            let welcome = Welcome { protocol: PROTOCOL, version: String::new(), keeper_pid: us, agent_starts, last_agent: None };
-            for tell in [&Tell::Welcome(welcome), &Tell::Listed, &Tell::Adopted, &Tell::Signalled { number: libc::SIGTERM }] {
+            let keeper_pid = i32::try_from(std::process::id()).expect("a pid");
+            let welcome = Tell::Welcome(Welcome { protocol: PROTOCOL, version: String::new(), keeper_pid, agent_starts, last_agent: None });
+            for tell in std::iter::once(&welcome).chain(tells.iter().copied()) {
                 packet::send(ours.as_fd(), &encode(tell), &[]).expect("room");
             }
             let keeper = std::thread::spawn(move || keep(&ours));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().expect("a runtime");
+            let config = self.dir.path().join("config.yaml");
             let ended = runtime.block_on(async { start_on(Line::on(theirs).expect("a line"), &config).await });
-            keeper.join().expect("a keeper");
-            assert!(matches!(ended, Ok(0)), "{ended:?}");
+            let asked = keeper.join().expect("a keeper");
+            assert!(matches!(ended, Ok(0)), "{ended:?}; asked: {asked:#?}");
+            asked
+        }
+    }
+
+    #[test]
+    fn start_numbers_of_another_keeper_are_passed_over_by_whichever_agent_saves_first() {
+        let scene = Scene::new();
+        let state = scene.root("run/state.json");
+        // The first agent of a first keeper leaves a slot.
+        let run = |agent_starts: u32| {
+            scene.run(agent_starts, &[&Tell::Listed, &Tell::Adopted, &Tell::Signalled { number: libc::SIGTERM }]);
             serde_json::from_str::<serde_json::Value>(&fs_err::read_to_string(&state).expect("saved")).expect("JSON")
         };
         let mut saved = run(1);
         let own = saved["keeper"].clone();
         let last = |saved: &serde_json::Value| saved["pools"]["w"]["slots"][0]["slot"]["last_start"].as_u64().expect("a number");
-        let other = serde_json::json!({"pid": us, "start_ticks": 1});
+        let other = serde_json::json!({"pid": std::process::id(), "start_ticks": 1});
         for (keeper, agent_starts, more) in [(&own, 2, 0), (&other, 1, 100), (&other, 2, 100), (&serde_json::Value::Null, 2, 100)] {
             let before = last(&saved);
             saved["keeper"] = keeper.clone();
@@ -655,32 +678,10 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            let dir = tempfile::Builder::new().prefix("boot-").tempdir_in("/tmp").expect("a directory");
-            let root = dir.path().join("root");
-            let config = dir.path().join("config.yaml");
-            let text = format!(
-                "app: x\nroot: {}\nsource: {{repository: /nonexistent/x, branch: main}}\npools:\n  w: {{command: 'true'}}\n",
-                root.display()
-            );
-            fs_err::write(&config, text).expect("written");
-            let (ours, theirs) = packet::pair().expect("a line");
-            let welcome = Welcome {
-                protocol: PROTOCOL,
-                version: String::new(),
-                keeper_pid: i32::try_from(std::process::id()).expect("a pid"),
-                agent_starts: 2,
-                last_agent: None,
-            };
-            for tell in [&Tell::Welcome(welcome)].into_iter().chain(said) {
-                packet::send(ours.as_fd(), &encode(tell), &[]).expect("room");
-            }
-            let keeper = std::thread::spawn(move || keep(&ours));
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().expect("a runtime");
-            let ended = runtime.block_on(async { start_on(Line::on(theirs).expect("a line"), &config).await });
-            let asked = keeper.join().expect("a keeper");
-            assert!(matches!(ended, Ok(0)), "case {n}: {ended:?}; asked: {asked:#?}");
+            let scene = Scene::new();
+            let asked = scene.run(2, &said);
             assert!(asked.contains(&Ask::Quit { code: 0 }) && asked.contains(&Ask::Forget { key: key() }), "case {n}: {asked:#?}");
-            let told = fs_err::read_to_string(root.join("run/events.jsonl")).expect("a journal");
+            let told = fs_err::read_to_string(scene.root("run/events.jsonl")).expect("a journal");
             assert_eq!(told.lines().filter(|line| line.contains("worker_ended")).count(), 1, "case {n}: {told}");
         }
     }
