@@ -545,6 +545,7 @@ impl Agent {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::BorrowedFd;
     use std::time::Duration;
 
     use selfstart_core::id::Generation;
@@ -609,11 +610,17 @@ mod tests {
 
         /// Runs an agent to its end; the keeper has said all of `tells` before it looks. Returns what the agent asked.
         fn run(&self, agent_starts: u32, tells: &[&Tell]) -> Vec<Ask> {
+            self.run_with(agent_starts, tells, &[])
+        }
+
+        /// As [`Self::run`]; `fds` go with the children of which there are streams.
+        fn run_with(&self, agent_starts: u32, tells: &[&Tell], fds: &[BorrowedFd<'_>]) -> Vec<Ask> {
             let (ours, theirs) = packet::pair().expect("a line");
             let keeper_pid = i32::try_from(std::process::id()).expect("a pid");
             let welcome = Tell::Welcome(Welcome { protocol: PROTOCOL, version: String::new(), keeper_pid, agent_starts, last_agent: None });
             for tell in std::iter::once(&welcome).chain(tells.iter().copied()) {
-                packet::send(ours.as_fd(), &encode(tell), &[]).expect("room");
+                let fds = if matches!(tell, Tell::Child { streams, .. } if !streams.is_empty()) { fds } else { &[] };
+                packet::send(ours.as_fd(), &encode(tell), fds).expect("room");
             }
             let keeper = std::thread::spawn(move || keep(&ours));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().expect("a runtime");
@@ -647,23 +654,51 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_exit_and_a_signal_that_come_before_the_loop_runs_are_not_lost() {
-        let key = || "w/0#1".to_owned();
+    /// A worker that is told, with its output if there is any.
+    fn told_child(key: &str, streams: Vec<u8>) -> Tell {
         let target = Target {
             generation: Generation(1),
             release: "20200101T000001Z-0000001".parse().expect("a release"),
             revision: "0123456789012345678901234567890123456789".parse().expect("a revision"),
         };
-        let child = Tell::Child {
-            key: key(),
+        Tell::Child {
+            key: key.to_owned(),
             // More than there can be (pid_max is at most 2^22).
             pid: 5_000_000,
             start_ticks: 1,
             adopted: false,
-            streams: Vec::new(),
+            streams,
             note: serde_json::to_string(&target).expect("JSON"),
-        };
+        }
+    }
+
+    #[test]
+    fn output_that_is_told_after_its_worker_is_kept() {
+        let key = "w/0#1".to_owned();
+        let (child, later) = (told_child(&key, Vec::new()), told_child(&key, vec![1]));
+        let exited = Tell::Exited { key, how: Ended::Code(7), at_micros: 1, tree_gone: true };
+        let term = Tell::Signalled { number: libc::SIGTERM };
+        // While it comes up, and behind that.
+        for tells in [
+            [&child, &Tell::Listed, &later, &Tell::Adopted, &exited, &term],
+            [&child, &Tell::Listed, &Tell::Adopted, &later, &exited, &term],
+        ] {
+            let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+            rustix::io::write(&write, b"said late\n").expect("room");
+            let scene = Scene::new();
+            let asked = scene.run_with(2, &tells, &[read.as_fd()]);
+            let log = fs_err::read_to_string(scene.root("log/w.0.log")).expect("a log");
+            assert!(log.ends_with(" said late\n"), "{log}; {asked:#?}");
+            let told = fs_err::read_to_string(scene.root("run/events.jsonl")).expect("a journal");
+            assert_eq!(told.lines().filter(|line| line.contains("worker_adopted")).count(), 1, "{told}");
+            assert!(!told.contains("trouble"), "{told}");
+        }
+    }
+
+    #[test]
+    fn an_exit_and_a_signal_that_come_before_the_loop_runs_are_not_lost() {
+        let key = || "w/0#1".to_owned();
+        let child = told_child(&key(), Vec::new());
         let exited = Tell::Exited { key: key(), how: Ended::Code(7), at_micros: 1, tree_gone: true };
         let term = Tell::Signalled { number: libc::SIGTERM };
         let (listed, adopted) = (Tell::Listed, Tell::Adopted);
