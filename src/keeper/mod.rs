@@ -114,6 +114,9 @@ struct Adopting {
     said: Option<MonoTime>,
 }
 
+/// The read ends of outputs, by their number.
+type Streams = Vec<(u8, OwnedFd)>;
+
 /// Output of an adopted child that could not be opened, and is tried again while it lives.
 #[derive(Debug)]
 struct Unread {
@@ -268,6 +271,7 @@ impl Keeper {
         let adopting = self.adopting.as_ref().map(|adopting| clock::now().until(adopting.next) + Duration::from_millis(1));
         let round = self.table.has_unwatched().then(|| clock::now().until(self.next_round) + Duration::from_millis(1));
         let unread = self.unread.values().map(|unread| clock::now().until(unread.next) + Duration::from_millis(1)).min();
+        // A futex is nothing that can be polled. It is only told that it is over; its end is a signal like any.
         let late = self.starter.hangs().then_some(LOOK_AGAIN);
         let wait = agent.into_iter().chain(clearing).chain(rest).chain(adopting).chain(round).chain(unread).chain(late).min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
@@ -796,7 +800,7 @@ impl Keeper {
 
     /// Opens output of a process, and returns what can be read, and what could not be opened now. What it has closed, or what is no pipe,
     /// is neither.
-    fn open_outputs(&self, id: ProcessId, numbers: &[u8]) -> (Vec<(u8, OwnedFd)>, Vec<(u8, io::Error)>) {
+    fn open_outputs(&self, id: ProcessId, numbers: &[u8]) -> (Streams, Vec<(u8, io::Error)>) {
         let (mut streams, mut left) = (Vec::new(), Vec::new());
         for &number in numbers {
             match process::reopen_output(id.pid, i32::from(number)) {
