@@ -1176,8 +1176,10 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..7 {
             keeper.unread.get_mut("w/0#1").expect("still unread").next = MonoTime::from_boot(Duration::ZERO);
-            waits.push(keeper.unread["w/0#1"].wait);
+            let (wait, before) = (keeper.unread["w/0#1"].wait, clock::now());
             keeper.open_unread();
+            assert!(keeper.unread["w/0#1"].next >= before + wait);
+            waits.push(wait);
         }
         fault::set_proc(None);
         keeper.unread.get_mut("w/0#1").expect("still unread").next = MonoTime::from_boot(Duration::ZERO);
