@@ -590,6 +590,7 @@ impl Keeper {
             Ask::Hello { protocol } => self.greet(protocol),
             Ask::Spawn(start) => self.start_child(&start, fds.pop()),
             Ask::Signal { key, number } => {
+                let number = self.harmless(&key, number);
                 if let Some(error) = self.table.signal(&key, number) {
                     complain(&format!("{key} could not be signalled: {error}"));
                 }
@@ -624,6 +625,26 @@ impl Keeper {
             Ask::Notify { state } => notify(&state),
             Ask::Quit { code } => self.quit = Some(code),
         }
+    }
+
+    /// Returns the signal that ends a child without us. One that dumps core ends, before Linux 5.16, all that share its memory
+    /// (`zap_threads` in fs/coredump.c), and a child that hangs before its program shares ours. There is nobody yet to be polite to.
+    fn harmless(&self, key: &str, number: i32) -> i32 {
+        /// Whose default is a core dump (`signal(7)`).
+        const CORE: [i32; 10] = [
+            libc::SIGQUIT,
+            libc::SIGILL,
+            libc::SIGTRAP,
+            libc::SIGABRT,
+            libc::SIGBUS,
+            libc::SIGFPE,
+            libc::SIGSEGV,
+            libc::SIGXCPU,
+            libc::SIGXFSZ,
+            libc::SIGSYS,
+        ];
+        let hangs = || self.table.get(key).is_some_and(|child| self.starter.hangs_at(child.id.pid));
+        if CORE.contains(&number) && hangs() { libc::SIGKILL } else { number }
     }
 
     /// Lines up all that an agent must know.
@@ -1219,9 +1240,10 @@ mod tests {
         let hanging = Hanging::new(Then::Fails);
         let mut keeper = keeper();
         let start = |key: &str, program: String| Start { programs: vec![program], ..sleep("/hangs", key, &[]) };
-        for key in ["w/0#1", "w/1#1"] {
+        for key in ["w/0#1", "w/1#1", "w/3#1"] {
             keeper.start_child(&start(key, hanging.path()), None);
         }
+        let third = keeper.table.get("w/3#1").expect("a child").id.pid;
         keeper.start_child(&start("w/2#1", "/bin/sleep".into()), None);
         let started = told(&mut keeper);
         let pids = ["w/0#1", "w/1#1", "w/2#1"].map(|key| keeper.table.get(key).expect("a child").id.pid);
@@ -1233,15 +1255,20 @@ mod tests {
             let (_, status) = status.expect("ours").expect("its end");
             (status.exit_status(), status.terminating_signal())
         };
+        // This one would dump core, and we share its memory.
+        keeper.obey(Ask::Signal { key: "w/3#1".into(), number: libc::SIGQUIT }, Vec::new());
+        let quit = reaped(third);
+        keeper.obey(Ask::Signal { key: "w/2#1".into(), number: libc::SIGQUIT }, Vec::new());
+        let executed = reaped(pids[2]);
         let ends = [reaped(pids[0])];
         hanging.release();
         let ends = [ends[0], reaped(pids[1])];
-        end(pids[2]);
         until("end of the hanging", || {
             keeper.say_late();
             (!keeper.starter.hangs()).then_some(())
         });
-        assert_eq!(started, ["Child(\"w/0#1\")", "Child(\"w/1#1\")", "Child(\"w/2#1\")"]);
+        assert_eq!(started, ["w/0#1", "w/1#1", "w/3#1", "w/2#1"].map(|key| format!("Child(\"{key}\")")));
+        assert_eq!((quit, executed), ((None, Some(libc::SIGKILL)), (None, Some(libc::SIGQUIT))));
         assert_eq!((streams, ends), (Some(2), [(None, Some(libc::SIGTERM)), (Some(127), None)]));
     }
 

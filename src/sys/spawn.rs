@@ -328,6 +328,11 @@ impl Spawner {
         self.running.is_some()
     }
 
+    /// Whether this process still runs on our memory.
+    pub(crate) fn lends_to(&self, pid: i32) -> bool {
+        self.running.as_ref().is_some_and(|running| running.pid == pid && !running.wait(Duration::ZERO))
+    }
+
     /// Makes a process, and returns its number. [`Self::wait`] says when it has executed, and another is made only then.
     ///
     /// # Errors
