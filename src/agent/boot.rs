@@ -205,6 +205,7 @@ fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::erro
         Ok(loaded) => return Ok((loaded, Vec::new())),
         Err(error) => error,
     };
+    // What cannot be read here could not be read above, and that is what is told.
     let glimpse = fs_err::read_to_string(path).ok().and_then(|text| crate::cli::site::by_lines(&text));
     let Some(root) = glimpse.map(|glimpse| glimpse.root) else { return Err(broken.into()) };
     let layout = Layout::new(root);
@@ -304,9 +305,13 @@ async fn put_together(
         found.take(line, &mut backlog, |tell| matches!(tell, Tell::Adopted)).await?;
         line.ask(&Ask::Keep { name: KEPT_LOCK.into() }, Some(lock.into()))?;
     }
-    let mut telling = Telling::open(&layout, &settings, welcome);
+    // Who is not there is told when the socket is made.
+    let readers = serving::owner(&settings.control).ok().and_then(|owner| owner.gid);
+    notes.extend(readers.and_then(|group| super::readers::give(&layout, &settings, group, None)));
+    let mut telling = Telling::open(&layout, &settings, welcome, readers);
     refused.iter().for_each(|note| telling.config_refused(note));
-    let outputs = outputs(line, &mut found.kept, &mut notes)?;
+    let mut outputs = outputs(line, &mut found.kept, &mut notes)?;
+    outputs.set_readers(readers);
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
     let listener = listener(line, &layout, &settings, &mut found.kept, &mut notes)?;
     let journal: DeploySaved = remembered(&layout.journal().join("deploy.json"), &mut notes)?;
@@ -364,7 +369,9 @@ fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let pid = fs_err::read_to_string(&path).unwrap_or_default().trim().to_owned();
+            // Empty between its lock and its word.
+            let said = fs_err::read_to_string(&path).ok().filter(|said| !said.trim().is_empty());
+            let pid = said.map_or_else(|| "not known yet".to_owned(), |said| said.trim().to_owned());
             return Err(BootError::Taken { root: layout.root().to_owned(), pid });
         }
         Err(error) => return Err(io(error.into())),
@@ -564,6 +571,7 @@ impl Agent {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::BorrowedFd;
     use std::time::Duration;
 
     use selfstart_core::id::Generation;
@@ -608,36 +616,65 @@ mod tests {
         asked
     }
 
-    #[test]
-    fn start_numbers_of_another_keeper_are_passed_over_by_whichever_agent_saves_first() {
-        let dir = tempfile::Builder::new().prefix("boot-").tempdir_in("/tmp").expect("a directory");
-        let config = dir.path().join("config.yaml");
-        let root = dir.path().join("root");
-        let text = format!(
-            "app: x\nroot: {}\nsource: {{repository: /nonexistent/x, branch: main}}\npools:\n  w: {{command: 'true'}}\n",
-            root.display()
-        );
-        fs_err::write(&config, text).expect("written");
-        let us = i32::try_from(std::process::id()).expect("a pid");
-        let state = root.join("run/state.json");
-        // The first agent of a first keeper leaves a slot.
-        let run = |agent_starts: u32| {
+    /// A node whose one pool starts nothing that lasts, and a keeper that is this test.
+    struct Scene {
+        dir: tempfile::TempDir,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let dir = tempfile::Builder::new().prefix("boot-").tempdir_in("/tmp").expect("a directory");
+            let scene = Self { dir };
+            let root = scene.root("");
+            let text = format!(
+                "app: x\nroot: {}\nsource: {{repository: /nonexistent/x, branch: main}}\npools:\n  w: {{command: 'true'}}\n",
+                root.display()
+            );
+            fs_err::write(scene.dir.path().join("config.yaml"), text).expect("written");
+            scene
+        }
+
+        fn root(&self, below: &str) -> PathBuf {
+            self.dir.path().join("root").join(below)
+        }
+
+        /// Runs an agent to its end; the keeper has said all of `tells` before it looks. Returns what the agent asked.
+        fn run(&self, agent_starts: u32, tells: &[&Tell]) -> Vec<Ask> {
+            self.run_with(agent_starts, tells, &[])
+        }
+
+        /// As [`Self::run`]; `fds` go with the children of which there are streams.
+        fn run_with(&self, agent_starts: u32, tells: &[&Tell], fds: &[BorrowedFd<'_>]) -> Vec<Ask> {
             let (ours, theirs) = packet::pair().expect("a line");
-            let welcome = Welcome { protocol: PROTOCOL, version: String::new(), keeper_pid: us, agent_starts, last_agent: None };
-            for tell in [&Tell::Welcome(welcome), &Tell::Listed, &no_tree(), &Tell::Adopted, &Tell::Signalled { number: libc::SIGTERM }] {
-                packet::send(ours.as_fd(), &encode(tell), &[]).expect("room");
+            let keeper_pid = i32::try_from(std::process::id()).expect("a pid");
+            let welcome = Tell::Welcome(Welcome { protocol: PROTOCOL, version: String::new(), keeper_pid, agent_starts, last_agent: None });
+            for tell in std::iter::once(&welcome).chain(tells.iter().copied()) {
+                let fds = if matches!(tell, Tell::Child { streams, .. } if !streams.is_empty()) { fds } else { &[] };
+                packet::send(ours.as_fd(), &encode(tell), fds).expect("room");
             }
             let keeper = std::thread::spawn(move || keep(&ours));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().expect("a runtime");
+            let config = self.dir.path().join("config.yaml");
             let ended = runtime.block_on(async { start_on(Line::on(theirs).expect("a line"), &config).await });
-            keeper.join().expect("a keeper");
-            assert!(matches!(ended, Ok(0)), "{ended:?}");
+            let asked = keeper.join().expect("a keeper");
+            assert!(matches!(ended, Ok(0)), "{ended:?}; asked: {asked:#?}");
+            asked
+        }
+    }
+
+    #[test]
+    fn start_numbers_of_another_keeper_are_passed_over_by_whichever_agent_saves_first() {
+        let scene = Scene::new();
+        let state = scene.root("run/state.json");
+        // The first agent of a first keeper leaves a slot.
+        let run = |agent_starts: u32| {
+            scene.run(agent_starts, &[&Tell::Listed, &no_tree(), &Tell::Adopted, &Tell::Signalled { number: libc::SIGTERM }]);
             serde_json::from_str::<serde_json::Value>(&fs_err::read_to_string(&state).expect("saved")).expect("JSON")
         };
         let mut saved = run(1);
         let own = saved["keeper"].clone();
         let last = |saved: &serde_json::Value| saved["pools"]["w"]["slots"][0]["slot"]["last_start"].as_u64().expect("a number");
-        let other = serde_json::json!({"pid": us, "start_ticks": 1});
+        let other = serde_json::json!({"pid": std::process::id(), "start_ticks": 1});
         for (keeper, agent_starts, more) in [(&own, 2, 0), (&other, 1, 100), (&other, 2, 100), (&serde_json::Value::Null, 2, 100)] {
             let before = last(&saved);
             saved["keeper"] = keeper.clone();
@@ -647,23 +684,51 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_exit_and_a_signal_that_come_before_the_loop_runs_are_not_lost() {
-        let key = || "w/0#1".to_owned();
+    /// A worker that is told, with its output if there is any.
+    fn told_child(key: &str, streams: Vec<u8>) -> Tell {
         let target = Target {
             generation: Generation(1),
             release: "20200101T000001Z-0000001".parse().expect("a release"),
             revision: "0123456789012345678901234567890123456789".parse().expect("a revision"),
         };
-        let child = Tell::Child {
-            key: key(),
+        Tell::Child {
+            key: key.to_owned(),
             // More than there can be (pid_max is at most 2^22).
             pid: 5_000_000,
             start_ticks: 1,
             adopted: false,
-            streams: Vec::new(),
+            streams,
             note: serde_json::to_string(&target).expect("JSON"),
-        };
+        }
+    }
+
+    #[test]
+    fn output_that_is_told_after_its_worker_is_kept() {
+        let key = "w/0#1".to_owned();
+        let (child, later) = (told_child(&key, Vec::new()), told_child(&key, vec![1]));
+        let exited = Tell::Exited { key, how: Ended::Code(7), at_micros: 1, tree_gone: true };
+        let term = Tell::Signalled { number: libc::SIGTERM };
+        // While it comes up, and behind that.
+        for tells in [
+            [&child, &Tell::Listed, &later, &no_tree(), &Tell::Adopted, &exited, &term],
+            [&child, &Tell::Listed, &no_tree(), &Tell::Adopted, &later, &exited, &term],
+        ] {
+            let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+            rustix::io::write(&write, b"said late\n").expect("room");
+            let scene = Scene::new();
+            let asked = scene.run_with(2, &tells, &[read.as_fd()]);
+            let log = fs_err::read_to_string(scene.root("log/w.0.log")).expect("a log");
+            assert!(log.ends_with(" said late\n"), "{log}; {asked:#?}");
+            let told = fs_err::read_to_string(scene.root("run/events.jsonl")).expect("a journal");
+            assert_eq!(told.lines().filter(|line| line.contains("worker_adopted")).count(), 1, "{told}");
+            assert!(!told.contains("trouble"), "{told}");
+        }
+    }
+
+    #[test]
+    fn an_exit_and_a_signal_that_come_before_the_loop_runs_are_not_lost() {
+        let key = || "w/0#1".to_owned();
+        let child = told_child(&key(), Vec::new());
         let exited = Tell::Exited { key: key(), how: Ended::Code(7), at_micros: 1, tree_gone: true };
         let term = Tell::Signalled { number: libc::SIGTERM };
         let (listed, tree, adopted) = (Tell::Listed, no_tree(), Tell::Adopted);
@@ -678,32 +743,10 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            let dir = tempfile::Builder::new().prefix("boot-").tempdir_in("/tmp").expect("a directory");
-            let root = dir.path().join("root");
-            let config = dir.path().join("config.yaml");
-            let text = format!(
-                "app: x\nroot: {}\nsource: {{repository: /nonexistent/x, branch: main}}\npools:\n  w: {{command: 'true'}}\n",
-                root.display()
-            );
-            fs_err::write(&config, text).expect("written");
-            let (ours, theirs) = packet::pair().expect("a line");
-            let welcome = Welcome {
-                protocol: PROTOCOL,
-                version: String::new(),
-                keeper_pid: i32::try_from(std::process::id()).expect("a pid"),
-                agent_starts: 2,
-                last_agent: None,
-            };
-            for tell in [&Tell::Welcome(welcome)].into_iter().chain(said) {
-                packet::send(ours.as_fd(), &encode(tell), &[]).expect("room");
-            }
-            let keeper = std::thread::spawn(move || keep(&ours));
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().expect("a runtime");
-            let ended = runtime.block_on(async { start_on(Line::on(theirs).expect("a line"), &config).await });
-            let asked = keeper.join().expect("a keeper");
-            assert!(matches!(ended, Ok(0)), "case {n}: {ended:?}; asked: {asked:#?}");
+            let scene = Scene::new();
+            let asked = scene.run(2, &said);
             assert!(asked.contains(&Ask::Quit { code: 0 }) && asked.contains(&Ask::Forget { key: key() }), "case {n}: {asked:#?}");
-            let told = fs_err::read_to_string(root.join("run/events.jsonl")).expect("a journal");
+            let told = fs_err::read_to_string(scene.root("run/events.jsonl")).expect("a journal");
             assert_eq!(told.lines().filter(|line| line.contains("worker_ended")).count(), 1, "case {n}: {told}");
         }
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use selfstart_core::id::{Generation, ReleaseId, Revision, SlotId, StartNo};
 
 use crate::config::placeholders::{Values, expand};
-use crate::config::secret::{Env, SecretError, is_variable_name};
+use crate::config::secret::{Env, SecretError, Text, is_variable_name};
 use crate::config::settings::{BuildStep, Command, PoolSettings, Settings, UserSpec};
 use crate::keeper::protocol::Start;
 use crate::sys::clock;
@@ -117,14 +117,11 @@ pub(crate) fn worker(
 ) -> Result<Start, LaunchError> {
     let values = worker_values(settings, pool, which, from);
     let user = known_user(known, pool.user.as_ref().or(settings.user.as_ref()))?;
-    let mut vars = base(settings, known, user.as_ref(), &from.path);
+    let mut vars = base(settings, known, user.as_ref(), &from.path)?;
     for path in &pool.env_files {
         read_env_file(path, &mut vars)?;
     }
-    for (name, text) in &pool.env {
-        let value = text.expand(&values).resolve(&format!("pools.{}.env.{name}", which.slot.pool), env)?;
-        vars.insert(name.clone(), value.expose().to_owned());
-    }
+    add_env(&mut vars, &format!("pools.{}.env", which.slot.pool), &pool.env, &values, env)?;
     if let Some(port) = values.port {
         vars.insert("PORT".into(), port.to_string());
     }
@@ -134,28 +131,22 @@ pub(crate) fn worker(
         vars.insert(format!("SELFSTART_{name}"), value);
     }
     say_release(&mut vars, settings, from);
-    let argv: Vec<String> = match &pool.command {
-        Command::Words(words) => words.iter().map(|word| expand(word, &values)).collect(),
-        Command::Shell(line) => vec!["sh".into(), "-c".into(), expand(line, &values)],
-    };
-    let programs = match &pool.command {
-        Command::Words(_) => programs(argv.first().map_or("", String::as_str), &from.path, &vars),
-        Command::Shell(_) => vec!["/bin/sh".into()],
+    let (programs, argv) = match &pool.command {
+        Command::Words(words) => {
+            let argv: Vec<String> = words.iter().map(|word| expand(word, &values)).collect();
+            (programs(argv.first().map_or("", String::as_str), &from.path, &vars), argv)
+        }
+        Command::Shell(line) => (vec!["/bin/sh".into()], vec!["sh".into(), "-c".into(), expand(line, &values)]),
     };
     Ok(Start {
-        key,
         programs,
         argv,
-        env: vars.into_iter().collect(),
-        root: settings.root.display().to_string(),
-        cwd: from.path.display().to_string(),
-        user: becoming(user.as_ref()),
         nofile: pool.limits.nofile,
         nice: pool.limits.nice,
         umask: pool.limits.umask,
         pipe_bytes: u32::try_from(settings.log.buffer.0).unwrap_or(u32::MAX),
         helper: false,
-        note: String::new(),
+        ..plain(key, settings, user.as_ref(), vars, &from.path)
     })
 }
 
@@ -173,17 +164,13 @@ pub(crate) fn step(
 ) -> Result<Start, LaunchError> {
     let values = release_values(settings, from);
     let user = known_user(known, settings.user.as_ref())?;
-    let mut vars = base(settings, known, user.as_ref(), &from.path);
-    for (name, text) in &settings.build.env {
-        let value = text.expand(&values).resolve(&format!("build.env.{name}"), env)?;
-        vars.insert(name.clone(), value.expose().to_owned());
-    }
+    let mut vars = base(settings, known, user.as_ref(), &from.path)?;
+    add_env(&mut vars, "build.env", &settings.build.env, &values, env)?;
     say_release(&mut vars, settings, from);
     Ok(Start {
-        key,
         programs: vec!["/bin/sh".into()],
         argv: vec!["sh".into(), "-eu".into(), "-c".into(), expand(&step.run, &values)],
-        ..helper(settings, user.as_ref(), vars, &from.path)
+        ..plain(key, settings, user.as_ref(), vars, &from.path)
     })
 }
 
@@ -199,14 +186,13 @@ pub(crate) fn own_helper(
     proxies: &BTreeMap<String, String>,
 ) -> Result<Start, LaunchError> {
     let user = known_user(known, settings.user.as_ref())?;
-    let mut vars = base(settings, known, user.as_ref(), Path::new("/"));
+    let mut vars = base(settings, known, user.as_ref(), Path::new("/"))?;
     vars.extend(proxies.clone());
     Ok(Start {
-        key,
         // The keeper's own program, reached without a path that the user may not enter.
         programs: vec!["/proc/self/exe".into()],
         argv: vec!["selfstart".into(), verb.into()],
-        ..helper(settings, user.as_ref(), vars, Path::new("/"))
+        ..plain(key, settings, user.as_ref(), vars, Path::new("/"))
     })
 }
 
@@ -250,9 +236,10 @@ pub(crate) fn group_settings(pool: &PoolSettings, controllers: &[String]) -> Vec
     settings
 }
 
-fn helper(settings: &Settings, user: Option<&User>, vars: BTreeMap<String, String>, cwd: &Path) -> Start {
+/// A helper that has nothing to execute yet, with the limits of the keeper.
+fn plain(key: String, settings: &Settings, user: Option<&User>, vars: BTreeMap<String, String>, cwd: &Path) -> Start {
     Start {
-        key: String::new(),
+        key,
         programs: Vec::new(),
         argv: Vec::new(),
         env: vars.into_iter().collect(),
@@ -287,18 +274,42 @@ fn numbers(user: &User) -> (u32, u32, Vec<u32>) {
     (user.credentials.uid, user.credentials.gid, user.credentials.groups.clone())
 }
 
-/// The environment that everyone gets.
-fn base(settings: &Settings, known: &Known, user: Option<&User>, cwd: &Path) -> BTreeMap<String, String> {
-    let own;
-    let user = match user {
-        Some(user) => Some(user),
-        None => {
-            own = known.user(&rustix::process::geteuid().as_raw().to_string(), None, clock::now()).ok();
-            own.as_ref()
-        }
+/// Adds an `env` of the configuration, which is written at `at`.
+fn add_env(
+    vars: &mut BTreeMap<String, String>,
+    at: &str,
+    written: &BTreeMap<String, Text>,
+    values: &Values,
+    env: Env<'_>,
+) -> Result<(), SecretError> {
+    for (name, text) in written {
+        let value = text.expand(values).resolve(&format!("{at}.{name}"), env)?;
+        vars.insert(name.clone(), value.expose().to_owned());
+    }
+    Ok(())
+}
+
+/// Who has no account, as in a container, has no name and no home, and that is all right; what could not be told is not that.
+fn account(found: Result<User, UserError>) -> Result<Option<User>, UserError> {
+    match found {
+        Ok(user) => Ok(Some(user)),
+        Err(UserError::NoUser(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The environment that everyone gets; `user` as in the configuration, `None`: the agent's own.
+///
+/// # Errors
+/// When the machine could not tell who the agent is: a worker with `/` for its home would look for its files there.
+fn base(settings: &Settings, known: &Known, user: Option<&User>, cwd: &Path) -> Result<BTreeMap<String, String>, UserError> {
+    let own = match user {
+        Some(_) => None,
+        None => account(known.user(&rustix::process::geteuid().as_raw().to_string(), None, clock::now()))?,
     };
+    let user = user.or(own.as_ref());
     let (name, home, shell) = user.map_or(("", "/", "/bin/sh"), |user| (&user.name, &user.home, &user.shell));
-    [
+    Ok([
         ("PATH", PATH),
         ("LANG", "C.UTF-8"),
         ("HOME", home),
@@ -311,7 +322,7 @@ fn base(settings: &Settings, known: &Known, user: Option<&User>, cwd: &Path) -> 
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .collect()
+    .collect())
 }
 
 fn say_release(vars: &mut BTreeMap<String, String>, settings: &Settings, from: &From) {
@@ -377,6 +388,15 @@ mod tests {
         assert_eq!(programs("bin/work", release, &vars), ["/srv/r/bin/work"]);
         assert_eq!(programs("/usr/bin/env", release, &vars), ["/usr/bin/env"]);
         assert_eq!(programs("selfstart", release, &vars), ["/proc/self/exe"]);
+    }
+
+    #[test]
+    fn who_has_no_account_has_no_home_and_who_cannot_be_told_is_not_started() {
+        let user = users::user("0", None).expect("root has an account");
+        assert_eq!(account(Ok(user.clone())).expect("known"), Some(user));
+        assert_eq!(account(Err(UserError::NoUser("4711".into()))).expect("nobody"), None);
+        let unknown = UserError::Unknown("4711".into(), io::Error::from_raw_os_error(libc::EMFILE));
+        assert!(matches!(account(Err(unknown)), Err(UserError::Unknown(..))));
     }
 
     #[test]

@@ -211,10 +211,10 @@ impl Agent {
                 (seen.started_at, seen.memory, seen.job) = (None, None, None);
             }
         }
-        let (samples, jobs) = (run.settings.policy.worker.memory.as_ref(), run.settings.policy.worker.stale.as_ref());
+        let jobs = run.settings.policy.worker.stale.as_ref();
         let wanted = !machine.is_empty();
         let mono = clock::now();
-        run.next_sample = samples.filter(|_| wanted).map(|policy| run.next_sample.unwrap_or(mono + policy.every));
+        run.next_sample = wanted.then(|| super::sampling::next_sample(run.next_sample, &run.settings.policy.worker, mono));
         run.next_jobs = jobs.filter(|_| wanted).map(|policy| run.next_jobs.unwrap_or(mono + super::sampling::first_look(policy)));
     }
 
@@ -260,6 +260,7 @@ impl Agent {
             worker::Effect::Spawn { start, target } => match self.launch(id, start, &target) {
                 Ok(launched) => {
                     // So that an agent that finds it already ended, before the state was written, can still say what it ran.
+                    // It is plain text and numbers, which always have a form; without a note its environment says the same.
                     let note = serde_json::to_string(target.as_ref()).unwrap_or_default();
                     let settings = self
                         .pools
@@ -306,6 +307,11 @@ impl Agent {
     pub(crate) fn worker_started(&mut self, key: &str, process: ProcessId, streams: Vec<(u8, OwnedFd)>) {
         let Ok(worker) = key.parse::<WorkerKey>() else { return };
         self.listen_to(key, &worker.slot, streams);
+        let slot = self.pools.get(&worker.slot.pool).and_then(|run| run.machine().slot(worker.slot.slot));
+        if slot.is_some_and(|slot| slot.start() == Some(worker.start) && slot.process() == Some(process)) {
+            // Known already: it was told again as more of its output could be opened.
+            return;
+        }
         if let Some(run) = self.pools.get_mut(&worker.slot.pool) {
             let now = clock::wall();
             run.seen.entry(worker.slot.slot).or_insert_with(|| Seen::new(SlotState::Starting, now)).started_at = Some(now);
@@ -582,6 +588,11 @@ impl Agent {
     pub(crate) fn recall_pools(&mut self, mut saved: PoolsSaved) {
         let boot = boot_id();
         let same_boot = is_same_boot(&saved.boot, &boot);
+        if boot.is_empty() {
+            self.telling.warn(
+                "/proc/sys/kernel/random/boot_id cannot be read: what an earlier agent has noted of slots (stopped, drained, resting) is forgotten",
+            );
+        }
         if same_boot && saved.drained {
             self.drained = true;
             self.ending = Ending::Draining;

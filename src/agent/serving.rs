@@ -8,10 +8,10 @@ use std::time::Duration;
 use selfstart_core::command::{self, Command, PoolShape, ScaleTo, Selection, Target, TargetError};
 use selfstart_core::date::Timestamp;
 use selfstart_core::deploy::{
-    Event as DeployEvent, Force, Hold, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
+    Asker, Event as DeployEvent, Force, Hold, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
 };
 use selfstart_core::drain;
-use selfstart_core::id::{Generation, PoolName, SlotId, StartNo, WorkerKey};
+use selfstart_core::id::{Generation, PoolName, ProcessId, SlotId, StartNo, WorkerKey};
 use selfstart_core::pool::{self, Event, Pool, RestartWhy, Scale, Which};
 use selfstart_core::status::{ReleaseState, ReleaseStatus};
 use selfstart_core::time::MonoTime;
@@ -21,15 +21,18 @@ use super::deploying::{self, chain};
 use super::launch;
 use super::minding::PoolRun;
 use super::output;
+use super::readers;
 use super::run::{Agent, Ending, Worked};
 use super::store;
+use crate::config::explain::{Difference, EnvValues, Explained};
 use crate::config::settings::{Changes, ControlSettings, Settings};
 use crate::control::server::{Call, FAREWELL, Gate, Peer, Reply, Verdict};
 use crate::control::socket;
-use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, Progress, RefusalCode, Refused};
+use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, Progress, RefusalCode, Refused, ValueChange};
 use crate::keeper::protocol::Ask;
 use crate::release::layout::Owner;
 use crate::release::prune;
+use crate::sys::process::Variable;
 use crate::sys::{clock, process, users};
 
 /// Progress of a deploy is shown at most this often.
@@ -203,8 +206,8 @@ impl Agent {
             }),
             Command::Scale { pool, to } => self.scale(pool, to, reply, wait),
             Command::Drain {} => self.drain(&by, reply, wait),
-            Command::Reload { plan: true } => self.reload_plan(reply),
-            Command::Reload { plan: false } => self.reload(Some((reply, wait))),
+            Command::Reload { plan: true } => self.reload_plan(&peer, reply),
+            Command::Reload { plan: false } => self.reload(Some((by, reply, wait))),
             Command::Wait {} => self.pending(reply, true, Goal::AllReady, "every pool is ready".into()),
             Command::Launch { pool } => reply.finish(self.launch_facts(pool, peer.uid)),
         }
@@ -838,18 +841,25 @@ impl Agent {
 
     // ---- configuration
 
-    fn reload_plan(&mut self, reply: Reply) {
+    fn reload_plan(&mut self, peer: &Peer, reply: Reply) {
         match super::boot::load_usable(&self.config) {
             Ok(loaded) => {
                 let changes = Settings::changes(&self.settings, &loaded.settings);
-                reply.finish(Done::facts(Facts::Changes(describe(&changes))));
+                let differences = Explained::of(&self.settings).differences(&loaded.explained);
+                // As `launch`, which gives the environment to nobody else but the worker's own user.
+                let ours = peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw();
+                let env = if ours { EnvValues::Shown } else { EnvValues::Hidden };
+                reply.finish(Done::facts(Facts::Changes(describe(&changes, &differences, env))));
             }
             Err(error) => reply.finish(refused(RefusalCode::Configuration, chain(&error), Some("nothing would be changed"))),
         }
     }
 
     /// Takes over a changed configuration; a broken one changes nothing, and says so until it is mended.
-    pub(crate) fn reload(&mut self, reply: Option<(Reply, bool)>) {
+    /// `asked`: by an operator, who waits for the answer or not; `None`: by HUP.
+    pub(crate) fn reload(&mut self, asked: Option<(String, Reply, bool)>) {
+        let (by, reply) = asked.map(|(by, reply, wait)| (by, (reply, wait))).unzip();
+        let by = by.as_deref();
         let finish = |reply: Option<(Reply, bool)>, outcome: Outcome| {
             if let Some((reply, _)) = reply {
                 reply.finish(outcome);
@@ -870,18 +880,20 @@ impl Agent {
             self.telling.config_refused(&text);
             return finish(reply, refused(RefusalCode::Configuration, text, Some("restart selfstart to change it; nothing was changed")));
         }
+        let mut readers = None;
         if changes.control_changed {
             // First of all, as only this can fail.
             let given = owner(&loaded.settings.control)
                 .map_err(|error| chain(&error))
-                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)));
-            if let Err(error) = given {
+                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)).map(|()| owner));
+            if let Err(error) = &given {
                 let text = format!("`control` cannot be put in force: {error}");
                 self.telling.config_refused(&text);
                 self.notes = vec![format!("the running configuration is kept: {text}")];
                 return finish(reply, refused(RefusalCode::Configuration, text, Some("the running configuration is kept")));
             }
             self.serving.workers_may.store(loaded.settings.control.workers, Ordering::Relaxed);
+            readers = given.ok().map(|owner| owner.gid);
         }
         self.notes.clear();
         let (good, bytes) = (self.layout.good_config(), loaded.bytes);
@@ -890,23 +902,27 @@ impl Agent {
             return finish(reply, Done::already("the configuration is as it was"));
         }
         let other_user = self.settings.user != loaded.settings.user;
-        self.settings = Arc::new(loaded.settings);
+        // Events are read by more people than an environment.
+        let lines = describe(&changes, &Explained::of(&self.settings).differences(&loaded.explained), EnvValues::Hidden);
+        let former = std::mem::replace(&mut self.settings, Arc::new(loaded.settings));
+        if let Some(group) = readers {
+            self.give_to_readers(group, &former);
+        }
         if other_user {
             self.give_to_user();
         }
         self.deploying.policy = deploying::policy(&self.settings);
         let counts: BTreeMap<PoolName, u32> = self.pools.iter().map(|(name, run)| (name.clone(), run.machine().count())).collect();
         let failed_before = self.deploying.machine().last_error().map(|said| said.at);
-        self.apply(&changes);
-        let lines = describe(&changes);
-        self.telling.config_reloaded(&lines.iter().map(|line| format!("{}: {}", line.key, line.effect)).collect::<Vec<_>>().join("; "));
+        self.apply(&changes, by);
+        self.telling.config_reloaded(&lines, by);
         if let Some((reply, wait)) = reply {
             let restarted: BTreeMap<PoolName, Generation> = changes
                 .restart
                 .iter()
                 .filter_map(|name| Some((name.clone(), self.pools.get(name)?.machine().target()?.generation)))
                 .collect();
-            let text = format!("reloaded: {}", lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>().join(", "));
+            let text = format!("reloaded: {}", lines.iter().map(Change::named).collect::<Vec<_>>().join(", "));
             let mut goals: Vec<Goal> = changes.pools_removed.iter().cloned().map(Goal::Gone).collect();
             // On a drained node it is remembered for the time after.
             if self.ending == Ending::No {
@@ -920,6 +936,23 @@ impl Agent {
                 }
             }
             self.pending(reply, wait, Goal::All(goals), text);
+        }
+    }
+
+    /// Events and logs are read by who may ask the agent.
+    fn give_to_readers(&mut self, group: Option<u32>, former: &Settings) {
+        self.telling.set_readers(group);
+        self.outputs.set_readers(group);
+        let had = owner(&former.control).ok().and_then(|owner| owner.gid);
+        let trouble = match (group, had) {
+            (Some(group), _) => readers::give(&self.layout, &self.settings, group, None),
+            // Only what the former group still has: what somebody gave to another by hand stays.
+            (None, Some(had)) => readers::give(&self.layout, &self.settings, rustix::process::getegid().as_raw(), Some(had)),
+            (None, None) => None,
+        };
+        if let Some(text) = trouble {
+            self.telling.warn(&text);
+            self.notes.push(text);
         }
     }
 
@@ -942,7 +975,7 @@ impl Agent {
         }
     }
 
-    fn apply(&mut self, changes: &Changes) {
+    fn apply(&mut self, changes: &Changes, by: Option<&str>) {
         let settings = self.settings.clone();
         let live = self.deploying.machine().live().map(|entry| (entry.id.clone(), entry.revision.clone()));
         for pool in &settings.pools {
@@ -980,7 +1013,7 @@ impl Agent {
             }
         }
         if changes.build_changed || changes.source_changed {
-            self.deploy_event(DeployEvent::Triggered(Origin::Reload));
+            self.deploy_event(DeployEvent::Triggered(Asker { origin: Origin::Reload, by: by.map(str::to_owned) }));
         }
         self.dirty = true;
     }
@@ -1136,9 +1169,15 @@ fn unknown(error: &TargetError) -> Outcome {
     refused(RefusalCode::UnknownTarget, error.to_string(), Some(&error.hint()))
 }
 
-/// Says what a reload changes.
-fn describe(changes: &Changes) -> Vec<Change> {
-    let change = |key: String, effect: &str, restarts: Vec<PoolName>| Change { key, effect: effect.to_owned(), restarts };
+/// Says what a reload changes. What pools have of `queue:` is said of them.
+fn describe(changes: &Changes, differences: &[Difference], env: EnvValues) -> Vec<Change> {
+    let change = |key: String, effect: &str, restarts: Vec<PoolName>| {
+        let values = differences.iter().filter(|difference| part(difference) == key).map(|difference| {
+            let (old, new) = difference.json(env);
+            ValueChange { key: difference.key(), old, new, text: difference.text(env) }
+        });
+        Change { values: values.collect(), key, effect: effect.to_owned(), restarts }
+    };
     let mut lines = Vec::new();
     for name in &changes.pools_added {
         lines.push(change(format!("pools.{name}"), "new: its workers are started", Vec::new()));
@@ -1176,6 +1215,17 @@ fn describe(changes: &Changes) -> Vec<Change> {
     lines
 }
 
+/// The part of the configuration that a reload takes as one, to which a value belongs.
+fn part(difference: &Difference) -> String {
+    match difference.path.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["pools", name, ..] => format!("pools.{name}"),
+        // What makes another release of the same revision.
+        ["user"] | ["release", "linked_dirs" | "linked_files"] => "build".to_owned(),
+        [first, ..] => (*first).to_owned(),
+        [] => String::new(),
+    }
+}
+
 /// Who owns the control socket.
 ///
 /// # Errors
@@ -1196,34 +1246,120 @@ pub(crate) fn name_of(uid: u32) -> Option<String> {
 pub(crate) fn gate(settings: &Arc<Settings>, serving: &Serving, keeper_pid: i32) -> Gate {
     let (workers, root) = (Arc::clone(&serving.workers_may), settings.root.display().to_string());
     Arc::new(move |peer: &Peer| {
-        if workers.load(Ordering::Relaxed) || is_outsider(peer, keeper_pid, &root) {
-            Verdict::Welcome
-        } else {
-            Verdict::Refused("workers may not speak to the agent (`control.workers` is false)".into())
+        if workers.load(Ordering::Relaxed) {
+            return Verdict::Welcome;
+        }
+        match who_asks(peer, keeper_pid, &root) {
+            Standing::Outsider => Verdict::Welcome,
+            Standing::Worker => Verdict::Refused("workers may not speak to the agent (`control.workers` is false)".into()),
+            Standing::Unseen => Verdict::Refused(
+                "whether a worker asks cannot be seen now, and workers may not (`control.workers` is false); try again".into(),
+            ),
         }
     })
 }
 
-/// Whether a peer is certainly no worker: none of its ancestors is the keeper, and its environment names no worker of this root.
-/// What cannot be read is not certain.
-fn is_outsider(peer: &Peer, keeper_pid: i32, root: &str) -> bool {
-    let Some(pid) = peer.pid.and_then(|pid| i32::try_from(pid.get()).ok()) else { return false };
+/// What a peer is to the workers of this root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Certainly none of them, nor started by one.
+    Outsider,
+    /// One of them, or started by the keeper or by one of them.
+    Worker,
+    /// It could not be seen: it has ended, is executing a program, or we are out of something.
+    Unseen,
+}
+
+/// Looks at who asks: whether its environment names a worker of this root, and whether the keeper is among its ancestors. What cannot be
+/// read is neither.
+fn who_asks(peer: &Peer, keeper_pid: i32, root: &str) -> Standing {
+    let Some(pid) = peer.pid.and_then(|pid| i32::try_from(pid.get()).ok()) else { return Standing::Unseen };
     let ours = |value: &str| value.split_once('@').is_some_and(|(_, of)| of == root);
-    if process::variable(pid, crate::keeper::protocol::KEY_VARIABLE).is_some_and(|value| ours(&value)) {
-        return false;
-    }
-    let mut ancestor = pid;
-    // Deeper than any real chain; a loop cannot be, but a process may end and its number come again while we walk.
-    for _ in 0..256 {
-        match ancestor {
+    let mut next = pid;
+    let mut seen: Vec<ProcessId> = Vec::new();
+    // Deeper than any real chain.
+    while seen.len() < 256 {
+        match next {
             // First: in a container the keeper is process 1.
-            pid if pid == keeper_pid => return false,
-            0 | 1 => return true,
-            pid => match process::stat(pid) {
-                Ok(stat) => ancestor = stat.ppid,
-                Err(_) => return false,
-            },
+            pid if pid == keeper_pid => return Standing::Worker,
+            0 | 1 => break,
+            _ => {}
         }
+        let Ok(stat) = process::stat(next) else { return Standing::Unseen };
+        // A parent is older than its child: what is younger has the number of one that ended while we walked.
+        if stat.zombie || seen.last().is_some_and(|child| child.start_ticks < stat.start_ticks) {
+            return Standing::Unseen;
+        }
+        seen.push(stat.id(next));
+        next = stat.ppid;
     }
-    false
+    let name = process::look_for(pid, crate::keeper::protocol::KEY_VARIABLE);
+    // Who has ended meanwhile, whichever of them, may have been a worker's; its number may be a stranger's by now, and who had it for a
+    // parent is the keeper's child. So the same ones must still be there, after everything else was looked at.
+    let still = |id: &ProcessId| process::stat(id.pid).is_ok_and(|stat| stat.start_ticks == id.start_ticks && !stat.zombie);
+    match name {
+        Variable::Is(value) if ours(&value) => Standing::Worker,
+        Variable::Unknown => Standing::Unseen,
+        Variable::Is(_) | Variable::None if matches!(next, 0 | 1) && seen.iter().all(still) => Standing::Outsider,
+        Variable::Is(_) | Variable::None => Standing::Unseen,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::process::{Child, Command as Program, Stdio};
+
+    use super::*;
+    use crate::keeper::protocol::KEY_VARIABLE;
+    use crate::sys::fault;
+
+    fn peer(pid: u32) -> Peer {
+        Peer { pid: NonZeroU32::new(pid), uid: 0, gid: 0 }
+    }
+
+    /// Starts one that waits, and waits until it has executed its program.
+    fn start(command: &mut Program) -> Child {
+        let child = command.stdin(Stdio::null()).spawn().expect("a program");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        while !process::title(pid).is_ok_and(|title| title.starts_with(b"sleep\0")) {
+            std::thread::yield_now();
+        }
+        child
+    }
+
+    #[test]
+    fn only_who_is_certainly_no_worker_is_an_outsider() {
+        let me = i32::try_from(std::process::id()).expect("a pid");
+        let sleep = || {
+            let mut command = Program::new("sleep");
+            command.arg("1000").env_remove(KEY_VARIABLE);
+            command
+        };
+        let mut plain = start(&mut sleep());
+        let mut named = start(sleep().env(KEY_VARIABLE, "w/0#1:0000000001@/srv/x"));
+        // A keeper that is none of theirs.
+        const OTHER: i32 = 1 << 22;
+        let who = |child: &Child, keeper: i32, root: &str| who_asks(&peer(child.id()), keeper, root);
+        let seen = [who(&plain, OTHER, "/srv/x"), who(&plain, me, "/srv/x"), who(&named, OTHER, "/srv/x"), who(&named, OTHER, "/srv/y")];
+        let blind = ["environ", "stat"].map(|what| {
+            fault::set_proc(Some(what));
+            let seen = [who(&plain, OTHER, "/srv/x"), who(&named, OTHER, "/srv/x")];
+            fault::set_proc(None);
+            seen
+        });
+        // One that has ended, not reaped, and reaped; one in a namespace that is not seen from here.
+        plain.kill().expect("ours");
+        while !process::stat(i32::try_from(plain.id()).expect("a pid")).expect("not reaped").zombie {
+            std::thread::yield_now();
+        }
+        let zombie = who(&plain, OTHER, "/srv/x");
+        plain.wait().expect("its end");
+        let gone = who(&plain, OTHER, "/srv/x");
+        named.kill().expect("ours");
+        named.wait().expect("its end");
+        assert_eq!(seen, [Standing::Outsider, Standing::Worker, Standing::Worker, Standing::Outsider]);
+        assert_eq!(blind, [[Standing::Unseen; 2]; 2]);
+        assert_eq!([zombie, gone, who_asks(&Peer { pid: None, ..peer(1) }, OTHER, "/srv/x")], [Standing::Unseen; 3]);
+    }
 }

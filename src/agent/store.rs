@@ -148,6 +148,7 @@ pub(crate) fn clean_leftovers(path: &Path) -> usize {
     let mut prefix = std::ffi::OsString::from(".");
     prefix.push(name);
     prefix.push(".tmp-");
+    // They are only in the way of tidiness; a directory that cannot be read is told by what is read or written there next.
     let Ok(entries) = fs_err::read_dir(dir) else { return 0 };
     entries
         .flatten()

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ use selfstart_core::time::MonoTime;
 use crate::sys::cgroup;
 use crate::sys::process::{self, Ended};
 use crate::sys::signals::{self, SignalFd};
-use crate::sys::spawn::{Credentials, Spawn, SpawnError, Spawner, Step};
+use crate::sys::spawn::{Credentials, Job, SpawnError, Step};
+use crate::sys::starter::{Started, Starter};
 use crate::sys::{clock, packet};
 use protocol::{Ask, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
 pub(crate) use table::main_process_of;
@@ -83,6 +85,8 @@ const BUFFER_BYTES: usize = 16 << 10;
 enum Note {
     Welcome,
     Child(Key),
+    /// Output of a child that was told without it.
+    Streams(Key, Vec<u8>),
     SpawnFailed(Key, Step, i32),
     Exited(Key),
     TreeGone(Key, u32),
@@ -126,13 +130,28 @@ struct Adopting {
     said: Option<MonoTime>,
 }
 
+/// The read ends of outputs, by their number.
+type Streams = Vec<(u8, OwnedFd)>;
+
+/// Output of an adopted child that could not be opened, and is tried again while it lives.
+#[derive(Debug)]
+struct Unread {
+    numbers: Vec<u8>,
+    next: MonoTime,
+    /// Between the next try and the one after it.
+    wait: Duration,
+}
+
+/// The most time between two tries to open a worker's output: a worker whose pipe is full waits for it.
+const OPEN_AGAIN_MAX: Duration = Duration::from_secs(30);
+
 /// The keeper.
 struct Keeper {
     agent_command: Vec<CString>,
     signals: SignalFd,
     epoll: OwnedFd,
-    null: OwnedFd,
-    spawner: Spawner,
+    null: Arc<OwnedFd>,
+    starter: Starter,
     nofile: (u64, u64),
     /// Descriptors from this number on are [`RESERVE`].
     ceiling: i32,
@@ -160,6 +179,8 @@ struct Keeper {
     adopting: Option<Adopting>,
     /// When the adopted children whose end nothing tells are looked at.
     next_round: MonoTime,
+    /// The adopted children of whose output some could not be opened.
+    unread: BTreeMap<Key, Unread>,
     buffer: Vec<u8>,
 }
 
@@ -223,10 +244,11 @@ impl Keeper {
             agent_command: [c"selfstart".to_owned(), c"internal-agent".to_owned()].into_iter().chain(agent_arguments).collect(),
             signals,
             epoll,
-            null,
-            spawner: Spawner::new(),
+            null: Arc::new(null),
+            starter: Starter::default(),
             nofile,
             ceiling: most - RESERVE.min(most / 4),
+            // Unreadable: then it cannot be written either.
             reset_oom_score: fs_err::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.trim() != "0"),
             table: Table::default(),
             kept: BTreeMap::new(),
@@ -245,6 +267,7 @@ impl Keeper {
             quit: None,
             adopting: None,
             next_round: clock::now(),
+            unread: BTreeMap::new(),
             buffer: Vec::new(),
         })
     }
@@ -269,7 +292,10 @@ impl Keeper {
         let adopting = self.adopting.as_ref().map(|adopting| clock::now().until(adopting.next) + Duration::from_millis(1));
         let round = self.table.has_unwatched().then(|| clock::now().until(self.next_round) + Duration::from_millis(1));
         let silent = self.agent.as_ref().and_then(|agent| agent.silent).map(|(at, _)| clock::now().until(at) + Duration::from_millis(1));
-        let wait = agent.into_iter().chain(silent).chain(clearing).chain(rest).chain(adopting).chain(round).min();
+        let unread = self.unread.values().map(|unread| clock::now().until(unread.next) + Duration::from_millis(1)).min();
+        // A futex is nothing that can be polled. It is only told that it is over; its end is a signal like any.
+        let late = self.starter.hangs().then_some(LOOK_AGAIN);
+        let wait = agent.into_iter().chain(silent).chain(clearing).chain(rest).chain(adopting).chain(round).chain(unread).chain(late).min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let timeout = wait.and_then(|wait| Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
@@ -301,9 +327,22 @@ impl Keeper {
             self.look_at_silence();
         }
         self.go_on_adopting();
+        self.open_unread();
+        self.say_late();
         self.clear_trees();
         self.tell();
         Ok(())
+    }
+
+    /// Says what became of the starts that hung. One that failed ends with 127, which is heard like any end.
+    fn say_late(&mut self) {
+        for late in self.starter.late() {
+            let pid = late.pid;
+            complain(&match late.failed {
+                None => format!("the start of process {pid} hangs no more"),
+                Some(error) => format!("process {pid} could not be started after all ({:?}): {}", error.step, error.source),
+            });
+        }
     }
 
     /// Reads pending signals; an ended child is reaped at once, any number of them for one signal.
@@ -319,7 +358,10 @@ impl Keeper {
                 }
             }
         }
+        // Before those that failed late are reaped: they have a reason.
+        self.say_late();
         while let Some((pid, how)) = process::reap().map_err(doing("reap"))? {
+            self.starter.reaped(pid);
             if self.agent.as_ref().is_some_and(|agent| agent.pid == Some(pid)) {
                 self.agent_ended(how);
             } else if let Some(key) = self.table.ended(pid, how, clock::now()) {
@@ -442,7 +484,13 @@ impl Keeper {
                     continue;
                 }
             };
-            let _may_be_gone = process::signal_open(pidfd.as_fd(), libc::SIGKILL);
+            let sent = process::signal_open(pidfd.as_fd(), libc::SIGKILL);
+            if let Err(error) = sent {
+                // Without root, one that became another user's: its tree is never gone. Said once, as it is tried again and again.
+                if !self.dying.contains_key(&id.pid) {
+                    complain(&format!("process {} may not be killed: {error}", id.pid));
+                }
+            }
             // Without a place for it, its end is seen at the next look.
             if !self.dying.contains_key(&id.pid) && self.has_place_for(&pidfd) {
                 let token = epoll::EventData::new_u64((u64::from(id.pid.unsigned_abs()) << 2) | PROCESS);
@@ -495,14 +543,15 @@ impl Keeper {
         // Before there is an agent: one that is not listened to would mind nothing, for ever.
         epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN).map_err(doing("watch the agent"))?;
         self.agent_starts += 1;
-        let spawned = self.spawner.spawn(&mut Spawn {
-            programs: &[c"/proc/self/exe".to_owned()],
-            argv: &self.agent_command,
-            env: &mut env,
+        let fds = [out, err, theirs].map(Arc::new);
+        let started = self.starter.start(Job {
+            programs: vec![c"/proc/self/exe".to_owned()],
+            argv: self.agent_command.clone(),
+            env,
             own_pid_at: None,
             cwd: None,
             credentials: None,
-            fds: &[stdin, out.as_fd(), err.as_fd(), theirs.as_fd()],
+            fds: std::iter::once(Arc::clone(&self.null)).chain(fds).collect(),
             nofile: None,
             nice: None,
             umask: None,
@@ -512,8 +561,8 @@ impl Keeper {
             dies_with_us: true,
             cgroup: None,
         });
-        match spawned {
-            Ok(pid) => {
+        match started {
+            Ok(Started::Executed(pid) | Started::Hangs(pid)) => {
                 self.table.agent = Some(pid);
                 self.agent = Some(Agent { pid: Some(pid), line: ours, since: clock::now(), greeted: false, silent: None });
                 // Whoever watches over us sees that we are.
@@ -641,6 +690,7 @@ impl Keeper {
                 self.notes.push_back(Note::Tree(why));
             }
             Ask::Signal { key, number } => {
+                let number = self.harmless(&key, number);
                 if let Some(error) = self.table.signal(&key, number) {
                     complain(&format!("{key} could not be signalled: {error}"));
                 }
@@ -684,6 +734,26 @@ impl Keeper {
             }
             Ask::Quit { code } => self.quit = Some(code),
         }
+    }
+
+    /// Returns the signal that ends a child without us. One that dumps core ends, before Linux 5.16, all that share its memory
+    /// (`zap_threads` in fs/coredump.c), and a child that hangs before its program shares ours. There is nobody yet to be polite to.
+    fn harmless(&self, key: &str, number: i32) -> i32 {
+        /// Whose default is a core dump (`signal(7)`).
+        const CORE: [i32; 10] = [
+            libc::SIGQUIT,
+            libc::SIGILL,
+            libc::SIGTRAP,
+            libc::SIGABRT,
+            libc::SIGBUS,
+            libc::SIGFPE,
+            libc::SIGSEGV,
+            libc::SIGXCPU,
+            libc::SIGXFSZ,
+            libc::SIGSYS,
+        ];
+        let hangs = || self.table.get(key).is_some_and(|child| self.starter.hangs_at(child.id.pid));
+        if CORE.contains(&number) && hangs() { libc::SIGKILL } else { number }
     }
 
     /// Lines up all that an agent must know.
@@ -796,30 +866,43 @@ impl Keeper {
         }
         let credentials = start.user.clone().map(|(uid, gid, groups)| Credentials { uid, gid, groups });
         let group = self.make_group(&start.key, settings)?;
-        let spawned = self.spawner.spawn(&mut Spawn {
-            programs: &programs,
-            argv: &argv,
-            env: &mut env,
-            own_pid_at,
-            cwd: Some(&cwd),
-            credentials: credentials.as_ref(),
-            fds: &[stdin.as_ref().unwrap_or(&self.null).as_fd(), worker_out.as_fd(), worker_err.as_fd()],
-            nofile: Some(start.nofile.map_or(self.nofile, |limit| (limit, limit))),
-            nice: start.nice,
-            umask: Some(start.umask.unwrap_or(0o022)),
-            reset_oom_score: self.reset_oom_score,
-            new_session: true,
-            dies_with_us: start.helper,
-            cgroup: group.as_ref().map(|(_, group)| group.as_fd()),
-        });
-        let group = group.map(|(name, _)| name);
-        let pid = spawned.inspect_err(|_| {
-            if let (Some(tree), Some(name)) = (&self.table.tree, &group) {
-                let _when_the_next_agent_comes_up = tree.remove(name);
+        let (group, cgroup) = group.map(|(name, group)| (name, group.into_dir())).unzip();
+        let stdin = stdin.map_or_else(|| Arc::clone(&self.null), Arc::new);
+        let started = self
+            .starter
+            .start(Job {
+                programs,
+                argv,
+                env,
+                own_pid_at,
+                cwd: Some(cwd),
+                credentials,
+                fds: vec![stdin, Arc::new(worker_out), Arc::new(worker_err)],
+                nofile: Some(start.nofile.map_or(self.nofile, |limit| (limit, limit))),
+                nice: start.nice,
+                umask: Some(start.umask.unwrap_or(0o022)),
+                reset_oom_score: self.reset_oom_score,
+                new_session: true,
+                dies_with_us: start.helper,
+                cgroup,
+            })
+            .inspect_err(|_| {
+                if let (Some(tree), Some(name)) = (&self.table.tree, &group) {
+                    let _when_the_next_agent_comes_up = tree.remove(name);
+                }
+            })?;
+        let pid = match started {
+            Started::Executed(pid) => pid,
+            Started::Hangs(pid) => {
+                // A child all the same: its slot is taken until it ends, so nothing is started beside it.
+                let key = &start.key;
+                complain(&format!(
+                    "{key} (process {pid}) has not executed its program yet: does the mount with its release or its program hang?"
+                ));
+                pid
             }
-        })?;
+        };
         // Two descriptors are free again for the look that needs one. Not reaped yet, so it is there even if it has ended already.
-        drop((worker_out, worker_err));
         let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
         let mut child = Child::new(ProcessId { pid, start_ticks }, false, vec![(1, out), (2, err)], start.root.clone(), start.note.clone());
         child.group = group;
@@ -883,23 +966,64 @@ impl Keeper {
 
     /// Takes over one whose main process lives, with what can be had of its output.
     fn adopt(&mut self, key: Key, id: ProcessId, root: &str) {
-        let mut streams = Vec::new();
-        for number in [1, 2] {
+        let (streams, left) = self.open_outputs(id, &[1, 2]);
+        if !left.is_empty() {
+            for (number, error) in &left {
+                complain(&format!("output {number} of {key} cannot be opened, and is tried again while it lives: {error}"));
+            }
+            let numbers = left.into_iter().map(|(number, _)| number).collect();
+            self.unread.insert(key.clone(), Unread { numbers, next: clock::now() + LOOK_AGAIN, wait: LOOK_AGAIN });
+        }
+        self.table.insert(key.clone(), Child::new(id, true, streams, root.to_owned(), String::new()));
+        self.notes.push_back(Note::Child(key));
+    }
+
+    /// Opens output of a process, and returns what can be read, and what could not be opened now. What it has closed, or what is no pipe,
+    /// is neither.
+    fn open_outputs(&self, id: ProcessId, numbers: &[u8]) -> (Streams, Vec<(u8, io::Error)>) {
+        let (mut streams, mut left) = (Vec::new(), Vec::new());
+        for &number in numbers {
             match process::reopen_output(id.pid, i32::from(number)) {
                 Ok(Some(fd)) if self.has_place_for(&fd) => streams.push((number, fd)),
-                Ok(Some(_)) => complain(&format!("no descriptor is left for output {number} of {key}: it is not read")),
+                Ok(Some(_)) => left.push((number, io::Error::from_raw_os_error(libc::EMFILE))),
                 Ok(None) => {}
                 // It has closed it.
                 Err(error) if process::is_gone(&error) => {}
-                Err(error) => complain(&format!("output {number} of {key} cannot be opened, so it is not read: {error}")),
+                Err(error) => left.push((number, error)),
             }
         }
         if matches!(process::lives(id), Ok(false)) {
             // What was opened may be another's, who has the number by now.
-            streams.clear();
+            return (Vec::new(), Vec::new());
         }
-        self.table.insert(key.clone(), Child::new(id, true, streams, root.to_owned(), String::new()));
-        self.notes.push_back(Note::Child(key));
+        (streams, left)
+    }
+
+    /// Tries again to open the output of adopted children that could not be opened, less and less often; what can is told to the agent.
+    fn open_unread(&mut self) {
+        let now = clock::now();
+        let due: Vec<Key> = self.unread.iter().filter(|(_, unread)| unread.next <= now).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            let Some(mut unread) = self.unread.remove(&key) else { continue };
+            let Some(id) = self.table.get(&key).filter(|child| matches!(child.life, Life::Running)).map(|child| child.id) else { continue };
+            let (streams, left) = self.open_outputs(id, &unread.numbers);
+            if !left.is_empty() {
+                unread.numbers = left.into_iter().map(|(number, _)| number).collect();
+                unread.next = now + unread.wait;
+                unread.wait = (unread.wait * 2).min(OPEN_AGAIN_MAX);
+                self.unread.insert(key.clone(), unread);
+            }
+            if streams.is_empty() {
+                continue;
+            }
+            let numbers: Vec<u8> = streams.iter().map(|(number, _)| *number).collect();
+            complain(&format!("output {numbers:?} of {key} is read again"));
+            self.table.found(&key, streams);
+            // One who has not been told of the child yet is told of all of its output with it.
+            if !self.notes.iter().any(|note| matches!(note, Note::Child(told) if *told == key)) {
+                self.notes.push_back(Note::Streams(key, numbers));
+            }
+        }
     }
 
     /// Has the end of an adopted child told, if there is a descriptor for it.
@@ -973,9 +1097,11 @@ impl Keeper {
                 agent_starts: self.agent_starts,
                 last_agent: self.last_agent,
             })),
-            Note::Child(key) => {
+            Note::Child(key) | Note::Streams(key, _) => {
                 let child = self.table.get(key)?;
-                let streams = child.streams.iter().map(|(number, _)| *number).collect();
+                let told = |number: &u8| if let Note::Streams(_, some) = note { some.contains(number) } else { true };
+                let (streams, fds) =
+                    child.streams.iter().filter(|(number, _)| told(number)).map(|(number, fd)| (*number, fd.as_fd())).unzip();
                 let tell = Tell::Child {
                     key: key.clone(),
                     pid: child.id.pid,
@@ -984,7 +1110,7 @@ impl Keeper {
                     streams,
                     note: child.note.clone(),
                 };
-                Some((tell, child.streams.iter().map(|(_, fd)| fd.as_fd()).collect()))
+                Some((tell, fds))
             }
             Note::SpawnFailed(key, step, errno) => plain(Tell::SpawnFailed { key: key.clone(), step: *step, errno: *errno }),
             Note::Exited(key) => match self.table.get(key)?.life {
@@ -1022,11 +1148,15 @@ fn unwatch(epoll: &OwnedFd, fd: &OwnedFd) {
 
 /// Signals a process below a worker if it is still the one that was judged.
 fn signal_job(id: ProcessId, title: &[u8], number: i32) {
-    let Ok(pidfd) = process::open(id) else { return };
-    if process::title(id.pid).is_ok_and(|now| now == title) {
-        if let Err(error) = process::signal_open(pidfd.as_fd(), number) {
-            complain(&format!("process {} could not be signalled: {error}", id.pid));
-        }
+    let signalled = process::open(id).and_then(|pidfd| match process::title(id.pid)? == title {
+        true => process::signal_open(pidfd.as_fd(), number),
+        // It works on something else by now.
+        false => Ok(()),
+    });
+    if let Err(error) = signalled
+        && !process::is_gone(&error)
+    {
+        complain(&format!("process {} could not be signalled: {error}", id.pid));
     }
 }
 
@@ -1318,6 +1448,104 @@ mod tests {
         assert_eq!((streams, before, signal), (Some(0), Vec::<Key>::new(), Some(libc::SIGTERM)));
         assert_eq!(round(&mut keeper), ["w/0#2"]);
         assert!(!keeper.table.has_unwatched());
+    }
+
+    #[test]
+    fn output_that_could_not_be_opened_is_opened_later_and_told_to_the_agent() {
+        let (mut earlier, mut keeper) = (keeper(), keeper());
+        let start = sleep("/unread", "w/0#1", &[]);
+        let pid = earlier.spawn(&start, None, None).expect("started").id.pid;
+        while process::variable(pid, protocol::KEY_VARIABLE).is_none() {
+            std::thread::yield_now();
+        }
+        let adopt = |keeper: &mut Keeper| {
+            keeper.obey(Ask::Adopt { root: start.root.clone(), known: Vec::new() }, Vec::new());
+            while keeper.adopting.is_some() {
+                keeper.go_on_adopting();
+            }
+        };
+        fault::set_proc(Some("fd"));
+        adopt(&mut keeper);
+        let (adopted, due) = (told(&mut keeper), keeper.unread["w/0#1"].next);
+        // Not before its time; then less and less often.
+        keeper.open_unread();
+        let early = keeper.unread["w/0#1"].next == due;
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            keeper.unread.get_mut("w/0#1").expect("still unread").next = MonoTime::from_boot(Duration::ZERO);
+            let (wait, before) = (keeper.unread["w/0#1"].wait, clock::now());
+            keeper.open_unread();
+            assert!(keeper.unread["w/0#1"].next >= before + wait);
+            waits.push(wait);
+        }
+        fault::set_proc(None);
+        keeper.unread.get_mut("w/0#1").expect("still unread").next = MonoTime::from_boot(Duration::ZERO);
+        keeper.open_unread();
+        let heard = told(&mut keeper);
+        let words = keeper.words(&Note::Streams("w/0#1".into(), vec![2])).map(|(tell, fds)| (tell, fds.len()));
+        let left = keeper.unread.len();
+        // One that was not told of it yet hears it all at once; one that has ended is not looked at any more.
+        let mut second = self::keeper();
+        fault::set_proc(Some("fd"));
+        adopt(&mut second);
+        fault::set_proc(None);
+        second.unread.get_mut("w/0#1").expect("unread").next = MonoTime::from_boot(Duration::ZERO);
+        second.open_unread();
+        let all = told(&mut second);
+        let mut third = self::keeper();
+        fault::set_proc(Some("fd"));
+        adopt(&mut third);
+        fault::set_proc(None);
+        end(pid);
+        third.table.ended(pid, Ended::Unknown, clock::now());
+        third.unread.get_mut("w/0#1").expect("unread").next = MonoTime::from_boot(Duration::ZERO);
+        third.open_unread();
+        assert_eq!(adopted, ["Child(\"w/0#1\")", "Adopted"]);
+        assert!(early);
+        assert_eq!(waits.iter().map(Duration::as_secs).collect::<Vec<_>>(), [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!((heard, left), (vec!["Streams(\"w/0#1\", [1, 2])".to_owned()], 0));
+        let (tell, fds) = words.expect("it is there");
+        assert!(matches!(tell, Tell::Child { streams, .. } if streams == [2]) && fds == 1);
+        assert_eq!(all, ["Child(\"w/0#1\")", "Adopted"]);
+        assert!(third.unread.is_empty());
+    }
+
+    #[test]
+    fn a_worker_that_hangs_before_its_program_is_a_child_and_the_keeper_goes_on() {
+        use crate::sys::starter::tests::{Hanging, Then, until};
+        let hanging = Hanging::new(Then::Fails);
+        let mut keeper = keeper();
+        let start = |key: &str, program: String| Start { programs: vec![program], ..sleep("/hangs", key, &[]) };
+        for key in ["w/0#1", "w/1#1", "w/3#1"] {
+            keeper.start_child(&start(key, hanging.path()), None, None);
+        }
+        let third = keeper.table.get("w/3#1").expect("a child").id.pid;
+        keeper.start_child(&start("w/2#1", "/bin/sleep".into()), None, None);
+        let started = told(&mut keeper);
+        let pids = ["w/0#1", "w/1#1", "w/2#1"].map(|key| keeper.table.get(key).expect("a child").id.pid);
+        let streams = keeper.table.get("w/0#1").map(|child| child.streams.len());
+        // As the ladder ends it, and by itself. Others are reaped by number: this process has children of other tests.
+        keeper.obey(Ask::Signal { key: "w/0#1".into(), number: libc::SIGTERM }, Vec::new());
+        let reaped = |pid| {
+            let status = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
+            let (_, status) = status.expect("ours").expect("its end");
+            (status.exit_status(), status.terminating_signal())
+        };
+        // This one would dump core, and we share its memory.
+        keeper.obey(Ask::Signal { key: "w/3#1".into(), number: libc::SIGQUIT }, Vec::new());
+        let quit = reaped(third);
+        keeper.obey(Ask::Signal { key: "w/2#1".into(), number: libc::SIGQUIT }, Vec::new());
+        let executed = reaped(pids[2]);
+        let ends = [reaped(pids[0])];
+        hanging.release();
+        let ends = [ends[0], reaped(pids[1])];
+        until("end of the hanging", || {
+            keeper.say_late();
+            (!keeper.starter.hangs()).then_some(())
+        });
+        assert_eq!(started, ["w/0#1", "w/1#1", "w/3#1", "w/2#1"].map(|key| format!("Child(\"{key}\")")));
+        assert_eq!((quit, executed), ((None, Some(libc::SIGKILL)), (None, Some(libc::SIGQUIT))));
+        assert_eq!((streams, ends), (Some(2), [(None, Some(libc::SIGTERM)), (Some(127), None)]));
     }
 
     #[test]

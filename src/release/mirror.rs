@@ -229,6 +229,7 @@ fn objects_on_disk(mirror: &Path) -> (usize, Bytes) {
     let (mut packs, mut size) = (0, 0);
     let mut directories = vec![mirror.join("objects")];
     while let Some(directory) = directories.pop() {
+        // What cannot be read is not counted: the figure only says when a mirror is better made anew.
         for entry in fs_err::read_dir(&directory).into_iter().flatten().flatten() {
             let Ok(found) = entry.metadata() else { continue };
             if found.is_dir() {
@@ -256,6 +257,14 @@ fn check_local(path: &Path) -> Result<(), Failure> {
     }
 }
 
+/// What libgit2 cannot read as it is built here. It can be built with it, but says itself that this is not for production (release notes of
+/// libgit2 1.6.1: <https://github.com/libgit2/libgit2/releases/tag/v1.6.1>).
+fn sha256(what: String) -> Failure {
+    Failure::new(ErrorKind::Unsupported, format!("{what}, which is not supported")).hint(
+        "deploy from a copy with SHA-1 ids: in a new `git init --object-format=sha1`, `git -C OLD fast-export --all | git fast-import`",
+    )
+}
+
 /// One fetch, with all it needs.
 struct Job<'a> {
     request: &'a Fetch,
@@ -273,7 +282,7 @@ impl<'a> Job<'a> {
         if let Wanted::Revision(id) = &request.wanted
             && id.as_str().len() != 40
         {
-            return Err(Failure::new(ErrorKind::Unsupported, "repositories with SHA-256 ids are not supported"));
+            return Err(sha256(format!("{id} is a SHA-256 id")));
         }
         if let Address::Local(path) = &address {
             check_local(path)?;
@@ -513,6 +522,9 @@ impl<'a> Job<'a> {
             let text = format!("{} does not give out revision {id}, which is the head of no branch or tag there", self.address);
             return Failure::new(ErrorKind::NotFound, text)
                 .hint("does it exist there? Set `source.depth: 0`, or `uploadpack.allowReachableSHA1InWant` on the server, or pin the head of a branch or tag");
+        }
+        if has(&["object format 'sha256'"]) {
+            return sha256(format!("{} is a repository with SHA-256 ids", self.address));
         }
         if has(&["doesn't support shallow"]) {
             return failure(ErrorKind::Unsupported).hint("set `source.depth: 0`");

@@ -185,6 +185,11 @@ impl AsFd for Group {
 }
 
 impl Group {
+    /// Its directory, for who starts something in it.
+    pub(crate) fn into_dir(self) -> OwnedFd {
+        self.dir
+    }
+
     /// Whether any process, also one that has ended and is not reaped yet by its own parent, is in it or below it.
     ///
     /// # Errors

@@ -27,24 +27,28 @@ struct Arguments {
 /// CLONE_INTO_CGROUP of `linux/sched.h`; the C library's headers have it as a number too large for its type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Starts `child` with `argument` on `stack`, in the cgroup whose directory this is; returns its process id.
+/// Starts `child` with `argument` on `stack`, in the cgroup whose directory this is; returns its process id. `word` is what CLONE_PARENT_SETTID
+/// and CLONE_CHILD_CLEARTID are about.
 ///
 /// # Errors
 /// With `ENOSYS` or `EPERM` where there is no `clone3` (a filter), with `EBADF`, `EINVAL`, `EBUSY` or `EOPNOTSUPP` as clone3(2) says.
 ///
 /// # Safety
-/// `flags` has CLONE_VM and CLONE_VFORK; what `clone(2)` with them demands of `child`, `stack` and `argument` holds. `child` never returns.
+/// `flags` has CLONE_VM; what `clone(2)` with it demands of `child`, `stack`, `word` and `argument` holds. `child` never returns.
 #[expect(unsafe_code, reason = "clone3(2) has no safe form, and none in the C library")]
 pub(super) unsafe fn clone_into(
     flags: libc::c_int,
     cgroup: BorrowedFd<'_>,
     stack: &mut [u128],
+    word: *mut i32,
     child: extern "C" fn(*mut c_void) -> libc::c_int,
     argument: *mut c_void,
 ) -> io::Result<i32> {
     let arguments = Arguments {
         flags: u64::from(flags.unsigned_abs() & !0xff) | CLONE_INTO_CGROUP,
         exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
+        child_tid: word.addr() as u64,
+        parent_tid: word.addr() as u64,
         stack: stack.as_mut_ptr().addr() as u64,
         stack_size: size_of_val(stack) as u64,
         cgroup: u64::try_from(cgroup.as_raw_fd()).unwrap_or(u64::MAX),

@@ -1,39 +1,47 @@
-//! Starts a process without copying the address space: `clone(2)` with CLONE_VM and CLONE_VFORK.
+//! Starts a process without copying the address space: `clone(2)` with CLONE_VM.
 //!
-//! The child borrows our memory until it executes, for which the thread that starts it waits. Between the two it only makes system calls
-//! on what was prepared before; it allocates nothing, takes no lock and calls nothing that could.
+//! The child borrows our memory until it executes, for which we wait, but not for ever: before that it enters its directory and opens its
+//! program, and on a mount that does not answer (NFS without its server, a stuck FUSE) either can hang and cannot be interrupted. So it is
+//! not CLONE_VFORK, whose wait has no limit, but what the kernel tells of the end of a thread (CLONE_CHILD_CLEARTID, `set_tid_address(2)`):
+//! it clears a word and wakes its futex when the child has executed or ended. While one hangs, what it borrows is left alone
+//! ([`super::starter`]). Between the two it only makes system calls on what was prepared before; it allocates nothing, takes no lock and
+//! calls nothing that could. Not even `errno` is touched, which it would share with the thread that started it.
 //!
 //! It borrows our descriptors too, and first of all takes a copy of the lowest ones only (`close_range(2)` with CLOSE_RANGE_UNSHARE). A
 //! keeper holds two pipes a worker: to copy two thousand descriptors for a child that closes them when it executes took 1.3 ms a start.
 
 use std::ffi::{CString, c_char, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::DupFlags;
 
+use super::clock;
 use super::clone_into::clone_into;
 
 /// What is started, as whom, and with what.
 #[derive(Debug)]
-pub(crate) struct Spawn<'a> {
+pub(crate) struct Job {
     /// Files tried in order, as `execvp(3)` tries the directories of PATH.
-    pub(crate) programs: &'a [CString],
+    pub(crate) programs: Vec<CString>,
     /// The arguments, from the zeroth.
-    pub(crate) argv: &'a [CString],
+    pub(crate) argv: Vec<CString>,
     /// The whole environment.
-    pub(crate) env: &'a mut [CString],
+    pub(crate) env: Vec<CString>,
     /// The place in `env` (entry, offset) at which the child writes its own process id over ten zeros, so that a main process can
     /// be told from a child that inherited its environment.
     pub(crate) own_pid_at: Option<(usize, usize)>,
     /// The working directory, entered as the new user; `None`: ours.
-    pub(crate) cwd: Option<&'a CString>,
+    pub(crate) cwd: Option<CString>,
     /// User, group and supplementary groups; `None`: ours.
-    pub(crate) credentials: Option<&'a Credentials>,
+    pub(crate) credentials: Option<Credentials>,
     /// What becomes descriptor 0, 1, 2, 3 ...; each is above 2 itself.
-    pub(crate) fds: &'a [BorrowedFd<'a>],
+    pub(crate) fds: Vec<Arc<OwnedFd>>,
     /// RLIMIT_NOFILE (soft, hard).
     pub(crate) nofile: Option<(u64, u64)>,
     /// -20 to 19.
@@ -47,7 +55,7 @@ pub(crate) struct Spawn<'a> {
     /// Whether it is killed when the keeper ends.
     pub(crate) dies_with_us: bool,
     /// The directory of the cgroup that it is started in; `None`: ours.
-    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    pub(crate) cgroup: Option<OwnedFd>,
 }
 
 /// A user to become.
@@ -97,13 +105,75 @@ const STACK_BYTES: usize = 64 << 10;
 /// The most descriptors that a process is started with.
 const PAD: usize = 4;
 
-/// Starts processes; keeps the stack that each child borrows in turn.
+/// Starts processes, one at a time; keeps the stack that each child borrows in turn.
 #[derive(Debug)]
 pub(crate) struct Spawner {
     stack: Vec<u128>,
+    /// The child that has not executed yet.
+    running: Option<Running>,
     /// What is ignored here (Rust ignores SIGPIPE, nohup SIGHUP) and must not be in a worker. Whatever else is set, exec resets.
     ignored: Vec<i32>,
     pad: Option<Pad>,
+}
+
+/// A child between clone and exec, with all that it borrows.
+#[derive(Debug)]
+struct Running {
+    pid: i32,
+    /// Its number until it has executed or ended, then 0. Written by the kernel.
+    borrowed: Box<AtomicI32>,
+    /// From `Box::into_raw`.
+    plan: *mut Plan,
+    /// From `CString::into_raw`: into this one entry it writes.
+    own_pid: *mut c_char,
+    /// What the plan points to.
+    job: Job,
+}
+
+impl Running {
+    /// Waits for it, so long at most; returns whether it has executed or ended.
+    fn wait(&self, within: Duration) -> bool {
+        let end = clock::instant() + within;
+        loop {
+            let word = self.borrowed.load(Ordering::Acquire);
+            let left = end.saturating_duration_since(clock::instant());
+            if word == 0 || left.is_zero() {
+                return word == 0;
+            }
+            let left = libc::timespec {
+                tv_sec: libc::time_t::try_from(left.as_secs()).unwrap_or(libc::time_t::MAX),
+                tv_nsec: libc::c_long::from(left.subsec_nanos()),
+            };
+            // Not a private futex: the kernel's wake is not one (mm_release in kernel/fork.c). Why it returns does not matter: we look.
+            // SAFETY: the word and the time live as long as the call.
+            #[expect(unsafe_code, reason = "futex(2) has no safe form")]
+            unsafe {
+                libc::syscall(libc::SYS_futex, self.borrowed.as_ptr(), libc::FUTEX_WAIT, word, &raw const left);
+            }
+        }
+    }
+
+    /// Takes back what it borrowed; returns why it has failed. It must have executed or ended.
+    fn finish(self) -> Option<(Step, i32)> {
+        // SAFETY: both came from `into_raw` and nobody else has them any more; of the text the child wrote digits only.
+        #[expect(unsafe_code, reason = "runs on borrowed memory")]
+        let plan = unsafe {
+            if !self.own_pid.is_null() {
+                drop(CString::from_raw(self.own_pid));
+            }
+            Box::from_raw(self.plan)
+        };
+        plan.failed
+    }
+}
+
+impl Drop for Spawner {
+    fn drop(&mut self) {
+        // Its child still runs on this: rather never given back.
+        if let Some(running) = self.running.take().filter(|running| !running.wait(Duration::ZERO)) {
+            std::mem::forget((running, std::mem::take(&mut self.stack)));
+        }
+    }
 }
 
 /// Low descriptor numbers through which a child gets its own, so that it needs no others. They lead to nowhere between two starts.
@@ -138,7 +208,7 @@ impl Pad {
     }
 
     /// Puts the descriptors of the next child in place, and returns their numbers there.
-    fn fill(&mut self, fds: &[BorrowedFd<'_>]) -> io::Result<Vec<RawFd>> {
+    fn fill(&mut self, fds: &[Arc<OwnedFd>]) -> io::Result<Vec<RawFd>> {
         let mut numbers = Vec::with_capacity(fds.len());
         for (slot, fd) in self.slots.iter_mut().zip(fds) {
             rustix::io::dup3(fd, slot, DupFlags::CLOEXEC)?;
@@ -230,6 +300,7 @@ fn ignored() -> Vec<i32> {
 }
 
 /// All that the child touches, as plain pointers made before the clone.
+#[derive(Debug)]
 struct Plan {
     programs: Vec<*const c_char>,
     argv: Vec<*const c_char>,
@@ -239,7 +310,7 @@ struct Plan {
     cwd: *const c_char,
     credentials: Option<(u32, u32, Vec<u32>)>,
     fds: Vec<RawFd>,
-    nofile: Option<libc::rlimit>,
+    nofile: Option<libc::rlimit64>,
     nice: Option<i8>,
     umask: Option<u32>,
     reset_oom_score: bool,
@@ -247,76 +318,92 @@ struct Plan {
     dies_with_us: bool,
     /// Descriptors from this number on are not the child's; `None`: it has a copy of all, and exec closes them.
     own_below: Option<libc::c_uint>,
-    ignored: *const [i32],
+    ignored: Vec<i32>,
     failed: Option<(Step, i32)>,
 }
 
 impl Spawner {
     /// Returns one that is ready. What is ignored must be so by now.
     pub(crate) fn new() -> Self {
-        Self { stack: vec![0; STACK_BYTES / size_of::<u128>()], ignored: ignored(), pad: Pad::reserve() }
+        Self { stack: vec![0; STACK_BYTES / size_of::<u128>()], running: None, ignored: ignored(), pad: Pad::reserve() }
     }
 
-    /// Starts it and returns its process id, after it has executed.
+    /// Whether a child has neither executed nor ended yet.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Whether this process still runs on our memory.
+    pub(crate) fn lends_to(&self, pid: i32) -> bool {
+        self.running.as_ref().is_some_and(|running| running.pid == pid && !running.wait(Duration::ZERO))
+    }
+
+    /// Makes a process, and returns its number. [`Self::wait`] says when it has executed, and another is made only then.
     ///
     /// # Errors
     /// With the step at which it failed; no process is left behind then.
     #[expect(unsafe_code, reason = "clone(2) has no safe form")]
-    pub(crate) fn spawn(&mut self, spawn: &mut Spawn<'_>) -> Result<i32, SpawnError> {
+    pub(crate) fn begin(&mut self, mut job: Job) -> Result<i32, SpawnError> {
+        if self.running.is_some() {
+            return Err(SpawnError { step: Step::Clone, source: io::Error::from_raw_os_error(libc::EAGAIN) });
+        }
         let fds = match &mut self.pad {
-            Some(pad) => pad.fill(spawn.fds).map_err(|source| {
+            Some(pad) => pad.fill(&job.fds).map_err(|source| {
                 pad.clear();
                 SpawnError { step: Step::Descriptors, source }
             })?,
-            None => spawn.fds.iter().map(AsRawFd::as_raw_fd).collect(),
+            None => job.fds.iter().map(AsRawFd::as_raw_fd).collect(),
         };
         let own_below = self.pad.as_ref().map(Pad::end);
         let terminated = |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();
         // The offset is checked here, so that the child writes ten bytes inside the entry or none. While the child may write, the entry is
         // a raw pointer and nobody's.
-        let own_pid = spawn
+        let own_pid = job
             .own_pid_at
-            .filter(|(entry, offset)| spawn.env.get(*entry).is_some_and(|text| offset + 10 <= text.as_bytes().len()))
-            .map(|(entry, offset)| (entry, offset, std::mem::take(&mut spawn.env[entry]).into_raw()));
-        let mut env = terminated(spawn.env);
+            .filter(|(entry, offset)| job.env.get(*entry).is_some_and(|text| offset + 10 <= text.as_bytes().len()))
+            .map(|(entry, offset)| (entry, offset, std::mem::take(&mut job.env[entry]).into_raw()));
+        let mut env = terminated(&job.env);
         if let Some((entry, _, text)) = own_pid {
             env[entry] = text;
         }
-        let mut plan = Plan {
-            programs: spawn.programs.iter().map(|text| text.as_ptr()).collect(),
-            argv: terminated(spawn.argv),
+        let plan = Box::into_raw(Box::new(Plan {
+            programs: job.programs.iter().map(|text| text.as_ptr()).collect(),
+            argv: terminated(&job.argv),
             env,
             own_pid: own_pid.map_or(ptr::null_mut(), |(_, offset, text)| text.cast::<u8>().wrapping_add(offset)),
             // SAFETY: takes and returns integers.
             parent: unsafe { libc::getpid() },
-            cwd: spawn.cwd.map_or(ptr::null(), |text| text.as_ptr()),
-            credentials: spawn.credentials.map(|who| (who.uid, who.gid, who.groups.clone())),
+            cwd: job.cwd.as_ref().map_or(ptr::null(), |text| text.as_ptr()),
+            credentials: job.credentials.as_ref().map(|who| (who.uid, who.gid, who.groups.clone())),
             fds,
-            nofile: spawn.nofile.map(|(soft, hard)| libc::rlimit { rlim_cur: soft, rlim_max: hard }),
-            nice: spawn.nice,
-            umask: spawn.umask,
-            reset_oom_score: spawn.reset_oom_score,
-            new_session: spawn.new_session,
-            dies_with_us: spawn.dies_with_us,
+            nofile: job.nofile.map(|(soft, hard)| libc::rlimit64 { rlim_cur: soft, rlim_max: hard }),
+            nice: job.nice,
+            umask: job.umask,
+            reset_oom_score: job.reset_oom_score,
+            new_session: job.new_session,
+            dies_with_us: job.dies_with_us,
             own_below,
-            ignored: self.ignored.as_slice(),
+            ignored: self.ignored.clone(),
             failed: None,
-        };
+        }));
         // Shared descriptors are borrowed until the child has its own, which is the first thing it does.
         let files = if own_below.is_some() { libc::CLONE_FILES } else { 0 };
         let top = self.stack.as_mut_ptr_range().end.cast::<c_void>();
-        // SAFETY: the stack is 64 KiB, 16-byte aligned (u128), grows down from `top` and is used by one child at a time, because
-        // CLONE_VFORK suspends us until the child has executed or ended. `plan` outlives that. `child` touches only `plan` and
-        // makes system calls. All signals are blocked around it, so that no handler runs in the child.
+        let own_pid = own_pid.map_or(ptr::null_mut(), |(_, _, text)| text);
+        let mut running = Running { pid: 0, borrowed: Box::new(AtomicI32::new(0)), plan, own_pid, job };
+        let word = running.borrowed.as_ptr();
+        // SAFETY: the stack is 64 KiB, 16-byte aligned (u128), grows down from `top` and is used by one child at a time: `running` is kept, and
+        // with it all that `plan` points to, until the kernel has cleared `word`. `child` touches only `plan` and makes system calls. All
+        // signals are blocked around it, so that no handler runs in the child.
         let pid = unsafe {
             let mut all: libc::sigset_t = std::mem::zeroed();
             let mut before: libc::sigset_t = std::mem::zeroed();
             libc::sigfillset(&raw mut all);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-            let flags = libc::CLONE_VM | libc::CLONE_VFORK | files;
-            let pid = match spawn.cgroup {
-                Some(cgroup) => clone_into(flags, cgroup, &mut self.stack, child, (&raw mut plan).cast()),
-                None => match libc::clone(child, top, flags | libc::SIGCHLD, (&raw mut plan).cast()) {
+            let flags = libc::CLONE_VM | libc::CLONE_PARENT_SETTID | libc::CLONE_CHILD_CLEARTID | files;
+            let pid = match &running.job.cgroup {
+                Some(cgroup) => clone_into(flags, cgroup.as_fd(), &mut self.stack, word, child, plan.cast()),
+                None => match libc::clone(child, top, flags | libc::SIGCHLD, plan.cast(), word, ptr::null_mut::<c_void>(), word) {
                     pid if pid < 0 => Err(io::Error::last_os_error()),
                     pid => Ok(pid),
                 },
@@ -324,148 +411,211 @@ impl Spawner {
             libc::sigprocmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
             pid
         };
-        if let Some((entry, _, text)) = own_pid {
-            // SAFETY: it came from `into_raw`, and the child wrote digits only, so it ends where it ended; the child has executed or ended.
-            spawn.env[entry] = unsafe { CString::from_raw(text) };
-        }
-        if let Some(pad) = &mut self.pad {
-            pad.clear();
-        }
-        let step = if spawn.cgroup.is_some() { Step::Cgroup } else { Step::Clone };
-        let pid = pid.map_err(|source| SpawnError { step, source })?;
-        match plan.failed {
-            None => Ok(pid),
-            Some((step, errno)) => {
-                // The child has ended already; leaving it a zombie would be an exit of a process that nobody knows.
-                if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                    let _reaped = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-                }
-                Err(SpawnError { step, source: io::Error::from_raw_os_error(errno) })
+        match pid {
+            Ok(pid) => {
+                running.pid = pid;
+                self.running = Some(running);
+                Ok(pid)
+            }
+            Err(source) => {
+                let step = if running.job.cgroup.is_some() { Step::Cgroup } else { Step::Clone };
+                running.finish();
+                self.pad.iter_mut().for_each(Pad::clear);
+                Err(SpawnError { step, source })
             }
         }
     }
+
+    /// Waits until the child has executed, so long at most; `None`: not yet, or there is none.
+    ///
+    /// A child that was killed before counts as one that has executed: its end is heard like any other.
+    ///
+    /// # Errors
+    /// With the step at which it failed: then it has ended, with 127, and is to be reaped.
+    pub(crate) fn wait(&mut self, within: Duration) -> Option<(i32, Result<(), SpawnError>)> {
+        let running = self.running.take_if(|running| running.wait(within))?;
+        Some(self.over(running))
+    }
+
+    /// This process has been reaped, so it borrows nothing any more, whether the kernel has told or not (it does not of one that dumps core).
+    pub(crate) fn reaped(&mut self, pid: i32) {
+        if let Some(running) = self.running.take_if(|running| running.pid == pid) {
+            let _its_end_is_known = self.over(running);
+        }
+    }
+
+    fn over(&mut self, running: Running) -> (i32, Result<(), SpawnError>) {
+        let pid = running.pid;
+        let failed = running.finish();
+        self.pad.iter_mut().for_each(Pad::clear);
+        let error = failed.map(|(step, errno)| SpawnError { step, source: io::Error::from_raw_os_error(errno) });
+        (pid, error.map_or(Ok(()), Err))
+    }
+}
+
+/// A system call that leaves `errno` alone; returns the kernel's answer, an error as its negative number.
+///
+/// # Safety
+/// As the system call's. Its registers: `syscall(2)`, "Architecture calling conventions".
+#[expect(unsafe_code, reason = "runs between clone and exec on borrowed memory")]
+unsafe fn call(number: libc::c_long, a: usize, b: usize, c: usize, d: usize) -> isize {
+    let answer: isize;
+    // SAFETY: the caller's; the kernel changes no other registers than those named.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") number as isize => answer,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+        #[cfg(target_arch = "aarch64")]
+        std::arch::asm!(
+            "svc 0",
+            in("x8") number,
+            inlateout("x0") a as isize => answer,
+            in("x1") b, in("x2") c, in("x3") d,
+            options(nostack),
+        );
+    }
+    answer
 }
 
 /// The child: system calls only.
 #[expect(unsafe_code, reason = "runs between clone and exec on borrowed memory")]
 extern "C" fn child(plan: *mut c_void) -> libc::c_int {
-    // SAFETY: `plan` points to the live Plan of the suspended parent, and nobody else uses it meanwhile. Raw system calls are used
-    // for the credentials because glibc's wrappers would try to change every thread of the parent too (nptl(7)).
+    // SAFETY: `plan` points to a live Plan that nobody else uses until we have executed or ended.
     unsafe {
         let plan = &mut *plan.cast::<Plan>();
-        let step = prepare(plan);
-        if let Err(step) = step {
-            plan.failed = Some((step, *libc::__errno_location()));
-            libc::_exit(127);
-        }
-        let mut errno = libc::ENOENT;
-        for &program in &plan.programs {
-            libc::execve(program, plan.argv.as_ptr(), plan.env.as_ptr());
-            let now = *libc::__errno_location();
-            // As execvp(3): go on after what is not there; a file that may not be executed is remembered over one that is missing.
-            match now {
-                libc::ENOENT | libc::ENOTDIR => {}
-                libc::EACCES => errno = now,
-                _ => {
-                    errno = now;
-                    break;
+        plan.failed = Some(match prepare(plan) {
+            Err(failed) => failed,
+            Ok(()) => {
+                let mut failed = libc::ENOENT;
+                for &program in &plan.programs {
+                    let errno =
+                        call(libc::SYS_execve, program as usize, plan.argv.as_ptr() as usize, plan.env.as_ptr() as usize, 0).unsigned_abs();
+                    // As execvp(3): go on after what is not there; a file that may not be executed is remembered over one that is missing.
+                    match errno as i32 {
+                        libc::ENOENT | libc::ENOTDIR => {}
+                        libc::EACCES => failed = libc::EACCES,
+                        other => {
+                            failed = other;
+                            break;
+                        }
+                    }
                 }
+                (Step::Execute, failed)
             }
-        }
-        plan.failed = Some((Step::Execute, errno));
-        libc::_exit(127)
+        });
+        end()
     }
 }
 
-/// Everything before the exec; on failure errno says why.
+/// Ends the child.
 #[expect(unsafe_code, reason = "runs between clone and exec on borrowed memory")]
-unsafe fn prepare(plan: &mut Plan) -> Result<(), Step> {
-    let check = |result: libc::c_long, step: Step| if result < 0 { Err(step) } else { Ok(()) };
-    // SAFETY: see `child`; every pointer below is to prepared memory, and every call is async-signal-safe.
+unsafe fn end() -> ! {
+    loop {
+        // SAFETY: takes an integer, and does not return.
+        unsafe { call(libc::SYS_exit_group, 127, 0, 0, 0) };
+    }
+}
+
+/// Everything before the exec; on failure says where and why.
+#[expect(unsafe_code, reason = "runs between clone and exec on borrowed memory")]
+unsafe fn prepare(plan: &mut Plan) -> Result<(), (Step, i32)> {
+    const SIGNAL_SET_BYTES: usize = 8;
+    let check = |answer: isize, step: Step| if answer < 0 { Err((step, answer.unsigned_abs() as i32)) } else { Ok(()) };
+    // A negative number goes to the kernel as it is in a register of two's complement.
+    let int = |number: i32| number as isize as usize;
+    // SAFETY: see `child`; every pointer below is to prepared memory or to our own stack.
     unsafe {
         if let Some(from) = plan.own_below {
             // Before anything that changes a descriptor: until then they are the parent's.
-            check(libc::syscall(libc::SYS_close_range, from, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE), Step::Descriptors)?;
+            check(
+                call(libc::SYS_close_range, from as usize, libc::c_uint::MAX as usize, libc::CLOSE_RANGE_UNSHARE as usize, 0),
+                Step::Descriptors,
+            )?;
         }
         if plan.new_session {
-            check(libc::c_long::from(libc::setsid()), Step::Limits)?;
+            check(call(libc::SYS_setsid, 0, 0, 0, 0), Step::Limits)?;
         }
         if !plan.own_pid.is_null() {
-            let mut rest = libc::getpid();
+            let mut rest = call(libc::SYS_getpid, 0, 0, 0, 0);
             for place in (0..10).rev() {
-                *plan.own_pid.add(place) = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+                *plan.own_pid.add(place) = b'0' + (rest % 10) as u8;
                 rest /= 10;
             }
         }
         if plan.reset_oom_score {
             // Not fatal: without it the worker is only harder to kill than it should be.
-            let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            let path = c"/proc/self/oom_score_adj".as_ptr() as usize;
+            let fd = call(libc::SYS_openat, int(libc::AT_FDCWD), path, int(libc::O_WRONLY | libc::O_CLOEXEC), 0);
             if fd >= 0 {
-                libc::write(fd, c"0".as_ptr().cast(), 1);
-                libc::close(fd);
+                call(libc::SYS_write, fd.unsigned_abs(), c"0".as_ptr() as usize, 1, 0);
+                call(libc::SYS_close, fd.unsigned_abs(), 0, 0, 0);
             }
         }
         if let Some(limit) = &plan.nofile {
-            check(libc::c_long::from(libc::setrlimit(libc::RLIMIT_NOFILE, limit)), Step::Limits)?;
+            check(call(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE as usize, ptr::from_ref(limit) as usize, 0), Step::Limits)?;
         }
         if let Some(nice) = plan.nice {
-            check(libc::c_long::from(libc::setpriority(libc::PRIO_PROCESS, 0, i32::from(nice))), Step::Limits)?;
+            check(call(libc::SYS_setpriority, libc::PRIO_PROCESS as usize, 0, int(i32::from(nice)), 0), Step::Limits)?;
         }
         if let Some(mask) = plan.umask {
-            libc::umask(mask);
+            call(libc::SYS_umask, mask as usize, 0, 0, 0);
         }
         if let Some((uid, gid, groups)) = &plan.credentials {
-            check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()), Step::User)?;
-            check(libc::syscall(libc::SYS_setresgid, *gid, *gid, *gid), Step::User)?;
-            check(libc::syscall(libc::SYS_setresuid, *uid, *uid, *uid), Step::User)?;
+            let (uid, gid) = (*uid as usize, *gid as usize);
+            check(call(libc::SYS_setgroups, groups.len(), groups.as_ptr() as usize, 0, 0), Step::User)?;
+            check(call(libc::SYS_setresgid, gid, gid, gid, 0), Step::User)?;
+            check(call(libc::SYS_setresuid, uid, uid, uid, 0), Step::User)?;
         }
         if plan.dies_with_us {
             // After the change of user, which clears it (prctl(2)).
-            check(libc::c_long::from(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)), Step::Limits)?;
-            if libc::getppid() != plan.parent {
+            check(call(libc::SYS_prctl, int(libc::PR_SET_PDEATHSIG), int(libc::SIGKILL), 0, 0), Step::Limits)?;
+            if call(libc::SYS_getppid, 0, 0, 0, 0) != plan.parent as isize {
                 // It ended before we asked to be told.
-                libc::_exit(127);
+                end();
             }
         }
         if !plan.cwd.is_null() {
-            check(libc::c_long::from(libc::chdir(plan.cwd)), Step::Directory)?;
+            check(call(libc::SYS_chdir, plan.cwd as usize, 0, 0, 0), Step::Directory)?;
         }
         for (target, &fd) in plan.fds.iter().enumerate() {
-            let target = i32::try_from(target).unwrap_or(i32::MAX);
-            if fd == target {
-                check(libc::c_long::from(libc::fcntl(fd, libc::F_SETFD, 0)), Step::Descriptors)?;
+            if fd as usize == target {
+                check(call(libc::SYS_fcntl, target, int(libc::F_SETFD), 0, 0), Step::Descriptors)?;
             } else {
-                check(libc::c_long::from(libc::dup2(fd, target)), Step::Descriptors)?;
+                check(call(libc::SYS_dup3, int(fd), target, 0, 0), Step::Descriptors)?;
             }
         }
-        let mut default: libc::sigaction = std::mem::zeroed();
-        default.sa_sigaction = libc::SIG_DFL;
-        for &signal in &*plan.ignored {
-            libc::sigaction(signal, &raw const default, ptr::null_mut());
+        // The kernel's `struct sigaction` (four words) and `sigset_t` (one): all zeros are SIG_DFL, no flags, nothing blocked.
+        let nothing = [0_u64; 4];
+        for &signal in &plan.ignored {
+            call(libc::SYS_rt_sigaction, int(signal), nothing.as_ptr() as usize, 0, SIGNAL_SET_BYTES);
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        check(libc::c_long::from(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut())), Step::Limits)
+        check(call(libc::SYS_rt_sigprocmask, int(libc::SIG_SETMASK), nothing.as_ptr() as usize, 0, SIGNAL_SET_BYTES), Step::Limits)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, BorrowedFd};
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
 
-    fn start<'a>(spawner: &mut Spawner, argv: &[CString], fds: &[BorrowedFd<'a>]) -> Result<i32, SpawnError> {
-        spawner.spawn(&mut Spawn {
-            programs: &argv[..1],
-            argv,
-            env: &mut [],
+    fn start(spawner: &mut Spawner, argv: &[CString], fds: &[BorrowedFd<'_>]) -> Result<i32, SpawnError> {
+        let copied = fds.iter().map(|fd| Arc::new(rustix::io::fcntl_dupfd_cloexec(fd, 10).expect("a copy")));
+        let pid = spawner.begin(Job {
+            programs: argv[..1].to_vec(),
+            argv: argv.to_vec(),
+            env: Vec::new(),
             own_pid_at: None,
             cwd: None,
             credentials: None,
-            fds,
+            fds: copied.collect(),
             nofile: None,
             nice: None,
             umask: None,
@@ -473,7 +623,14 @@ mod tests {
             new_session: true,
             dies_with_us: false,
             cgroup: None,
-        })
+        })?;
+        let (of, result) = spawner.wait(Duration::from_secs(20)).expect("it does not hang");
+        assert_eq!(of, pid);
+        if result.is_err() {
+            let ended = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
+            assert_eq!(ended.expect("ours").expect("its end").1.exit_status(), Some(127));
+        }
+        result.map(|()| pid)
     }
 
     /// All that comes out of a pipe until its last writer is gone.
@@ -497,7 +654,8 @@ mod tests {
         crate::sys::process::close_inherited_on_exec();
         let with_pad = Spawner::new();
         assert!(with_pad.pad.is_some(), "this kernel has close_range");
-        let without = Spawner { pad: None, ..Spawner::new() };
+        let mut without = Spawner::new();
+        without.pad = None;
         for mut spawner in [without, with_pad] {
             // Above the pad, with which they are not even copied.
             let ours: Vec<OwnedFd> =

@@ -161,6 +161,7 @@ fn record<R, T>(
 /// Returns all groups that a login of this user would have.
 #[expect(unsafe_code, reason = "getgrouplist(3) has no safe wrapper")]
 fn groups_of(user: &User) -> Vec<u32> {
+    // It came from a C string, so it has no NUL.
     let Ok(name) = CString::new(user.name.as_str()) else { return vec![user.credentials.gid] };
     let mut groups: Vec<libc::gid_t> = vec![0; 64];
     loop {

@@ -26,6 +26,42 @@ fn a_path_and_a_file_url_are_copied_whole() {
 }
 
 #[test]
+fn a_repository_of_sha256_ids_is_refused_in_words_with_a_way_out() {
+    let scene = Scene::new();
+    let at = |below: &str| scene.path(below).display().to_string();
+    // Where the others' is, so that the daemon serves it.
+    scene.git(&["init", "-q", "--bare", "-b", "main", "--object-format=sha256", &at("served/wide.git")]);
+    scene.git(&["init", "-q", "-b", "main", "--object-format=sha256", &at("wide")]);
+    scene.git(&["-C", &at("wide"), "commit", "-q", "--allow-empty", "-m", "first"]);
+    scene.git(&["-C", &at("wide"), "push", "-q", &at("served/wide.git"), "main"]);
+    let head = scene.git(&["-C", &at("wide"), "rev-parse", "HEAD"]);
+    assert_eq!(head.len(), 64);
+    let daemon = git_daemon(&scene);
+    let served = format!("git://127.0.0.1:{}/wide.git", daemon.port);
+    let mut pinned = scene.fetch_request(&served);
+    pinned["fetch"]["wanted"] = json!({"revision": head});
+    for (asked, what) in [
+        (scene.fetch_request(&at("served/wide.git")), "is a repository with SHA-256 ids"),
+        (scene.fetch_request(&format!("file://{}", at("served/wide.git"))), "is a repository with SHA-256 ids"),
+        (scene.fetch_request(&served), "is a repository with SHA-256 ids"),
+        (pinned, "is a SHA-256 id"),
+    ] {
+        let answer = helper(&asked);
+        let (kind, text, hint) = answer.failed();
+        assert_eq!(kind, "unsupported", "not tried again as if it were out of reach: {answer:?}");
+        assert!(text.contains(what) && text.ends_with("which is not supported"), "{answer:?}");
+        assert!(hint.contains("fast-export --all | git fast-import"), "{answer:?}");
+        assert!(!scene.mirror().join("HEAD").exists(), "nothing is left: {answer:?}");
+    }
+    // The way out is one.
+    scene.git(&["init", "-q", "--bare", "-b", "main", "--object-format=sha1", &at("served/copy.git")]);
+    let copy = format!("git -C {} fast-export --all | git -C {} fast-import --quiet", at("wide"), at("served/copy.git"));
+    let copied = std::process::Command::new("sh").args(["-c", &copy]).status().expect("sh");
+    assert!(copied.success());
+    assert_eq!(scene.fetch(&at("served/copy.git")).fetched().0.len(), 40);
+}
+
+#[test]
 fn a_shallow_fetch_brings_so_many_commits_and_no_more() {
     let scene = Scene::new();
     let daemon = git_daemon(&scene);

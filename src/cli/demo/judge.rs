@@ -51,10 +51,11 @@ const TICKS: Duration = Duration::from_millis(20);
 pub(super) const READY_AFTER: Duration = Duration::from_millis(300);
 
 /// Promise 1.
-pub(super) fn current(looks: u64, torn: u64, versions: &[String]) -> Row {
+pub(super) fn current(looks: u64, torn: u64, first: Option<&str>, versions: &[String]) -> Row {
     // Fewer looks than that would say nothing.
     let kept = looks >= 100 && torn == 0 && versions.len() >= 3;
-    let seen = format!("{looks} looks, {torn} of them at something else; it went {}", versions.join(" -> "));
+    let first = first.map_or_else(String::new, |first| format!(" (first: {first})"));
+    let seen = format!("{looks} looks, {torn} of them at something else{first}; it went {}", versions.join(" -> "));
     row("`current` always points to a whole, built release", kept, seen)
 }
 
@@ -352,10 +353,12 @@ mod tests {
     #[test]
     fn a_current_that_was_torn_once_or_hardly_looked_at_is_broken() {
         let versions: Vec<String> = ["1", "2", "1"].map(str::to_owned).into();
-        kept(current(100, 0, &versions));
-        broken(current(100, 1, &versions));
-        broken(current(99, 0, &versions));
-        broken(current(100, 0, &versions[..2]));
+        kept(current(100, 0, None, &versions));
+        let torn = current(100, 1, Some("no `VERSION`"), &versions);
+        assert_eq!(torn.seen, "100 looks, 1 of them at something else (first: no `VERSION`); it went 1 -> 2 -> 1");
+        broken(torn);
+        broken(current(99, 0, None, &versions));
+        broken(current(100, 0, None, &versions[..2]));
     }
 
     #[test]

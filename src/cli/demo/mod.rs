@@ -177,7 +177,7 @@ impl Story {
         if up.is_none() {
             return Err(self.dead("its workers were not up within 30 s"));
         }
-        let release = self.current();
+        let release = self.current()?;
         self.tell("deploy", Style::Good, &format!("release {release} is live"))?;
         let pids: Vec<String> = self.watch.now.workers.iter().map(|(slot, worker)| format!("{slot} {}", worker.process.pid)).collect();
         self.tell("workers", Style::Good, &format!("6 work: {}", pids.join(", ")))
@@ -283,7 +283,8 @@ impl Story {
             self.source.push("the second version", &[("VERSION", "2\n"), ("build.sh", BUILD)]).map_err(failing("write a commit"))?;
         self.tell("git", Style::Plain, &format!("{} (version 2) is on `main`; `selfstart deploy`", short(&self.head)))?;
         let rollout = self.roll(Command::Deploy { reference: None, force: false }, "2")?;
-        let births: Vec<Birth> = self.watch.now.workers.values().map(|worker| self.birth(worker.process.pid)).collect();
+        let births: Result<Vec<Birth>, End> = self.watch.now.workers.values().map(|worker| self.birth(worker.process.pid)).collect();
+        let births = births?;
         self.judged([judge::pushed(&rollout, "2"), judge::births(&births, STEADY + 3)])
     }
 
@@ -321,7 +322,7 @@ impl Story {
         if !self.builds {
             return self.judged([judge::no_builds()]);
         }
-        let (before, current) = (self.watch.now.processes(), self.current());
+        let (before, current) = (self.watch.now.processes(), self.current()?);
         let head = self
             .source
             .push("the third version, in a hurry", &[("VERSION", "3\n"), ("build.sh", BROKEN_BUILD)])
@@ -344,7 +345,7 @@ impl Story {
             Style::Good,
             &format!("{} of version {} work on", after.len(), self.watch.versions.last().map_or("?", String::as_str)),
         )?;
-        self.judged([judge::broken_build(failed, quarantined, (&current, &self.current()), &before, &after)])
+        self.judged([judge::broken_build(failed, quarantined, (&current, &self.current()?), &before, &after)])
     }
 
     fn roll_back(&mut self) -> Result<(), End> {
@@ -382,7 +383,7 @@ impl Story {
             }
         }
         let whole = [
-            judge::current(self.watch.looks, self.watch.torn, &self.watch.versions),
+            judge::current(self.watch.looks, self.watch.torn, self.watch.tear.as_deref(), &self.watch.versions),
             judge::output(self.lines()),
             judge::verdicts(&self.watch.ended, &told, readable),
         ];
@@ -478,7 +479,7 @@ impl Story {
             now.iter().filter(|(slot, _)| slot.starts_with("steady/")).map(|(_, process)| self.watch.age(*process)).collect();
         starts.sort();
         let apart = starts.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).min();
-        let release = self.current();
+        let release = self.current()?;
         self.tell(
             "deploy",
             Style::Good,
@@ -519,21 +520,27 @@ impl Story {
     }
 
     /// What a worker was born with.
-    fn birth(&self, pid: i32) -> Birth {
-        let live = fs_err::canonicalize(self.node.root.join("current")).ok();
-        let directory = fs_err::read_link(format!("/proc/{pid}/cwd")).ok();
-        Birth {
-            directory: live.is_some() && directory == live,
+    fn birth(&self, pid: i32) -> Result<Birth, End> {
+        let live = fs_err::canonicalize(self.node.root.join("current")).map_err(failing("follow `current`"))?;
+        // One that has ended meanwhile was in no release, and is judged so.
+        let directory = match fs_err::read_link(format!("/proc/{pid}/cwd")) {
+            Ok(directory) => Some(directory),
+            Err(error) if process::is_gone(&error) => None,
+            Err(error) => return Err(failing("see where a worker is")(error)),
+        };
+        Ok(Birth {
+            directory: directory == Some(live),
             revision: process::variable(pid, "SELFSTART_REVISION").as_deref() == Some(&self.head),
             // Not having been able to read is not "it has none": the revision then is missing as well.
             foreign: process::variable(pid, node::FOREIGN).is_some(),
-        }
+        })
     }
 
     /// The release that is live, by the link.
-    fn current(&self) -> String {
-        let target = fs_err::read_link(self.node.root.join("current")).ok();
-        target.and_then(|target| Some(target.file_name()?.to_string_lossy().into_owned())).unwrap_or_default()
+    fn current(&self) -> Result<String, End> {
+        let target = fs_err::read_link(self.node.root.join("current")).map_err(failing("read `current`"))?;
+        // It leads to a release by its name; one without a name is none, and is judged so.
+        Ok(target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
     }
 
     /// Tells a worker to misbehave.

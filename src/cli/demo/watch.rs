@@ -68,6 +68,8 @@ pub(super) struct Watch {
     pub(super) looks: u64,
     /// How often `current` was not a whole, built release.
     pub(super) torn: u64,
+    /// The first of them.
+    pub(super) tear: Option<String>,
     /// What `current` was, in order.
     pub(super) versions: Vec<String>,
     /// Workers that ended, by slot.
@@ -86,6 +88,7 @@ impl Watch {
             now: Seen::default(),
             looks: 0,
             torn: 0,
+            tear: None,
             versions: Vec::new(),
             ended: BTreeMap::new(),
             fewest: (usize::MAX, 0),
@@ -113,23 +116,24 @@ impl Watch {
     }
 
     fn look_at_current(&mut self) {
-        let Ok(target) = fs_err::read_link(self.root.join("current")) else {
+        let target = match fs_err::read_link(self.root.join("current")) {
+            Ok(target) => target,
             // Before the first switch there is none.
-            self.torn += u64::from(!self.versions.is_empty());
-            return;
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.versions.is_empty() => return,
+            Err(error) => return self.tear(error.to_string()),
         };
         self.looks += 1;
-        let release = self.root.join(target);
-        let text = |name: &str| fs_err::read_to_string(release.join(name)).map(|text| text.trim().to_owned()).ok();
-        let (version, built) = (text("VERSION"), text("BUILT"));
-        match version {
-            Some(version) if text("REVISION").is_some() && (!self.marked || built.as_deref() == Some(&version)) => {
-                if self.versions.last() != Some(&version) {
-                    self.versions.push(version);
-                }
-            }
-            _ => self.torn += 1,
+        match whole(&self.root.join(target), self.marked) {
+            Ok(version) if self.versions.last() == Some(&version) => {}
+            Ok(version) => self.versions.push(version),
+            Err(why) => self.tear(why),
         }
+    }
+
+    /// It was not as it must be.
+    fn tear(&mut self, why: String) {
+        self.torn += 1;
+        self.tear.get_or_insert(why);
     }
 
     fn tree(&mut self, snapshot: &Snapshot) -> Seen {
@@ -185,6 +189,18 @@ impl Watch {
             }
         }
         Ok(found)
+    }
+}
+
+/// Returns the version of a release that is whole; or what it lacks. `marked`: its build writes its version into it.
+fn whole(release: &Path, marked: bool) -> Result<String, String> {
+    let text =
+        |name: &str| fs_err::read_to_string(release.join(name)).map(|text| text.trim().to_owned()).map_err(|error| error.to_string());
+    let version = text("VERSION")?;
+    text("REVISION")?;
+    match marked {
+        true if text("BUILT")? != version => Err(format!("`{}` is built from another version", release.display())),
+        _ => Ok(version),
     }
 }
 
@@ -251,6 +267,23 @@ mod tests {
         for other in ["steady/1#3:0000004711@/tmp/y/root", "helper:fetch#1:0000004711@/tmp/x/root", "steady/1", ""] {
             assert_eq!(owner(other, root), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_release_that_is_not_whole_is_told_with_what_it_lacks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| fs_err::write(folder.path().join(name), text).expect("written");
+        let lacks = |marked, name: &str| whole(folder.path(), marked).expect_err("not whole").contains(name);
+        assert!(lacks(false, "VERSION"));
+        write("VERSION", "2\n");
+        assert!(lacks(false, "REVISION"));
+        write("REVISION", "1");
+        assert_eq!(whole(folder.path(), false).as_deref(), Ok("2"));
+        assert!(lacks(true, "BUILT"));
+        write("BUILT", "1");
+        assert!(lacks(true, "another version"));
+        write("BUILT", "2");
+        assert_eq!(whole(folder.path(), true).as_deref(), Ok("2"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::backoff::Jitter;
 use crate::id::{ProcessId, StartNo};
 use crate::memory::MemoryHistory;
 use crate::policy::{MemoryAction, ReadyHow, WorkerPolicy};
+use crate::signal::Signal;
 use crate::time::MonoTime;
 
 /// The least time between two starts of a slot that follow ends on which selfstart itself decided (a memory limit): a limit that is too
@@ -151,11 +152,11 @@ impl Slot {
                 self.exited(Ending { start, target, since, ready: None, stop: Some((order, None)) }, how, jitter, turn)
             }
             (State::Starting { worker, .. }, Event::Exited { how, jitter, .. }) => {
-                let stop = self.ordered(&worker, how);
+                let stop = self.ordered(worker.signalled, &worker.target, how);
                 self.exited(Ending::of(worker, None, stop), how, jitter, turn)
             }
             (State::Ready { worker, since, .. }, Event::Exited { how, jitter, .. }) => {
-                let stop = self.ordered(&worker, how);
+                let stop = self.ordered(worker.signalled, &worker.target, how);
                 self.exited(Ending::of(worker, Some(since), stop), how, jitter, turn)
             }
             (State::Stopping { worker, ready, order, ladder }, Event::Exited { how, jitter, .. }) => {
@@ -247,10 +248,10 @@ impl Slot {
                 }
             }
             (
-                State::Recalled { start: recalled, plan: Recall::Mind { ready }, .. },
+                State::Recalled { start: recalled, plan: Recall::Mind { ready, signalled }, .. },
                 Event::Adopted { start, process, target, since, ready_since },
             ) if start == recalled => {
-                let worker = self.adopted(start, process, target, since, turn);
+                let worker = Worker { signalled, ..self.adopted(start, process, target, since, turn) };
                 self.mind_again(worker, ready_since.or(ready), turn)
             }
             // A later start than the one that was saved: what was saved says nothing about it.
@@ -269,8 +270,9 @@ impl Slot {
                 self.mind_again(worker, ready_since, turn)
             }
             (State::Recalled { start, target, plan }, Event::Exited { how, jitter, .. }) => match plan {
-                Recall::Mind { ready } => {
-                    self.exited(Ending { start, target, since: ready.unwrap_or(turn.now), ready, stop: None }, how, jitter, turn)
+                Recall::Mind { ready, signalled } => {
+                    let stop = self.ordered(signalled, &target, how);
+                    self.exited(Ending { start, target, since: ready.unwrap_or(turn.now), ready, stop }, how, jitter, turn)
                 }
                 Recall::Stop { order, ladder } => {
                     let stop = Some((order, ladder.map(Ladder::rung)));
@@ -287,7 +289,7 @@ impl Slot {
                     Recall::Clear { end, after } => (*end, after),
                     // Its end is told already, and nothing is left of it.
                     Recall::Leave { .. } => return State::Backoff { until: turn.now, target, why: Wait::Resume },
-                    Recall::Mind { ready } => {
+                    Recall::Mind { ready, .. } => {
                         let ending = Ending { start, target: Arc::clone(&target), since: ready.unwrap_or(turn.now), ready, stop: None };
                         self.ended(ending, ExitHow::Unknown, jitter, turn)
                     }
@@ -308,9 +310,9 @@ impl Slot {
     }
 
     /// Returns what makes of this end an operator's doing, if it is: it was by the signal that one of them let us send. No crash then.
-    fn ordered(&self, worker: &Worker, how: ExitHow) -> Option<(StopOrder, Option<Rung>)> {
-        let signal = worker.signalled.filter(|signal| self.minded() && how.is_by(*signal))?;
-        let then = Then::Start(Arc::clone(&worker.target));
+    fn ordered(&self, signalled: Option<Signal>, target: &Arc<Target>, how: ExitHow) -> Option<(StopOrder, Option<Rung>)> {
+        let signal = signalled.filter(|signal| self.minded() && how.is_by(*signal))?;
+        let then = Then::Start(Arc::clone(target));
         Some((StopOrder { why: StopWhy::Signalled, then }, Some(Rung::Polite(signal))))
     }
 

@@ -419,7 +419,8 @@ fn a_stop_that_was_begun_before_a_pause_ends() {
 
 /// Returns the slot as the next agent reads it from disk.
 fn agent_killed(mut life: Life) -> Life {
-    life.slot = Slot::recall(life.slot.saved());
+    let json = serde_json::to_string(&life.slot.saved()).expect("JSON");
+    life.slot = Slot::recall(serde_json::from_str(&json).expect("our own"));
     life
 }
 
@@ -514,6 +515,36 @@ fn verdicts_read_well() {
 }
 
 #[test]
+fn measured_spans_have_no_digits_that_nobody_reads_and_configured_ones_have_all() {
+    let ms = Duration::from_millis;
+    let of = |why, sequel| {
+        let what = What::Ended { why, how: ExitHow::Code(1), ran: ms(11_529_999), leftovers: 0, sequel };
+        Verdict { start: ONE, generation: Generation(1), at: at(0), what }.to_string()
+    };
+    let late = EndWhy::Asked { why: StopWhy::NotReady(ms(90_500)), rung: Some(Rung::Kill) };
+    let job = StaleJobFacts { pid: 7, class: None, queue: "q".into(), age: ms(601_949), timeout: ms(600_500) };
+    let told = [
+        of(EndWhy::ItsOwn, Sequel::Quarantined { wait: ms(299_999) }),
+        of(late, Sequel::Backoff { wait: ms(4_750), crashes: 2 }),
+        job.to_string(),
+        Happening::Ready { start: ONE, took: ms(1_004) }.to_string(),
+        Happening::BackedOff { wait: ms(9_999), crashes: 3 }.to_string(),
+        Happening::Quarantined { wait: ms(299_999) }.to_string(),
+    ];
+    assert_eq!(
+        told,
+        [
+            "exited with code 1 after 3h12m; quarantined, one probe in 5m",
+            "ended by KILL because it was not ready within 1m30s500ms; next start in 5s (crash 2 in a row)",
+            "job of unknown class from q (process 7) killed after 10m2s: longer than 10m500ms; the worker stays",
+            "start 1 is ready after 1s",
+            "next start in 10s, after 3 crashes",
+            "quarantined: too many crashes; one probe in 5m",
+        ]
+    );
+}
+
+#[test]
 fn a_signal_that_an_operator_lets_us_send_ends_a_worker_without_a_crash_and_one_that_it_survives_explains_nothing_else() {
     let send = |signal| (Event::SignalRequested { signal }, 0);
     let killed =
@@ -527,4 +558,38 @@ fn a_signal_that_an_operator_lets_us_send_ends_a_worker_without_a_crash_and_one_
     // Nor does the next worker end by it.
     let life = ready(policy()).then(&[send(Signal::Kill), killed(1, 9), event::gone(1), event::spawned(2), killed(2, 9), event::gone(2)]);
     assert_eq!(life.slot.crashes_in_a_row(), 1);
+}
+
+#[test]
+fn an_end_by_an_operators_signal_is_no_crash_if_the_agent_was_killed_in_between() {
+    let killed = |number| (Event::Exited { start: ONE, how: ExitHow::Signal { number, core: false }, jitter: Jitter(0) }, 0);
+    let send = (Event::SignalRequested { signal: Signal::Term }, 0);
+    let starting = || Life::new(policy()).then(&[event::start(1), event::spawned(1)]);
+    for (was, up) in [("starting", &starting as &dyn Fn() -> Life), ("ready", &|| ready(policy()))] {
+        // Two agents are killed, one after the other, the second before it has heard of the worker.
+        let life = || agent_killed(agent_killed(up().then(&[send.clone()])));
+        for (heard, told) in [("adopted", &[adopted(), killed(15)][..]), ("told of its end only", &[killed(15)])] {
+            let life = life().then(told).then(&[event::gone(1)]);
+            let said = "ended by TERM because selfstart sent it by an operator's order; restarted";
+            assert_eq!((life.verdict().as_str(), life.slot.crashes_in_a_row()), (said, 0), "{was}, {heard}");
+        }
+        let life = life().then(&[adopted(), killed(11), event::gone(1)]);
+        assert_eq!(life.slot.crashes_in_a_row(), 1, "{was}: another signal is its own");
+        // What is saved of a later start says nothing of this one.
+        let process = ProcessId { pid: 102, start_ticks: 2 };
+        let later = Event::Adopted { start: StartNo(2), process, target: target(1), since: at(0), ready_since: None };
+        let by_term = Event::Exited { start: StartNo(2), how: ExitHow::Signal { number: 15, core: false }, jitter: Jitter(0) };
+        let life = agent_killed(up().then(&[send.clone()])).then(&[(later, 0), (by_term, 0), event::gone(2)]);
+        assert_eq!(life.slot.crashes_in_a_row(), 1, "{was}");
+    }
+}
+
+#[test]
+fn what_a_version_without_signalled_wrote_is_read() {
+    let life = ready(policy()).then(&[(Event::SignalRequested { signal: Signal::Term }, 0)]);
+    let mut json = serde_json::to_value(life.slot.saved()).expect("JSON");
+    let up = json["state"]["Up"].as_object_mut().expect("it is up");
+    assert!(up.remove("signalled").is_some_and(|signal| signal == "TERM"), "{up:?}");
+    let read: Saved = serde_json::from_value(json).expect("read");
+    assert_eq!(Slot::recall(read), Slot::recall(ready(policy()).slot.saved()));
 }
