@@ -1110,6 +1110,10 @@ mod tests {
         let (mut earlier, mut keeper) = (keeper(), keeper());
         let start = sleep("/unseen", "w/0#1", &[]);
         let pid = earlier.spawn(&start, None).expect("started").id.pid;
+        // Until it has executed it has no name, and below a single look at it counts.
+        while process::variable(pid, protocol::KEY_VARIABLE).is_none() {
+            std::thread::yield_now();
+        }
         let mut seen = Vec::new();
         for what in ["environ", "stat", ""] {
             fault::set_proc(Some(what));
@@ -1125,7 +1129,7 @@ mod tests {
             seen.push(told(&mut keeper));
             fault::set_proc(None);
         }
-        // It may be executing its program.
+        // Others may be executing their programs.
         while keeper.adopting.is_some() {
             if let Some(adopting) = &mut keeper.adopting {
                 adopting.next = MonoTime::from_boot(Duration::ZERO);
