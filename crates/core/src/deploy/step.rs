@@ -122,10 +122,9 @@ impl Turn<'_> {
 
             (phase, Event::DeadlineReached) => self.take_deadline(phase),
             (phase, event @ (Event::Fetched { .. } | Event::FetchFailed { .. })) => self.take_from_source(phase, event),
-            (
-                phase,
-                event @ (Event::Staged { .. } | Event::Linked { .. } | Event::PrepareFailed { .. } | Event::MarkedBuilt { .. }),
-            ) => self.take_from_release(phase, event),
+            (phase, event @ (Event::Staged { .. } | Event::Linked { .. } | Event::PrepareFailed { .. } | Event::MarkedBuilt { .. })) => {
+                self.take_from_release(phase, event)
+            }
             (phase, event @ (Event::StepDone { .. } | Event::StepFailed { .. })) => self.take_from_build(phase, event),
             (phase, event @ (Event::Switched { .. } | Event::SwitchFailed { .. })) => self.take_from_switch(phase, event),
             (phase, event @ (Event::RolledOut { .. } | Event::RolloutFailed { .. })) => self.take_from_pools(phase, event),
