@@ -1,9 +1,13 @@
 //! The worker that misbehaves does so as the tests that use it believe.
 
+#[path = "kit/waiting.rs"]
+#[expect(dead_code, reason = "a worker writes where no test can listen beforehand")]
+mod waiting;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Where `cargo test` puts it: examples/ beside deps/.
 fn fixture() -> PathBuf {
@@ -37,14 +41,9 @@ impl Drop for Worker {
 }
 
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        std::thread::yield_now();
-    }
+    let last = |found: Option<T>| found.ok_or_else(String::new);
+    waiting::until(None, Duration::from_millis(2), Duration::from_secs(20), || last(look()))
+        .unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
 fn title(pid: i32) -> String {

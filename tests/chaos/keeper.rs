@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::node::{Node, PATIENCE, figures, kill, lives, pause, scan, stat, until};
+use crate::node::{Node, PATIENCE, figures, kill, lives, scan, stat, until};
 use crate::output::written;
+use crate::waiting::pause;
 
 /// `slow` writes far less than a pipe holds; `demon` has a child in a session of its own; the title of `titled` hides its environment.
 const POOLS: &str = r#"
