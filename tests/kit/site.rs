@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -145,91 +145,134 @@ impl Drop for Site {
     }
 }
 
+/// A request, as it came.
+struct Request {
+    method: String,
+    target: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Request {
+    /// Reads one; `None`: the client hung up.
+    fn read(stream: &mut impl Read) -> std::io::Result<Option<Self>> {
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            if stream.read(&mut byte)? == 0 {
+                return Ok(None);
+            }
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let mut words = head.split(' ').map(str::to_owned);
+        let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let headers = head.lines().filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let mut request = Self { method, target, headers: headers.collect(), body: Vec::new() };
+        request.body = vec![0; request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)];
+        stream.read_exact(&mut request.body)?;
+        Ok(Some(request))
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// Its path, and what comes after the question mark.
+    fn path(&self) -> (&str, &str) {
+        self.target.split_once('?').unwrap_or((&self.target, ""))
+    }
+}
+
+/// What is answered.
+struct Answer {
+    status: String,
+    headers: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn of(status: &str, headers: &str) -> Self {
+        Self { status: status.to_owned(), headers: headers.to_owned(), body: Vec::new() }
+    }
+
+    /// Sends it, but only so many bytes of its body.
+    fn send(&self, stream: &mut impl Write, keep: usize) -> std::io::Result<()> {
+        let Self { status, headers, body } = self;
+        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n", body.len())?;
+        stream.write_all(&body[..body.len().min(keep)])?;
+        stream.flush()
+    }
+}
+
 /// One request, one answer, and the connection is closed.
 fn converse(
     mut stream: impl Read + Write,
     raw: &TcpStream,
     manner: &Manner,
-    root: &std::path::Path,
+    root: &Path,
     seen: &Seen,
     stop: &AtomicBool,
 ) -> std::io::Result<()> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        if stream.read(&mut byte)? == 0 {
-            return Ok(());
+    let Some(request) = Request::read(&mut stream)? else { return Ok(()) };
+    let authorization = request.header("authorization").map(str::to_owned);
+    seen.lock().expect("whole").push((format!("{} {}", request.method, request.target), authorization.clone()));
+    let (answer, keep) = match manner {
+        Manner::Wants(wanted) if authorization.as_ref() != Some(wanted) => {
+            (Answer::of("401 Unauthorized", "WWW-Authenticate: Basic realm=\"x\"\r\n"), usize::MAX)
         }
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let header = |name: &str| {
-        head.lines()
-            .filter_map(|line| line.split_once(": "))
-            .find(|(found, _)| found.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.to_owned())
-    };
-    let mut words = head.split(' ');
-    let (method, target) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
-    let mut body = vec![0; header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)];
-    stream.read_exact(&mut body)?;
-    let authorization = header("authorization");
-    seen.lock().expect("whole").push((format!("{method} {target}"), authorization.clone()));
-
-    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let mut say = |status: &str, headers: &str, body: &[u8], keep: usize| -> std::io::Result<()> {
-        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n", body.len())?;
-        stream.write_all(&body[..body.len().min(keep)])?;
-        stream.flush()?;
-        raw.shutdown(Shutdown::Both)
-    };
-    let all = usize::MAX;
-    let mut keep = all;
-    match manner {
-        Manner::Good => {}
-        Manner::Wants(wanted) if authorization.as_ref() == Some(wanted) => {}
-        Manner::Wants(_) => return say("401 Unauthorized", "WWW-Authenticate: Basic realm=\"x\"\r\n", b"", all),
-        Manner::Says(status) => return say(status, "", b"", all),
+        Manner::Says(status) => (Answer::of(status, ""), usize::MAX),
+        Manner::Page => {
+            let page = Answer::of("200 OK", "Content-Type: text/html\r\n");
+            (Answer { body: b"<html>".to_vec(), ..page }, usize::MAX)
+        }
+        Manner::Redirects(to) if request.method == "GET" => {
+            let (path, query) = request.path();
+            (Answer::of("301 Moved Permanently", &format!("Location: {to}{path}?{query}\r\n")), usize::MAX)
+        }
+        Manner::Redirects(_) => (Answer::of("500 Oops", ""), usize::MAX),
+        Manner::Cuts(bytes) if request.method == "POST" => (backend(&request, root)?, *bytes),
+        Manner::Good | Manner::Wants(_) | Manner::Cuts(_) => (backend(&request, root)?, usize::MAX),
         Manner::Hangs => {
             // Until the client gives up, or the read's time is over.
-            let _hung_up = stream.read(&mut byte);
+            let _hung_up = stream.read(&mut [0]);
             return Ok(());
         }
-        Manner::Trickles => {
-            write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\nContent-Length: 100000\r\n\r\nffff"
-            )?;
-            let began = Instant::now();
-            while !stop.load(Ordering::SeqCst) && began.elapsed() < PATIENCE {
-                // Fails when the client has given up.
-                stream.write_all(b"x")?;
-                stream.flush()?;
-                // How slow it is, not something that it waits for.
-                crate::waiting::pause(Duration::from_millis(50));
-            }
-            return Ok(());
-        }
-        Manner::Cuts(bytes) if method == "POST" => keep = *bytes,
-        Manner::Cuts(_) => {}
-        Manner::Redirects(to) if method == "GET" => {
-            return say("301 Moved Permanently", &format!("Location: {to}{path}?{query}\r\n"), b"", all);
-        }
-        Manner::Redirects(_) => return say("500 Oops", "", b"", all),
-        Manner::Page => return say("200 OK", "Content-Type: text/html\r\n", b"<html>", all),
+        Manner::Trickles => return trickle(&mut stream, stop),
+    };
+    answer.send(&mut stream, keep)?;
+    raw.shutdown(Shutdown::Both)
+}
+
+/// The beginning of a good answer, a byte at a time.
+fn trickle(stream: &mut impl Write, stop: &AtomicBool) -> std::io::Result<()> {
+    let head = "Content-Type: application/x-git-upload-pack-advertisement\r\nContent-Length: 100000";
+    write!(stream, "HTTP/1.1 200 OK\r\n{head}\r\n\r\nffff")?;
+    let began = Instant::now();
+    while !stop.load(Ordering::SeqCst) && began.elapsed() < PATIENCE {
+        // Fails when the client has given up.
+        stream.write_all(b"x")?;
+        stream.flush()?;
+        // How slow it is, not something that it waits for.
+        crate::waiting::pause(Duration::from_millis(50));
     }
+    Ok(())
+}
+
+/// What git's own server answers (git-http-backend(1), by CGI).
+fn backend(request: &Request, root: &Path) -> std::io::Result<Answer> {
+    let (path, query) = request.path();
     let mut backend = Command::new("git");
     crate::git::alone(&mut backend).args(["-c", "http.receivepack=false", "http-backend"]);
     backend.env("GIT_PROJECT_ROOT", root).env("GIT_HTTP_EXPORT_ALL", "1").env("PATH_INFO", path).env("QUERY_STRING", query);
-    backend.env("REQUEST_METHOD", &method).env("CONTENT_TYPE", header("content-type").unwrap_or_default());
-    backend.env("CONTENT_LENGTH", body.len().to_string());
+    backend.env("REQUEST_METHOD", &request.method).env("CONTENT_TYPE", request.header("content-type").unwrap_or_default());
+    backend.env("CONTENT_LENGTH", request.body.len().to_string());
     let mut child = backend.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    child.stdin.take().expect("a pipe").write_all(&body)?;
+    child.stdin.take().expect("a pipe").write_all(&request.body)?;
     let output = child.wait_with_output()?.stdout;
     let split = output.windows(4).position(|window| window == b"\r\n\r\n").map_or(output.len(), |at| at + 4);
     let headers = String::from_utf8_lossy(&output[..split.saturating_sub(2)]).into_owned();
     let status = headers.lines().find_map(|line| line.strip_prefix("Status: ")).unwrap_or("200 OK").to_owned();
-    say(&status, &headers, &output[split..], keep)
+    Ok(Answer { status, headers, body: output[split..].to_vec() })
 }
 
 /// What a user and password look like on the wire: RFC 7617.
