@@ -299,6 +299,11 @@ impl Agent {
     pub(crate) fn worker_started(&mut self, key: &str, process: ProcessId, streams: Vec<(u8, OwnedFd)>) {
         let Ok(worker) = key.parse::<WorkerKey>() else { return };
         self.listen_to(key, &worker.slot, streams);
+        let slot = self.pools.get(&worker.slot.pool).and_then(|run| run.machine().slot(worker.slot.slot));
+        if slot.is_some_and(|slot| slot.start() == Some(worker.start) && slot.process() == Some(process)) {
+            // Known already: it was told again as more of its output could be opened.
+            return;
+        }
         if let Some(run) = self.pools.get_mut(&worker.slot.pool) {
             let now = clock::wall();
             run.seen.entry(worker.slot.slot).or_insert_with(|| Seen::new(SlotState::Starting, now)).started_at = Some(now);

@@ -11,7 +11,7 @@ use selfstart_core::deploy::{
     Event as DeployEvent, Force, Hold, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
 };
 use selfstart_core::drain;
-use selfstart_core::id::{Generation, PoolName, SlotId, StartNo, WorkerKey};
+use selfstart_core::id::{Generation, PoolName, ProcessId, SlotId, StartNo, WorkerKey};
 use selfstart_core::pool::{self, Event, Pool, RestartWhy, Scale, Which};
 use selfstart_core::status::{ReleaseState, ReleaseStatus};
 use selfstart_core::time::MonoTime;
@@ -30,6 +30,7 @@ use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, P
 use crate::keeper::protocol::Ask;
 use crate::release::layout::Owner;
 use crate::release::prune;
+use crate::sys::process::Variable;
 use crate::sys::{clock, process, users};
 
 /// Progress of a deploy is shown at most this often.
@@ -1213,34 +1214,120 @@ pub(crate) fn name_of(uid: u32) -> Option<String> {
 pub(crate) fn gate(settings: &Arc<Settings>, serving: &Serving, keeper_pid: i32) -> Gate {
     let (workers, root) = (Arc::clone(&serving.workers_may), settings.root.display().to_string());
     Arc::new(move |peer: &Peer| {
-        if workers.load(Ordering::Relaxed) || is_outsider(peer, keeper_pid, &root) {
-            Verdict::Welcome
-        } else {
-            Verdict::Refused("workers may not speak to the agent (`control.workers` is false)".into())
+        if workers.load(Ordering::Relaxed) {
+            return Verdict::Welcome;
+        }
+        match who_asks(peer, keeper_pid, &root) {
+            Standing::Outsider => Verdict::Welcome,
+            Standing::Worker => Verdict::Refused("workers may not speak to the agent (`control.workers` is false)".into()),
+            Standing::Unseen => Verdict::Refused(
+                "whether a worker asks cannot be seen now, and workers may not (`control.workers` is false); try again".into(),
+            ),
         }
     })
 }
 
-/// Whether a peer is certainly no worker: none of its ancestors is the keeper, and its environment names no worker of this root.
-/// What cannot be read is not certain.
-fn is_outsider(peer: &Peer, keeper_pid: i32, root: &str) -> bool {
-    let Some(pid) = peer.pid.and_then(|pid| i32::try_from(pid.get()).ok()) else { return false };
+/// What a peer is to the workers of this root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Certainly none of them, nor started by one.
+    Outsider,
+    /// One of them, or started by the keeper or by one of them.
+    Worker,
+    /// It could not be seen: it has ended, is executing a program, or we are out of something.
+    Unseen,
+}
+
+/// Looks at who asks: whether its environment names a worker of this root, and whether the keeper is among its ancestors. What cannot be
+/// read is neither.
+fn who_asks(peer: &Peer, keeper_pid: i32, root: &str) -> Standing {
+    let Some(pid) = peer.pid.and_then(|pid| i32::try_from(pid.get()).ok()) else { return Standing::Unseen };
     let ours = |value: &str| value.split_once('@').is_some_and(|(_, of)| of == root);
-    if process::variable(pid, crate::keeper::protocol::KEY_VARIABLE).is_some_and(|value| ours(&value)) {
-        return false;
-    }
-    let mut ancestor = pid;
-    // Deeper than any real chain; a loop cannot be, but a process may end and its number come again while we walk.
-    for _ in 0..256 {
-        match ancestor {
+    let mut next = pid;
+    let mut seen: Vec<ProcessId> = Vec::new();
+    // Deeper than any real chain.
+    while seen.len() < 256 {
+        match next {
             // First: in a container the keeper is process 1.
-            pid if pid == keeper_pid => return false,
-            0 | 1 => return true,
-            pid => match process::stat(pid) {
-                Ok(stat) => ancestor = stat.ppid,
-                Err(_) => return false,
-            },
+            pid if pid == keeper_pid => return Standing::Worker,
+            0 | 1 => break,
+            _ => {}
         }
+        let Ok(stat) = process::stat(next) else { return Standing::Unseen };
+        // A parent is older than its child: what is younger has the number of one that ended while we walked.
+        if stat.zombie || seen.last().is_some_and(|child| child.start_ticks < stat.start_ticks) {
+            return Standing::Unseen;
+        }
+        seen.push(stat.id(next));
+        next = stat.ppid;
     }
-    false
+    let name = process::look_for(pid, crate::keeper::protocol::KEY_VARIABLE);
+    // Who has ended meanwhile, whichever of them, may have been a worker's; its number may be a stranger's by now, and who had it for a
+    // parent is the keeper's child. So the same ones must still be there, after everything else was looked at.
+    let still = |id: &ProcessId| process::stat(id.pid).is_ok_and(|stat| stat.start_ticks == id.start_ticks && !stat.zombie);
+    match name {
+        Variable::Is(value) if ours(&value) => Standing::Worker,
+        Variable::Unknown => Standing::Unseen,
+        Variable::Is(_) | Variable::None if matches!(next, 0 | 1) && seen.iter().all(still) => Standing::Outsider,
+        Variable::Is(_) | Variable::None => Standing::Unseen,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::process::{Child, Command as Program, Stdio};
+
+    use super::*;
+    use crate::keeper::protocol::KEY_VARIABLE;
+    use crate::sys::fault;
+
+    fn peer(pid: u32) -> Peer {
+        Peer { pid: NonZeroU32::new(pid), uid: 0, gid: 0 }
+    }
+
+    /// Starts one that waits, and waits until it has executed its program.
+    fn start(command: &mut Program) -> Child {
+        let child = command.stdin(Stdio::null()).spawn().expect("a program");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        while !process::title(pid).is_ok_and(|title| title.starts_with(b"sleep\0")) {
+            std::thread::yield_now();
+        }
+        child
+    }
+
+    #[test]
+    fn only_who_is_certainly_no_worker_is_an_outsider() {
+        let me = i32::try_from(std::process::id()).expect("a pid");
+        let sleep = || {
+            let mut command = Program::new("sleep");
+            command.arg("1000").env_remove(KEY_VARIABLE);
+            command
+        };
+        let mut plain = start(&mut sleep());
+        let mut named = start(sleep().env(KEY_VARIABLE, "w/0#1:0000000001@/srv/x"));
+        // A keeper that is none of theirs.
+        const OTHER: i32 = 1 << 22;
+        let who = |child: &Child, keeper: i32, root: &str| who_asks(&peer(child.id()), keeper, root);
+        let seen = [who(&plain, OTHER, "/srv/x"), who(&plain, me, "/srv/x"), who(&named, OTHER, "/srv/x"), who(&named, OTHER, "/srv/y")];
+        let blind = ["environ", "stat"].map(|what| {
+            fault::set_proc(Some(what));
+            let seen = [who(&plain, OTHER, "/srv/x"), who(&named, OTHER, "/srv/x")];
+            fault::set_proc(None);
+            seen
+        });
+        // One that has ended, not reaped, and reaped; one in a namespace that is not seen from here.
+        plain.kill().expect("ours");
+        while !process::stat(i32::try_from(plain.id()).expect("a pid")).expect("not reaped").zombie {
+            std::thread::yield_now();
+        }
+        let zombie = who(&plain, OTHER, "/srv/x");
+        plain.wait().expect("its end");
+        let gone = who(&plain, OTHER, "/srv/x");
+        named.kill().expect("ours");
+        named.wait().expect("its end");
+        assert_eq!(seen, [Standing::Outsider, Standing::Worker, Standing::Worker, Standing::Outsider]);
+        assert_eq!(blind, [[Standing::Unseen; 2]; 2]);
+        assert_eq!([zombie, gone, who_asks(&Peer { pid: None, ..peer(1) }, OTHER, "/srv/x")], [Standing::Unseen; 3]);
+    }
 }

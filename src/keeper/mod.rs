@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ use selfstart_core::time::MonoTime;
 
 use crate::sys::process::{self, Ended};
 use crate::sys::signals::{self, SignalFd};
-use crate::sys::spawn::{Credentials, Spawn, SpawnError, Spawner, Step};
+use crate::sys::spawn::{Credentials, SpawnError, Step};
+use crate::sys::starter::{Job, Started, Starter};
 use crate::sys::{clock, packet};
 use protocol::{Ask, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
 pub(crate) use table::main_process_of;
@@ -78,6 +80,8 @@ const BUFFER_BYTES: usize = 16 << 10;
 enum Note {
     Welcome,
     Child(Key),
+    /// Output of a child that was told without it.
+    Streams(Key, Vec<u8>),
     SpawnFailed(Key, Step, i32),
     Exited(Key),
     TreeGone(Key, u32),
@@ -110,13 +114,25 @@ struct Adopting {
     said: Option<MonoTime>,
 }
 
+/// Output of an adopted child that could not be opened, and is tried again while it lives.
+#[derive(Debug)]
+struct Unread {
+    numbers: Vec<u8>,
+    next: MonoTime,
+    /// Between the next try and the one after it.
+    wait: Duration,
+}
+
+/// The most time between two tries to open a worker's output: a worker whose pipe is full waits for it.
+const OPEN_AGAIN_MAX: Duration = Duration::from_secs(30);
+
 /// The keeper.
 struct Keeper {
     agent_command: Vec<CString>,
     signals: SignalFd,
     epoll: OwnedFd,
-    null: OwnedFd,
-    spawner: Spawner,
+    null: Arc<OwnedFd>,
+    starter: Starter,
     nofile: (u64, u64),
     /// Descriptors from this number on are [`RESERVE`].
     ceiling: i32,
@@ -141,12 +157,14 @@ struct Keeper {
     adopting: Option<Adopting>,
     /// When the adopted children whose end nothing tells are looked at.
     next_round: MonoTime,
+    /// The adopted children of whose output some could not be opened.
+    unread: BTreeMap<Key, Unread>,
     buffer: Vec<u8>,
 }
 
 /// Runs until the agent says that it is over; returns the exit code. `agent_arguments` are what the agent gets after its own verb.
 ///
-/// The loop is in a second thread, and the first one only waits for it: so the children that we start (the second thread's) and those that
+/// The loop is in a second thread, and the first one only waits for it: so the children that we start (those of threads that live as long as we do) and those that
 /// dead workers leave to us (the first one's) are two lists in `/proc`, and to see that a worker has left nothing is to read an empty
 /// list. With one list it was the better part of a restart with a thousand workers.
 ///
@@ -204,8 +222,8 @@ impl Keeper {
             agent_command: [c"selfstart".to_owned(), c"internal-agent".to_owned()].into_iter().chain(agent_arguments).collect(),
             signals,
             epoll,
-            null,
-            spawner: Spawner::new(),
+            null: Arc::new(null),
+            starter: Starter::default(),
             nofile,
             ceiling: most - RESERVE.min(most / 4),
             reset_oom_score: fs_err::read_to_string("/proc/self/oom_score_adj").is_ok_and(|score| score.trim() != "0"),
@@ -224,6 +242,7 @@ impl Keeper {
             quit: None,
             adopting: None,
             next_round: clock::now(),
+            unread: BTreeMap::new(),
             buffer: Vec::new(),
         })
     }
@@ -247,7 +266,9 @@ impl Keeper {
         let rest = self.rest_at.map(|at| clock::now().until(at) + Duration::from_millis(1));
         let adopting = self.adopting.as_ref().map(|adopting| clock::now().until(adopting.next) + Duration::from_millis(1));
         let round = self.table.has_unwatched().then(|| clock::now().until(self.next_round) + Duration::from_millis(1));
-        let wait = agent.into_iter().chain(clearing).chain(rest).chain(adopting).chain(round).min();
+        let unread = self.unread.values().map(|unread| clock::now().until(unread.next) + Duration::from_millis(1)).min();
+        let late = self.starter.hangs().then_some(LOOK_AGAIN);
+        let wait = agent.into_iter().chain(clearing).chain(rest).chain(adopting).chain(round).chain(unread).chain(late).min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let timeout = wait.and_then(|wait| Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
@@ -275,9 +296,22 @@ impl Keeper {
             self.hear();
         }
         self.go_on_adopting();
+        self.open_unread();
+        self.say_late();
         self.clear_trees();
         self.tell();
         Ok(())
+    }
+
+    /// Says what became of the starts that hung. One that failed ends with 127, which is heard like any end.
+    fn say_late(&mut self) {
+        for late in self.starter.late() {
+            let pid = late.pid;
+            complain(&match late.failed {
+                None => format!("the start of process {pid} hangs no more"),
+                Some(error) => format!("process {pid} could not be started after all ({:?}): {}", error.step, error.source),
+            });
+        }
     }
 
     /// Reads pending signals; an ended child is reaped at once, any number of them for one signal.
@@ -424,14 +458,15 @@ impl Keeper {
         // Before there is an agent: one that is not listened to would mind nothing, for ever.
         epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN).map_err(doing("watch the agent"))?;
         self.agent_starts += 1;
-        let spawned = self.spawner.spawn(&mut Spawn {
-            programs: &[c"/proc/self/exe".to_owned()],
-            argv: &self.agent_command,
-            env: &mut env,
+        let fds = [out, err, theirs].map(Arc::new);
+        let started = self.starter.start(Job {
+            programs: vec![c"/proc/self/exe".to_owned()],
+            argv: self.agent_command.clone(),
+            env,
             own_pid_at: None,
             cwd: None,
             credentials: None,
-            fds: &[stdin, out.as_fd(), err.as_fd(), theirs.as_fd()],
+            fds: std::iter::once(Arc::clone(&self.null)).chain(fds).collect(),
             nofile: None,
             nice: None,
             umask: None,
@@ -440,8 +475,8 @@ impl Keeper {
             new_session: true,
             dies_with_us: true,
         });
-        match spawned {
-            Ok(pid) => {
+        match started {
+            Ok(Started::Executed(pid) | Started::Hangs(pid)) => {
                 self.table.agent = Some(pid);
                 self.agent = Some(Agent { pid: Some(pid), line: ours, since: clock::now(), greeted: false });
             }
@@ -648,14 +683,15 @@ impl Keeper {
             }
         }
         let credentials = start.user.clone().map(|(uid, gid, groups)| Credentials { uid, gid, groups });
-        let pid = self.spawner.spawn(&mut Spawn {
-            programs: &programs,
-            argv: &argv,
-            env: &mut env,
+        let stdin = stdin.map_or_else(|| Arc::clone(&self.null), Arc::new);
+        let started = self.starter.start(Job {
+            programs,
+            argv,
+            env,
             own_pid_at,
-            cwd: Some(&cwd),
-            credentials: credentials.as_ref(),
-            fds: &[stdin.as_ref().unwrap_or(&self.null).as_fd(), worker_out.as_fd(), worker_err.as_fd()],
+            cwd: Some(cwd),
+            credentials,
+            fds: vec![stdin, Arc::new(worker_out), Arc::new(worker_err)],
             nofile: Some(start.nofile.map_or(self.nofile, |limit| (limit, limit))),
             nice: start.nice,
             umask: Some(start.umask.unwrap_or(0o022)),
@@ -663,8 +699,18 @@ impl Keeper {
             new_session: true,
             dies_with_us: start.helper,
         })?;
+        let pid = match started {
+            Started::Executed(pid) => pid,
+            Started::Hangs(pid) => {
+                // A child all the same: its slot is taken until it ends, so nothing is started beside it.
+                let key = &start.key;
+                complain(&format!(
+                    "{key} (process {pid}) has not executed its program yet: does the mount with its release or its program hang?"
+                ));
+                pid
+            }
+        };
         // Two descriptors are free again for the look that needs one. Not reaped yet, so it is there even if it has ended already.
-        drop((worker_out, worker_err));
         let start_ticks = process::stat(pid).map_or(0, |seen| seen.start_ticks);
         Ok(Child::new(ProcessId { pid, start_ticks }, false, vec![(1, out), (2, err)], start.root.clone(), start.note.clone()))
     }
@@ -726,23 +772,64 @@ impl Keeper {
 
     /// Takes over one whose main process lives, with what can be had of its output.
     fn adopt(&mut self, key: Key, id: ProcessId, root: &str) {
-        let mut streams = Vec::new();
-        for number in [1, 2] {
+        let (streams, left) = self.open_outputs(id, &[1, 2]);
+        if !left.is_empty() {
+            for (number, error) in &left {
+                complain(&format!("output {number} of {key} cannot be opened, and is tried again while it lives: {error}"));
+            }
+            let numbers = left.into_iter().map(|(number, _)| number).collect();
+            self.unread.insert(key.clone(), Unread { numbers, next: clock::now() + LOOK_AGAIN, wait: LOOK_AGAIN });
+        }
+        self.table.insert(key.clone(), Child::new(id, true, streams, root.to_owned(), String::new()));
+        self.notes.push_back(Note::Child(key));
+    }
+
+    /// Opens output of a process, and returns what can be read, and what could not be opened now. What it has closed, or what is no pipe,
+    /// is neither.
+    fn open_outputs(&self, id: ProcessId, numbers: &[u8]) -> (Vec<(u8, OwnedFd)>, Vec<(u8, io::Error)>) {
+        let (mut streams, mut left) = (Vec::new(), Vec::new());
+        for &number in numbers {
             match process::reopen_output(id.pid, i32::from(number)) {
                 Ok(Some(fd)) if self.has_place_for(&fd) => streams.push((number, fd)),
-                Ok(Some(_)) => complain(&format!("no descriptor is left for output {number} of {key}: it is not read")),
+                Ok(Some(_)) => left.push((number, io::Error::from_raw_os_error(libc::EMFILE))),
                 Ok(None) => {}
                 // It has closed it.
                 Err(error) if process::is_gone(&error) => {}
-                Err(error) => complain(&format!("output {number} of {key} cannot be opened, so it is not read: {error}")),
+                Err(error) => left.push((number, error)),
             }
         }
         if matches!(process::lives(id), Ok(false)) {
             // What was opened may be another's, who has the number by now.
-            streams.clear();
+            return (Vec::new(), Vec::new());
         }
-        self.table.insert(key.clone(), Child::new(id, true, streams, root.to_owned(), String::new()));
-        self.notes.push_back(Note::Child(key));
+        (streams, left)
+    }
+
+    /// Tries again to open the output of adopted children that could not be opened, less and less often; what can is told to the agent.
+    fn open_unread(&mut self) {
+        let now = clock::now();
+        let due: Vec<Key> = self.unread.iter().filter(|(_, unread)| unread.next <= now).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            let Some(mut unread) = self.unread.remove(&key) else { continue };
+            let Some(id) = self.table.get(&key).filter(|child| matches!(child.life, Life::Running)).map(|child| child.id) else { continue };
+            let (streams, left) = self.open_outputs(id, &unread.numbers);
+            if !left.is_empty() {
+                unread.numbers = left.into_iter().map(|(number, _)| number).collect();
+                unread.next = now + unread.wait;
+                unread.wait = (unread.wait * 2).min(OPEN_AGAIN_MAX);
+                self.unread.insert(key.clone(), unread);
+            }
+            if streams.is_empty() {
+                continue;
+            }
+            let numbers: Vec<u8> = streams.iter().map(|(number, _)| *number).collect();
+            complain(&format!("output {numbers:?} of {key} is read again"));
+            self.table.found(&key, streams);
+            // One who has not been told of the child yet is told of all of its output with it.
+            if !self.notes.iter().any(|note| matches!(note, Note::Child(told) if *told == key)) {
+                self.notes.push_back(Note::Streams(key, numbers));
+            }
+        }
     }
 
     /// Has the end of an adopted child told, if there is a descriptor for it.
@@ -816,9 +903,11 @@ impl Keeper {
                 agent_starts: self.agent_starts,
                 last_agent: self.last_agent,
             })),
-            Note::Child(key) => {
+            Note::Child(key) | Note::Streams(key, _) => {
                 let child = self.table.get(key)?;
-                let streams = child.streams.iter().map(|(number, _)| *number).collect();
+                let told = |number: &u8| if let Note::Streams(_, some) = note { some.contains(number) } else { true };
+                let (streams, fds) =
+                    child.streams.iter().filter(|(number, _)| told(number)).map(|(number, fd)| (*number, fd.as_fd())).unzip();
                 let tell = Tell::Child {
                     key: key.clone(),
                     pid: child.id.pid,
@@ -827,7 +916,7 @@ impl Keeper {
                     streams,
                     note: child.note.clone(),
                 };
-                Some((tell, child.streams.iter().map(|(_, fd)| fd.as_fd()).collect()))
+                Some((tell, fds))
             }
             Note::SpawnFailed(key, step, errno) => plain(Tell::SpawnFailed { key: key.clone(), step: *step, errno: *errno }),
             Note::Exited(key) => match self.table.get(key)?.life {
@@ -1044,6 +1133,96 @@ mod tests {
         assert_eq!((streams, before, signal), (Some(0), Vec::<Key>::new(), Some(libc::SIGTERM)));
         assert_eq!(round(&mut keeper), ["w/0#2"]);
         assert!(!keeper.table.has_unwatched());
+    }
+
+    #[test]
+    fn output_that_could_not_be_opened_is_opened_later_and_told_to_the_agent() {
+        let (mut earlier, mut keeper) = (keeper(), keeper());
+        let start = sleep("/unread", "w/0#1", &[]);
+        let pid = earlier.spawn(&start, None).expect("started").id.pid;
+        while process::variable(pid, protocol::KEY_VARIABLE).is_none() {
+            std::thread::yield_now();
+        }
+        let adopt = |keeper: &mut Keeper| {
+            keeper.obey(Ask::Adopt { root: start.root.clone(), known: Vec::new() }, Vec::new());
+            while keeper.adopting.is_some() {
+                keeper.go_on_adopting();
+            }
+        };
+        fault::set_proc(Some("fd"));
+        adopt(&mut keeper);
+        let (adopted, due) = (told(&mut keeper), keeper.unread["w/0#1"].next);
+        // Not before its time; then less and less often.
+        keeper.open_unread();
+        let early = keeper.unread["w/0#1"].next == due;
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            keeper.unread.get_mut("w/0#1").expect("still unread").next = MonoTime::from_boot(Duration::ZERO);
+            waits.push(keeper.unread["w/0#1"].wait);
+            keeper.open_unread();
+        }
+        fault::set_proc(None);
+        keeper.unread.get_mut("w/0#1").expect("still unread").next = MonoTime::from_boot(Duration::ZERO);
+        keeper.open_unread();
+        let heard = told(&mut keeper);
+        let words = keeper.words(&Note::Streams("w/0#1".into(), vec![2])).map(|(tell, fds)| (tell, fds.len()));
+        let left = keeper.unread.len();
+        // One that was not told of it yet hears it all at once; one that has ended is not looked at any more.
+        let mut second = self::keeper();
+        fault::set_proc(Some("fd"));
+        adopt(&mut second);
+        fault::set_proc(None);
+        second.unread.get_mut("w/0#1").expect("unread").next = MonoTime::from_boot(Duration::ZERO);
+        second.open_unread();
+        let all = told(&mut second);
+        let mut third = self::keeper();
+        fault::set_proc(Some("fd"));
+        adopt(&mut third);
+        fault::set_proc(None);
+        end(pid);
+        third.table.ended(pid, Ended::Unknown, clock::now());
+        third.unread.get_mut("w/0#1").expect("unread").next = MonoTime::from_boot(Duration::ZERO);
+        third.open_unread();
+        assert_eq!(adopted, ["Child(\"w/0#1\")", "Adopted"]);
+        assert!(early);
+        assert_eq!(waits.iter().map(Duration::as_secs).collect::<Vec<_>>(), [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!((heard, left), (vec!["Streams(\"w/0#1\", [1, 2])".to_owned()], 0));
+        let (tell, fds) = words.expect("it is there");
+        assert!(matches!(tell, Tell::Child { streams, .. } if streams == [2]) && fds == 1);
+        assert_eq!(all, ["Child(\"w/0#1\")", "Adopted"]);
+        assert!(third.unread.is_empty());
+    }
+
+    #[test]
+    fn a_worker_that_hangs_before_its_program_is_a_child_and_the_keeper_goes_on() {
+        use crate::sys::starter::tests::{Hanging, Then, until};
+        let hanging = Hanging::new(Then::Fails);
+        let mut keeper = keeper();
+        let start = |key: &str, program: String| Start { programs: vec![program], ..sleep("/hangs", key, &[]) };
+        for key in ["w/0#1", "w/1#1"] {
+            keeper.start_child(&start(key, hanging.path()), None);
+        }
+        keeper.start_child(&start("w/2#1", "/bin/sleep".into()), None);
+        let started = told(&mut keeper);
+        let pids = ["w/0#1", "w/1#1", "w/2#1"].map(|key| keeper.table.get(key).expect("a child").id.pid);
+        let streams = keeper.table.get("w/0#1").map(|child| child.streams.len());
+        // As the ladder ends it, and by itself. Others are reaped by number: this process has children of other tests.
+        keeper.obey(Ask::Signal { key: "w/0#1".into(), number: libc::SIGTERM }, Vec::new());
+        let reaped = |pid| {
+            let status = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
+            let (_, status) = status.expect("ours").expect("its end");
+            (status.exit_status(), status.terminating_signal())
+        };
+        let ends = [reaped(pids[0])];
+        hanging.release();
+        let ends = [ends[0], reaped(pids[1])];
+        end(pids[2]);
+        until("end of the hanging", || {
+            keeper.say_late();
+            (!keeper.starter.hangs()).then_some(())
+        });
+        assert_eq!(started, ["Child(\"w/0#1\")", "Child(\"w/1#1\")", "Child(\"w/2#1\")"]);
+        assert_eq!((streams, ends), (Some(2), [(None, Some(libc::SIGTERM)), (Some(127), None)]));
     }
 
     #[test]

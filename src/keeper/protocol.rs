@@ -123,7 +123,8 @@ pub(crate) struct Start {
 pub(crate) enum Tell {
     /// The answer to [`Ask::Hello`].
     Welcome(Welcome),
-    /// A child, with the read ends of its standard output and error (fewer where they are unknown).
+    /// A child, with the read ends of its standard output and error (fewer where they are unknown); told again with those alone that could
+    /// be opened only later.
     Child {
         /// Its name.
         key: Key,

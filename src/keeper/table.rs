@@ -123,6 +123,13 @@ impl Table {
         }
     }
 
+    /// Notes output of a child that could not be opened before.
+    pub(super) fn found(&mut self, key: &str, streams: Vec<(u8, OwnedFd)>) {
+        if let Some(child) = self.children.get_mut(key) {
+            child.streams.extend(streams);
+        }
+    }
+
     /// Notes the descriptor that tells when an adopted child ends.
     pub(super) fn watched(&mut self, key: &str, pidfd: OwnedFd) {
         if let Some(child) = self.children.get_mut(key).filter(|child| child.running()) {

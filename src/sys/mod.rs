@@ -19,6 +19,7 @@ pub(crate) mod rest;
 pub mod shared_map;
 pub(crate) mod signals;
 pub(crate) mod spawn;
+pub(crate) mod starter;
 pub mod sync;
 pub(crate) mod users;
 pub(crate) mod watch;

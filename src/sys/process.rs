@@ -372,6 +372,7 @@ const DEFAULT_PIPE_BYTES: usize = 64 << 10;
 /// # Errors
 /// When the process is gone or may not be looked into.
 pub(crate) fn reopen_output(pid: i32, fd: i32) -> io::Result<Option<OwnedFd>> {
+    fault::proc("fd")?;
     let mut path = format!("/proc/{pid}/fd/{fd}");
     let mut target = rustix::fs::readlink(&path, Vec::new());
     if target == Err(rustix::io::Errno::NOENT) {

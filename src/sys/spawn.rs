@@ -1,6 +1,6 @@
 //! Starts a process without copying the address space: `clone(2)` with CLONE_VM and CLONE_VFORK.
 //!
-//! The child borrows our memory until it executes, for which the thread that starts it waits. Between the two it only makes system calls
+//! The child borrows our memory until it executes, for which the thread that starts it waits (and no other: [`super::starter`]). Between the two it only makes system calls
 //! on what was prepared before; it allocates nothing, takes no lock and calls nothing that could.
 //!
 //! It borrows our descriptors too, and first of all takes a copy of the lowest ones only (`close_range(2)` with CLOSE_RANGE_UNSHARE). A
@@ -10,6 +10,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::AtomicI32;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::DupFlags;
@@ -251,12 +252,12 @@ impl Spawner {
         Self { stack: vec![0; STACK_BYTES / size_of::<u128>()], ignored: ignored(), pad: Pad::reserve() }
     }
 
-    /// Starts it and returns its process id, after it has executed.
+    /// Starts it and returns its process id, after it has executed. `pid` has it as soon as there is a process, and 0 until then.
     ///
     /// # Errors
-    /// With the step at which it failed; no process is left behind then.
+    /// With the step at which it failed; if `pid` is not 0 a process was made, has ended, and is to be reaped.
     #[expect(unsafe_code, reason = "clone(2) has no safe form")]
-    pub(crate) fn spawn(&mut self, spawn: &mut Spawn<'_>) -> Result<i32, SpawnError> {
+    pub(crate) fn spawn(&mut self, spawn: &mut Spawn<'_>, pid: &AtomicI32) -> Result<i32, SpawnError> {
         let fds = match &mut self.pad {
             Some(pad) => pad.fill(spawn.fds).map_err(|source| {
                 pad.clear();
@@ -301,13 +302,15 @@ impl Spawner {
         let top = self.stack.as_mut_ptr_range().end.cast::<c_void>();
         // SAFETY: the stack is 64 KiB, 16-byte aligned (u128), grows down from `top` and is used by one child at a time, because
         // CLONE_VFORK suspends us until the child has executed or ended. `plan` outlives that. `child` touches only `plan` and
-        // makes system calls. All signals are blocked around it, so that no handler runs in the child.
+        // makes system calls. All signals are blocked around it, so that no handler runs in the child. `made` outlives it too.
+        let made = pid.as_ptr();
         let pid = unsafe {
             let mut all: libc::sigset_t = std::mem::zeroed();
             let mut before: libc::sigset_t = std::mem::zeroed();
             libc::sigfillset(&raw mut all);
             libc::sigprocmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-            let pid = libc::clone(child, top, libc::CLONE_VM | libc::CLONE_VFORK | files | libc::SIGCHLD, (&raw mut plan).cast());
+            let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | files | libc::SIGCHLD;
+            let pid = libc::clone(child, top, flags, (&raw mut plan).cast(), made);
             let error = io::Error::last_os_error();
             libc::sigprocmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
             if pid < 0 { Err(error) } else { Ok(pid) }
@@ -322,13 +325,7 @@ impl Spawner {
         let pid = pid.map_err(|source| SpawnError { step: Step::Clone, source })?;
         match plan.failed {
             None => Ok(pid),
-            Some((step, errno)) => {
-                // The child has ended already; leaving it a zombie would be an exit of a process that nobody knows.
-                if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                    let _reaped = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-                }
-                Err(SpawnError { step, source: io::Error::from_raw_os_error(errno) })
-            }
+            Some((step, errno)) => Err(SpawnError { step, source: io::Error::from_raw_os_error(errno) }),
         }
     }
 }
@@ -445,7 +442,8 @@ mod tests {
     use super::*;
 
     fn start<'a>(spawner: &mut Spawner, argv: &[CString], fds: &[BorrowedFd<'a>]) -> Result<i32, SpawnError> {
-        spawner.spawn(&mut Spawn {
+        let pid = AtomicI32::new(0);
+        let mut spawn = Spawn {
             programs: &argv[..1],
             argv,
             env: &mut [],
@@ -459,7 +457,18 @@ mod tests {
             reset_oom_score: false,
             new_session: true,
             dies_with_us: false,
-        })
+        };
+        let result = spawner.spawn(&mut spawn, &pid);
+        let made = pid.into_inner();
+        match &result {
+            Ok(pid) => assert_eq!(made, *pid),
+            Err(error) if error.step == Step::Descriptors => assert_eq!(made, 0),
+            Err(_) => {
+                let ended = rustix::process::waitpid(rustix::process::Pid::from_raw(made), rustix::process::WaitOptions::empty());
+                assert_eq!(ended.expect("ours").expect("its end").1.exit_status(), Some(127));
+            }
+        }
+        result
     }
 
     /// All that comes out of a pipe until its last writer is gone.

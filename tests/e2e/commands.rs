@@ -123,6 +123,26 @@ fn what_a_paused_slots_worker_left_survives_a_restart_of_the_agent() {
 }
 
 #[test]
+fn an_end_by_an_operators_signal_is_no_crash_if_the_agent_is_killed_before_it() {
+    let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"));
+    let worker = node.pid("w");
+    let mark = node.mark();
+    // It gets the signal, and ends by it when it goes on.
+    signal_to(worker, Signal::STOP);
+    node.cli(&["signal", "w/0", "ABRT"]).exits(0);
+    node.until("the state to be written", || node.text("root/run/state.json").contains("\"signalled\":\"ABRT\"").then_some(()));
+    let pending = || fs_err::read_to_string(format!("/proc/{worker}/status")).expect("it lives").contains("ShdPnd:\t0000000000000020");
+    node.until("the signal to be sent", || pending().then_some(()));
+    let agent = node.look("/agent/pid").as_i64().expect("a pid");
+    signal_to(i32::try_from(agent).expect("a pid"), Signal::KILL);
+    signal_to(worker, Signal::CONT);
+    let end = node.told(mark, "worker_ended", "by an operator's order");
+    assert_eq!(end["verdict"], "operator", "{}", text_of(&end));
+    assert_ne!(node.pid("w"), worker);
+    node.same(node.slots("w")[0]["crashes"].clone(), 0.into());
+}
+
+#[test]
 fn a_drained_node_answers_and_starts_nothing_until_told_to() {
     let node = Node::with_pools(&format!("  a: {{command: '@FIXTURE@', {QUICK}}}\n  b: {{command: '@FIXTURE@', after: [a], {QUICK}}}"));
     let mark = node.mark();

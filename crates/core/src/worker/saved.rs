@@ -12,6 +12,7 @@ use super::history::CrashRecord;
 use super::state::{After, End, Ladder, Minding, Recall, Slot, State, StopOrder, Target, Wait};
 use super::verdict::Verdict;
 use crate::id::StartNo;
+use crate::signal::Signal;
 use crate::time::MonoTime;
 
 /// A slot on disk.
@@ -45,6 +46,10 @@ pub enum SavedState {
         target: Target,
         /// Since when it was ready; `None`: it was not.
         ready: Option<MonoTime>,
+        /// The last signal that an operator let us send, written before it is sent: an end by it is no crash, also if nobody was there to
+        /// see it. What older versions wrote has none.
+        #[serde(default)]
+        signalled: Option<Signal>,
     },
     /// A worker was being stopped.
     Stopping {
@@ -117,7 +122,12 @@ impl Slot {
     /// Returns what the next agent must know.
     #[must_use]
     pub fn saved(&self) -> Saved {
-        let up = |start: StartNo, target: &Arc<Target>, ready| SavedState::Up { start, target: target.as_ref().clone(), ready };
+        let up = |start: StartNo, target: &Arc<Target>, ready, signalled| SavedState::Up {
+            start,
+            target: target.as_ref().clone(),
+            ready,
+            signalled,
+        };
         let stopping = |start: StartNo, target: &Arc<Target>, order: &StopOrder, ladder| SavedState::Stopping {
             start,
             target: target.as_ref().clone(),
@@ -130,12 +140,12 @@ impl Slot {
         };
         let state = match &self.state {
             State::Stopped => SavedState::Stopped,
-            State::Recalled { start, target, plan: Recall::Mind { ready } } => up(*start, target, *ready),
+            State::Recalled { start, target, plan: Recall::Mind { ready, signalled } } => up(*start, target, *ready, *signalled),
             State::Recalled { start, target, plan: Recall::Stop { order, ladder } } => stopping(*start, target, order, *ladder),
             State::Recalled { start, target, plan: Recall::Clear { end, after } } => clearing(*start, target, end, after.clone()),
-            State::Spawning { start, target, .. } => up(*start, target, None),
-            State::Starting { worker, .. } => up(worker.start, &worker.target, None),
-            State::Ready { worker, since, .. } => up(worker.start, &worker.target, Some(*since)),
+            State::Spawning { start, target, .. } => up(*start, target, None, None),
+            State::Starting { worker, .. } => up(worker.start, &worker.target, None, worker.signalled),
+            State::Ready { worker, since, .. } => up(worker.start, &worker.target, Some(*since), worker.signalled),
             State::Cancelling { start, target, order, .. } => stopping(*start, target, order, None),
             State::Stopping { worker, order, ladder, .. } => stopping(worker.start, &worker.target, order, Some(*ladder)),
             State::Exited { start, target, end } | State::Recalled { start, target, plan: Recall::Leave { end } } => {
@@ -163,7 +173,9 @@ impl Slot {
     pub fn recall(saved: Saved) -> Self {
         let state = match saved.state {
             SavedState::Stopped => State::Stopped,
-            SavedState::Up { start, target, ready } => State::Recalled { start, target: Arc::new(target), plan: Recall::Mind { ready } },
+            SavedState::Up { start, target, ready, signalled } => {
+                State::Recalled { start, target: Arc::new(target), plan: Recall::Mind { ready, signalled } }
+            }
             SavedState::Stopping { start, target, stop: SavedStop { order, ladder } } => {
                 State::Recalled { start, target: Arc::new(target), plan: Recall::Stop { order, ladder } }
             }

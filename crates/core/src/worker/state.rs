@@ -186,8 +186,8 @@ pub(super) enum Manner {
 /// What a recalled slot does when it is known what became of its worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Recall {
-    /// It is minded; `ready`: since when it was ready.
-    Mind { ready: Option<MonoTime> },
+    /// It is minded; `ready`: since when it was ready; `signalled`: as [`Worker`] has it.
+    Mind { ready: Option<MonoTime>, signalled: Option<crate::signal::Signal> },
     /// The stop goes on from here; `ladder: None`: from the first rung.
     Stop { order: StopOrder, ladder: Option<Ladder> },
     /// It had exited, and was judged; what it left is to be ended.

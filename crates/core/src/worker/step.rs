@@ -133,9 +133,9 @@ impl Slot {
     }
 
     /// Returns what makes of this end an operator's doing, if it is: it was by the signal that one of them let us send. No crash then.
-    fn ordered(&self, worker: &Worker, how: ExitHow) -> Option<(StopOrder, Option<Rung>)> {
-        let signal = worker.signalled.filter(|signal| self.minded() && how.is_by(*signal))?;
-        let then = Then::Start(Arc::clone(&worker.target));
+    fn ordered(&self, signalled: Option<Signal>, target: &Arc<Target>, how: ExitHow) -> Option<(StopOrder, Option<Rung>)> {
+        let signal = signalled.filter(|signal| self.minded() && how.is_by(*signal))?;
+        let then = Then::Start(Arc::clone(target));
         Some((StopOrder { why: StopWhy::Signalled, then }, Some(Rung::Polite(signal))))
     }
 
@@ -190,17 +190,20 @@ impl Slot {
                 Ending { start, target, since, ready: None, stop: Some((order, None)) }
             }
             State::Starting { worker, .. } => {
-                let stop = self.ordered(&worker, how);
+                let stop = self.ordered(worker.signalled, &worker.target, how);
                 Ending::of(worker, None, stop)
             }
             State::Ready { worker, since, .. } => {
-                let stop = self.ordered(&worker, how);
+                let stop = self.ordered(worker.signalled, &worker.target, how);
                 Ending::of(worker, Some(since), stop)
             }
             State::Stopping { worker, ready, order, ladder } => Ending::of(worker, ready, Some((order, Some(ladder.rung())))),
             State::Recalled { start, target, plan } => match plan {
-                Recall::Mind { ready } => Ending::recalled(start, target, ready, None, turn.now),
-                Recall::Stop { order, ladder } => Ending::recalled(start, target, None, Some((order, ladder)), turn.now),
+                Recall::Mind { ready, signalled } => {
+                    let stop = self.ordered(signalled, &target, how);
+                    Ending::recalled(start, target, ready, stop, turn.now)
+                }
+                Recall::Stop { order, ladder } => Ending::recalled(start, target, None, Some((order, ladder.map(Ladder::rung))), turn.now),
                 Recall::Clear { end, after } => {
                     turn.act(Effect::ClearTree { start });
                     return State::Clearing { start, target, end, after };
@@ -229,12 +232,12 @@ impl Slot {
             Recall::Clear { end, after } => (*end, after),
             // Its end is told already, and nothing is left of it.
             Recall::Leave { .. } => return State::Backoff { until: turn.now, target, why: Wait::Resume },
-            Recall::Mind { ready } => {
+            Recall::Mind { ready, .. } => {
                 let ending = Ending::recalled(start, Arc::clone(&target), ready, None, turn.now);
                 self.ended(ending, ExitHow::Unknown, jitter, turn)
             }
             Recall::Stop { order, ladder } => {
-                let ending = Ending::recalled(start, Arc::clone(&target), None, Some((order, ladder)), turn.now);
+                let ending = Ending::recalled(start, Arc::clone(&target), None, Some((order, ladder.map(Ladder::rung))), turn.now);
                 self.ended(ending, ExitHow::Unknown, jitter, turn)
             }
         };
@@ -324,9 +327,9 @@ impl Slot {
                     }
                     State::Stopping { worker, ready, order, ladder }
                 }
-                Recall::Mind { ready: before } => {
+                Recall::Mind { ready: before, signalled } => {
                     let (worker, ready) = self.adopted(found, turn);
-                    self.mind_again(worker, ready.or(before), turn)
+                    self.mind_again(Worker { signalled, ..worker }, ready.or(before), turn)
                 }
             },
             // A later start than the one that was saved: what was saved says nothing about it.
@@ -799,10 +802,9 @@ impl Ending {
         start: StartNo,
         target: Arc<Target>,
         ready: Option<MonoTime>,
-        stop: Option<(StopOrder, Option<Ladder>)>,
+        stop: Option<(StopOrder, Option<Rung>)>,
         now: MonoTime,
     ) -> Self {
-        let stop = stop.map(|(order, ladder)| (order, ladder.map(Ladder::rung)));
         Self { start, target, since: ready.unwrap_or(now), ready, stop }
     }
 

@@ -160,7 +160,7 @@ fn shown(slot: &Slot) -> String {
         State::Stopped => "stopped".into(),
         State::Recalled { start, target, plan } => {
             let plan = match plan {
-                Recall::Mind { ready } => format!("ready since {:?}", ready.map(moment)),
+                Recall::Mind { ready, .. } => format!("ready since {:?}", ready.map(moment)),
                 Recall::Stop { order, ladder: rung } => format!("stop {:?}, then {}", rung.map(ladder), then(&order.then)),
                 Recall::Clear { after: next, .. } => format!("clear, then {}", after(next)),
                 Recall::Leave { .. } => "leave".to_owned(),
@@ -233,6 +233,21 @@ fn the_whole_machine_is_this_table() {
 }
 
 // Arc is named so that a state's target is seen to be shared, not copied.
+/// From every state, after every event: what an agent reads back is what the former one wrote, and it writes the same again.
+#[test]
+fn what_is_saved_of_any_slot_is_what_is_recalled() {
+    for (name, slot, policy) in states() {
+        let start = slot.start().unwrap_or_default();
+        for (event, value) in events(start) {
+            let saved = step(slot.clone(), value, at(3), &policy).0.saved();
+            let json = serde_json::to_string(&saved).expect("JSON");
+            let read: Saved = serde_json::from_str(&json).expect("our own");
+            assert_eq!(read, saved, "{name}, {event}");
+            assert_eq!(Slot::recall(read).saved(), saved, "{name}, {event}");
+        }
+    }
+}
+
 #[test]
 fn a_slot_is_small() {
     assert!(size_of::<Slot>() <= 300, "{} bytes", size_of::<Slot>());

@@ -419,7 +419,8 @@ fn a_stop_that_was_begun_before_a_pause_ends() {
 
 /// Returns the slot as the next agent reads it from disk.
 fn agent_killed(mut life: Life) -> Life {
-    life.slot = Slot::recall(life.slot.saved());
+    let json = serde_json::to_string(&life.slot.saved()).expect("JSON");
+    life.slot = Slot::recall(serde_json::from_str(&json).expect("our own"));
     life
 }
 
@@ -527,4 +528,38 @@ fn a_signal_that_an_operator_lets_us_send_ends_a_worker_without_a_crash_and_one_
     // Nor does the next worker end by it.
     let life = ready(policy()).then(&[send(Signal::Kill), killed(1, 9), event::gone(1), event::spawned(2), killed(2, 9), event::gone(2)]);
     assert_eq!(life.slot.crashes_in_a_row(), 1);
+}
+
+#[test]
+fn an_end_by_an_operators_signal_is_no_crash_if_the_agent_was_killed_in_between() {
+    let killed = |number| (Event::Exited { start: ONE, how: ExitHow::Signal { number, core: false }, jitter: Jitter(0) }, 0);
+    let send = (Event::SignalRequested { signal: Signal::Term }, 0);
+    let starting = || Life::new(policy()).then(&[event::start(1), event::spawned(1)]);
+    for (was, up) in [("starting", &starting as &dyn Fn() -> Life), ("ready", &|| ready(policy()))] {
+        // Two agents are killed, one after the other, the second before it has heard of the worker.
+        let life = || agent_killed(agent_killed(up().then(&[send.clone()])));
+        for (heard, told) in [("adopted", &[adopted(), killed(15)][..]), ("told of its end only", &[killed(15)])] {
+            let life = life().then(told).then(&[event::gone(1)]);
+            let said = "ended by TERM because selfstart sent it by an operator's order; restarted";
+            assert_eq!((life.verdict().as_str(), life.slot.crashes_in_a_row()), (said, 0), "{was}, {heard}");
+        }
+        let life = life().then(&[adopted(), killed(11), event::gone(1)]);
+        assert_eq!(life.slot.crashes_in_a_row(), 1, "{was}: another signal is its own");
+        // What is saved of a later start says nothing of this one.
+        let process = ProcessId { pid: 102, start_ticks: 2 };
+        let later = Event::Adopted { start: StartNo(2), process, target: target(1), since: at(0), ready_since: None };
+        let by_term = Event::Exited { start: StartNo(2), how: ExitHow::Signal { number: 15, core: false }, jitter: Jitter(0) };
+        let life = agent_killed(up().then(&[send.clone()])).then(&[(later, 0), (by_term, 0), event::gone(2)]);
+        assert_eq!(life.slot.crashes_in_a_row(), 1, "{was}");
+    }
+}
+
+#[test]
+fn what_a_version_without_signalled_wrote_is_read() {
+    let life = ready(policy()).then(&[(Event::SignalRequested { signal: Signal::Term }, 0)]);
+    let mut json = serde_json::to_value(life.slot.saved()).expect("JSON");
+    let up = json["state"]["Up"].as_object_mut().expect("it is up");
+    assert!(up.remove("signalled").is_some_and(|signal| signal == "TERM"), "{up:?}");
+    let read: Saved = serde_json::from_value(json).expect("read");
+    assert_eq!(Slot::recall(read), Slot::recall(ready(policy()).slot.saved()));
 }
