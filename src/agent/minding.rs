@@ -162,7 +162,10 @@ impl Agent {
         run.machine = Some(machine);
         self.dirty = self.dirty || !effects.is_empty() || touched.is_none();
         let mut slots: BTreeSet<u32> = touched.into_iter().collect();
-        for effect in effects {
+        // What is told of an end can wait for its lines to be written, the empty slot cannot: starts are asked for first.
+        let (starts, rest): (Vec<Effect>, Vec<Effect>) =
+            effects.into_iter().partition(|effect| matches!(effect, Effect::Slot { effect: worker::Effect::Spawn { .. }, .. }));
+        for effect in starts.into_iter().chain(rest) {
             if let Effect::Slot { slot, .. } = &effect {
                 slots.insert(*slot);
             }
@@ -375,10 +378,11 @@ impl Agent {
         self.cleared(&worker.slot, worker.start, killed);
     }
 
-    /// Nothing is left of a worker: its slot is free, and the last of its output is read.
+    /// Nothing is left of a worker: its slot is free, and the last of its output is read, before any of its successor's, which has only
+    /// been asked for.
     fn cleared(&mut self, slot: &SlotId, start: StartNo, killed: u32) {
-        self.over(&WorkerKey { slot: slot.clone(), start }.to_string());
         self.slot_event(slot, worker::Event::TreeGone { start, killed });
+        self.over(&WorkerKey { slot: slot.clone(), start }.to_string());
     }
 
     /// Reads the last of a worker's output; the keeper may forget it once its end is on disk.
