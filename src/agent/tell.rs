@@ -177,7 +177,7 @@ impl Telling {
         let (kind, text) = match news {
             OutputNews::Waits { error } => (Kind::OutputWaits, format!("output waits, and nothing of it is lost: {}", chain(error))),
             OutputNews::GoesOn { file, after } => {
-                (Kind::OutputGoesOn, format!("`{}` is written again after {}", file.display(), Human(*after)))
+                (Kind::OutputGoesOn, format!("`{}` is written again after {}", file.display(), Human::rough(*after)))
             }
             OutputNews::Recreated { file } => (Kind::OutputFile, format!("`{}` had been removed, and was made anew", file.display())),
             OutputNews::Rotated { file } => return tracing::debug!("`{}` was rotated", file.display()),
