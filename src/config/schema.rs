@@ -142,7 +142,7 @@ pub const KEYS: &[Key] = &[
         "pools.NAME.memory",
         "size or map",
         Left::Words("no limit"),
-        "SIZE is `{ladder: [SIZE x2/3 drain], every: 10s}`: in 2 of 3 samples, then the stop ladder. Counts the worker's whole tree.",
+        "SIZE is `{ladder: [SIZE x2/3 drain], every: 10s}`: in 2 of 3 samples, then the stop ladder. Counts the worker's whole tree. Left out, it is only shown, from a sample at least every 10 s.",
     ),
     key(
         "pools.NAME.memory.ladder",
