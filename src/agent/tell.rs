@@ -11,6 +11,7 @@ use selfstart_core::worker;
 use super::deploying::chain;
 use super::output::OutputNews;
 use crate::config::settings::Settings;
+use crate::control::wire::Change;
 use crate::keeper::protocol::Welcome;
 use crate::release::layout::Layout;
 use crate::sys::clock;
@@ -26,6 +27,12 @@ pub(crate) struct Telling {
     /// Ends that a former agent told; it may have been killed before its state said so, and then we hear of them once more.
     told_ends: BTreeSet<(String, u32, u64)>,
 }
+
+/// The field that names who asked for it: an operator, `boot` or `HUP`.
+const ASKED_BY: &str = "asked_by";
+
+/// The most that the values of a reload take in its event, in bytes.
+const VALUES_MAX: usize = 8192;
 
 /// How many of the last events are searched for ends that were told before the state was written, which takes milliseconds.
 const ENDS_AMONG: usize = 1024;
@@ -193,8 +200,16 @@ impl Telling {
         self.tell(Happening::new(Kind::Scaled, format!("{count} workers are wanted")).pool(pool));
     }
 
-    pub(crate) fn config_reloaded(&mut self, text: &str) {
-        self.say(Kind::ConfigReloaded, text);
+    /// `by`: the operator who asked for it; `None`: HUP.
+    pub(crate) fn config_reloaded(&mut self, changes: &[Change], by: Option<&str>) {
+        let by = by.unwrap_or("HUP");
+        let parts: Vec<String> = changes.iter().map(|change| format!("{}: {}", change.named(), change.effect)).collect();
+        let values: Vec<_> = changes.iter().flat_map(|change| &change.values).collect();
+        let happening = Happening::new(Kind::ConfigReloaded, format!("asked by {by}: {}", parts.join("; "))).with(ASKED_BY, by);
+        // The keys are in the text; a configuration that is new from top to bottom needs no second copy here.
+        let short = |values: &serde_json::Value| values.to_string().len() <= VALUES_MAX;
+        let values = serde_json::to_value(values).ok().filter(short);
+        self.tell(happening.with("values", values));
     }
 
     pub(crate) fn config_refused(&mut self, text: &str) {
