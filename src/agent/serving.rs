@@ -8,7 +8,7 @@ use std::time::Duration;
 use selfstart_core::command::{self, Command, PoolShape, ScaleTo, Selection, Target, TargetError};
 use selfstart_core::date::Timestamp;
 use selfstart_core::deploy::{
-    Event as DeployEvent, Force, Hold, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
+    Asker, Event as DeployEvent, Force, Hold, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
 };
 use selfstart_core::drain;
 use selfstart_core::id::{Generation, PoolName, SlotId, StartNo, WorkerKey};
@@ -907,7 +907,7 @@ impl Agent {
         self.deploying.policy = deploying::policy(&self.settings);
         let counts: BTreeMap<PoolName, u32> = self.pools.iter().map(|(name, run)| (name.clone(), run.machine().count())).collect();
         let failed_before = self.deploying.machine().last_error().map(|said| said.at);
-        self.apply(&changes);
+        self.apply(&changes, by);
         self.telling.config_reloaded(&lines, by);
         if let Some((reply, wait)) = reply {
             let restarted: BTreeMap<PoolName, Generation> = changes
@@ -951,7 +951,7 @@ impl Agent {
         }
     }
 
-    fn apply(&mut self, changes: &Changes) {
+    fn apply(&mut self, changes: &Changes, by: Option<&str>) {
         let settings = self.settings.clone();
         let live = self.deploying.machine().live().map(|entry| (entry.id.clone(), entry.revision.clone()));
         for pool in &settings.pools {
@@ -989,7 +989,7 @@ impl Agent {
             }
         }
         if changes.build_changed || changes.source_changed {
-            self.deploy_event(DeployEvent::Triggered(Origin::Reload));
+            self.deploy_event(DeployEvent::Triggered(Asker { origin: Origin::Reload, by: by.map(str::to_owned) }));
         }
         self.dirty = true;
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
 
-use selfstart_core::deploy::News;
+use selfstart_core::deploy::{Asker, News};
 use selfstart_core::id::{PoolName, ReleaseId, SlotId, StartNo};
 use selfstart_core::time::Human;
 use selfstart_core::worker;
@@ -82,8 +82,10 @@ impl Telling {
         self.say(Kind::Trouble, text);
     }
 
-    pub(crate) fn deploy(&mut self, news: &News) {
-        let text = news.to_string();
+    /// `asker`: who wanted what was under way when it happened.
+    pub(crate) fn deploy(&mut self, news: &News, asker: Option<&Asker>) {
+        let asker = asker.filter(|_| news.is_of_a_deploy());
+        let text = asker.map_or_else(|| news.to_string(), |asker| format!("{asker}: {news}"));
         let happening = match news {
             News::SourceFailed { .. } => Happening::new(Kind::FetchFailed, text),
             News::SourceBack { .. } => Happening::new(Kind::FetchFailed, text).level(Level::Info),
@@ -100,7 +102,11 @@ impl Telling {
             News::Held { .. } => Happening::new(Kind::Held, text),
             News::Unheld { .. } => Happening::new(Kind::Unheld, text),
         };
-        self.tell(happening.with("news", news.kind()));
+        let named = match news {
+            News::Held { by, .. } | News::Unheld { by } => Some(by.as_str()),
+            _ => asker.map(Asker::name),
+        };
+        self.tell(happening.with("news", news.kind()).with(ASKED_BY, named));
     }
 
     pub(crate) fn worker(&mut self, slot: &SlotId, what: &worker::Happening) {
@@ -226,7 +232,7 @@ impl Telling {
     }
 
     pub(crate) fn draining(&mut self, by: &str) {
-        self.say(Kind::DrainStarted, format!("asked by {by}: everything is stopped, the agent stays"));
+        self.tell(Happening::new(Kind::DrainStarted, format!("asked by {by}: everything is stopped, the agent stays")).with(ASKED_BY, by));
     }
 
     pub(crate) fn drained(&mut self) {
