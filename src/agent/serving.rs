@@ -21,6 +21,7 @@ use super::deploying::{self, chain};
 use super::launch;
 use super::minding::PoolRun;
 use super::output;
+use super::readers;
 use super::run::{Agent, Ending, Worked};
 use super::store;
 use crate::config::explain::{Difference, EnvValues, Explained};
@@ -878,18 +879,20 @@ impl Agent {
             self.telling.config_refused(&text);
             return finish(reply, refused(RefusalCode::Configuration, text, Some("restart selfstart to change it; nothing was changed")));
         }
+        let mut readers = None;
         if changes.control_changed {
             // First of all, as only this can fail.
             let given = owner(&loaded.settings.control)
                 .map_err(|error| chain(&error))
-                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)));
-            if let Err(error) = given {
+                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)).map(|()| owner));
+            if let Err(error) = &given {
                 let text = format!("`control` cannot be put in force: {error}");
                 self.telling.config_refused(&text);
                 self.notes = vec![format!("the running configuration is kept: {text}")];
                 return finish(reply, refused(RefusalCode::Configuration, text, Some("the running configuration is kept")));
             }
             self.serving.workers_may.store(loaded.settings.control.workers, Ordering::Relaxed);
+            readers = given.ok().map(|owner| owner.gid);
         }
         self.notes.clear();
         let (good, bytes) = (self.layout.good_config(), loaded.bytes);
@@ -900,7 +903,10 @@ impl Agent {
         let other_user = self.settings.user != loaded.settings.user;
         // Events are read by more people than an environment.
         let lines = describe(&changes, &Explained::of(&self.settings).differences(&loaded.explained), EnvValues::Hidden);
-        self.settings = Arc::new(loaded.settings);
+        let former = std::mem::replace(&mut self.settings, Arc::new(loaded.settings));
+        if let Some(group) = readers {
+            self.give_to_readers(group, &former);
+        }
         if other_user {
             self.give_to_user();
         }
@@ -929,6 +935,23 @@ impl Agent {
                 }
             }
             self.pending(reply, wait, Goal::All(goals), text);
+        }
+    }
+
+    /// Events and logs are read by who may ask the agent.
+    fn give_to_readers(&mut self, group: Option<u32>, former: &Settings) {
+        self.telling.set_readers(group);
+        self.outputs.set_readers(group);
+        let had = owner(&former.control).ok().and_then(|owner| owner.gid);
+        let trouble = match (group, had) {
+            (Some(group), _) => readers::give(&self.layout, &self.settings, group, None),
+            // Only what the former group still has: what somebody gave to another by hand stays.
+            (None, Some(had)) => readers::give(&self.layout, &self.settings, rustix::process::getegid().as_raw(), Some(had)),
+            (None, None) => None,
+        };
+        if let Some(text) = trouble {
+            self.telling.warn(&text);
+            self.notes.push(text);
         }
     }
 

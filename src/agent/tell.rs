@@ -38,8 +38,10 @@ const VALUES_MAX: usize = 8192;
 const ENDS_AMONG: usize = 1024;
 
 impl Telling {
-    pub(crate) fn open(layout: &Layout, settings: &Settings, welcome: &Welcome) -> Self {
-        let journal = Journal::open(layout.events());
+    /// `readers`: the group that may read events.
+    pub(crate) fn open(layout: &Layout, settings: &Settings, welcome: &Welcome, readers: Option<u32>) -> Self {
+        let mut journal = Journal::open(layout.events());
+        journal.set_readers(readers);
         let ends = journal::tail(&layout.events(), ENDS_AMONG, &Filter::default())
             .into_iter()
             .filter(|record| record.kind == Kind::WorkerEnded.as_str());
@@ -220,6 +222,11 @@ impl Telling {
 
     pub(crate) fn config_refused(&mut self, text: &str) {
         self.say(Kind::ConfigRefused, text);
+    }
+
+    /// Lets another group read events.
+    pub(crate) fn set_readers(&mut self, group: Option<u32>) {
+        self.journal.set_readers(group);
     }
 
     pub(crate) fn reopened(&mut self) {
