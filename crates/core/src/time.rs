@@ -185,7 +185,10 @@ mod tests {
     #[test]
     fn a_rough_duration_is_what_people_read() {
         let rough = |millis| Human::rough(Duration::from_millis(millis)).to_string();
-        assert_eq!([0, 3, 40, 99, 100, 149, 820, 950, 999].map(rough), ["0s", "3ms", "40ms", "99ms", "100ms", "100ms", "800ms", "1s", "1s"]);
+        assert_eq!(
+            [0, 3, 40, 99, 100, 149, 820, 950, 999].map(rough),
+            ["0s", "3ms", "40ms", "99ms", "100ms", "100ms", "800ms", "1s", "1s"]
+        );
         assert_eq!([1_001, 1_499, 9_999, 59_700, 250_400, 299_999].map(rough), ["1s", "1s", "10s", "1m", "4m10s", "5m"]);
         assert_eq!([3_599_700, 11_529_999, 86_385_000, 451_000_000].map(rough), ["1h", "3h12m", "1d", "5d5h"]);
         assert!(Human::rough(Duration::MAX).0 > Duration::from_secs(1 << 50));

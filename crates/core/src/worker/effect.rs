@@ -168,7 +168,9 @@ impl fmt::Display for Happening {
             Self::StopBegun { start, why } => write!(f, "start {} is being stopped: {why}", start.0),
             Self::RungSent { start, rung } => write!(f, "start {} gets {rung}", start.0),
             Self::MemorySignal { start, signal, passed } => write!(f, "start {} gets {signal}: {passed}", start.0),
-            Self::BackedOff { wait, crashes: 0 } => write!(f, "restarted too soon after the last time: next start in {}", Human::rough(*wait)),
+            Self::BackedOff { wait, crashes: 0 } => {
+                write!(f, "restarted too soon after the last time: next start in {}", Human::rough(*wait))
+            }
             Self::BackedOff { wait, crashes } => write!(f, "next start in {}, after {crashes} crashes", Human::rough(*wait)),
             Self::Quarantined { wait } => write!(f, "quarantined: too many crashes; one probe in {}", Human::rough(*wait)),
             Self::StaleJobFound { job, .. } => job.fmt(f),
