@@ -132,7 +132,13 @@ impl Agent {
             }
             for (number, slot) in run.machine().slots() {
                 if let (Some(start), Some(process)) = (slot.start(), slot.process()) {
-                    workers.push(Worker { slot: SlotId { pool: name.clone(), slot: number }, start, process, memory: measure, stale: stale.clone() });
+                    workers.push(Worker {
+                        slot: SlotId { pool: name.clone(), slot: number },
+                        start,
+                        process,
+                        memory: measure,
+                        stale: stale.clone(),
+                    });
                 }
             }
         }

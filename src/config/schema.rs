@@ -220,7 +220,12 @@ pub const KEYS: &[Key] = &[
     key("pools.NAME.port", "number, 1 to 65535", NOTHING, "Slot i gets `PORT` and `{port}` = this + i."),
     key("control", "map", Left::As("{}"), "The control socket, `run/control.sock`, mode 0660."),
     key("control.owner", "user", Left::Words("who runs the agent"), "Who owns it."),
-    key("control.group", "group", Left::Words("the group of who runs the agent"), "Its group, whose members may also read events and logs."),
+    key(
+        "control.group",
+        "group",
+        Left::Words("the group of who runs the agent"),
+        "Its group, whose members may also read events and logs.",
+    ),
     key("control.workers", "`true` or `false`", Left::As("false"), "Whether workers may speak to it."),
     key("log", "map", Left::As("{}"), "The agent's own log."),
     key("log.format", "`auto`, `human`, `json`", Left::As("auto"), "`auto`: human on a terminal, journal-friendly under systemd."),
