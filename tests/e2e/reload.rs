@@ -118,7 +118,7 @@ pools.w: its workers are replaced, in the order of `update`
 build: a new release of the same revision is made
   env.URL: another value, redis://:***@h/0
 ";
-    node.same(plan.out.clone(), expected.replace("@DIR@", &node.path("").display().to_string().trim_end_matches('/').to_owned()));
+    node.same(plan.out.clone(), expected.replace("@DIR@", node.path("").display().to_string().trim_end_matches('/')));
     let json = node.cli(&["reload", "--plan", "--json"]).exits(0);
     for said in [&plan, &json] {
         assert!(!format!("{said:?}").contains("hunter") && !format!("{said:?}").contains("s3cret"), "{said:?}");
