@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use selfstart_core::deploy::{
-    self, Asker, Blame, Deploy, DeployPolicy, Effect, Event, FetchTrouble, Fingerprint, Found, FoundRelease, Jitter, Mode, Now, Origin, Outcome,
-    PoolsFound, RequestId, RetryPolicy, Saved, Start, Wanted,
+    self, Asker, Blame, Deploy, DeployPolicy, Effect, Event, FetchTrouble, Fingerprint, Found, FoundRelease, Jitter, Mode, Now, Origin,
+    Outcome, PoolsFound, RequestId, RetryPolicy, Saved, Start, Wanted,
 };
 use selfstart_core::id::{ReleaseId, Revision};
 use selfstart_core::retention::KeepPolicy;

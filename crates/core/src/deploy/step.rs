@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::deploy::name::release_name;
 use crate::deploy::{
-    Asker, BackStep, Blame, BuildTime, Change, ChangeWhy, Complaint, Deploy, DeployPolicy, Effect, Entry, Event, FetchId, FetchTrouble, Force,
-    Hold, Job, Mode, News, Now, Origin, Outcome, Phase, Plan, Pools, Quarantine, Refusal, ReleaseState, Request, RequestId, RollbackTo,
-    Said, Stamp, Trigger, WaitWhy, Wanted, recover, resolve_rollback, saved,
+    Asker, BackStep, Blame, BuildTime, Change, ChangeWhy, Complaint, Deploy, DeployPolicy, Effect, Entry, Event, FetchId, FetchTrouble,
+    Force, Hold, Job, Mode, News, Now, Origin, Outcome, Phase, Plan, Pools, Quarantine, Refusal, ReleaseState, Request, RequestId,
+    RollbackTo, Said, Stamp, Trigger, WaitWhy, Wanted, recover, resolve_rollback, saved,
 };
 use crate::id::{ReleaseId, Revision};
 use crate::retention::prunable;
