@@ -439,3 +439,24 @@ fn exec_becomes_the_command_in_a_worker_s_place() {
     let requests = agent.join().expect("the agent");
     assert_eq!(requests[0]["command"], json!({"verb": "launch", "pool": "checkins"}));
 }
+
+#[test]
+fn times_are_those_of_the_readers_time_zone_and_of_utc_for_programs() {
+    let node = Node::new();
+    let event = r#"{"schema":1,"seq":1,"at":"2026-11-22T12:00:00.000Z","kind":"held","text":"held"}"#;
+    fs_err::write(node.events(), format!("{event}\n")).expect("a file");
+    let told = |tz: &str, line: &str| Told::from(node.command(line).env("TZ", tz).output().expect("the binary"));
+    let mut zones = vec![("JST-9", "21:00:00+09:00"), ("UTC", "12:00:00+00:00"), ("No/Such_City", "12:00:00+00:00")];
+    if Path::new("/usr/share/zoneinfo/Asia/Tokyo").is_file() {
+        zones.push(("Asia/Tokyo", "21:00:00+09:00"));
+    } else {
+        eprintln!("skipped: this machine has no time zones by name");
+    }
+    for (tz, time) in zones {
+        for line in ["events", "why deploy"] {
+            let told = told(tz, line);
+            assert!(told.code == 0 && told.out.contains(time), "TZ={tz} {line}: {told:?}");
+        }
+        assert_eq!(told(tz, "events --json").out, format!("{event}\n"), "TZ={tz}");
+    }
+}

@@ -294,9 +294,13 @@ async fn put_together(
         found.take(line, &mut backlog, |tell| matches!(tell, Tell::Adopted)).await?;
         line.ask(&Ask::Keep { name: KEPT_LOCK.into() }, Some(lock.into()))?;
     }
-    let mut telling = Telling::open(&layout, &settings, welcome);
+    // Who is not there is told when the socket is made.
+    let readers = serving::owner(&settings.control).ok().and_then(|owner| owner.gid);
+    notes.extend(readers.and_then(|group| super::readers::give(&layout, &settings, group, None)));
+    let mut telling = Telling::open(&layout, &settings, welcome, readers);
     refused.iter().for_each(|note| telling.config_refused(note));
-    let outputs = outputs(line, &mut found.kept, &mut notes)?;
+    let mut outputs = outputs(line, &mut found.kept, &mut notes)?;
+    outputs.set_readers(readers);
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
     let listener = listener(line, &layout, &settings, &mut found.kept, &mut notes)?;
     let journal: DeploySaved = remembered(&layout.journal().join("deploy.json"), &mut notes)?;

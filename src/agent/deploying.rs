@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use selfstart_core::deploy::{
-    self, Blame, Deploy, DeployPolicy, Effect, Event, FetchTrouble, Fingerprint, Found, FoundRelease, Jitter, Mode, Now, Outcome,
-    PoolsFound, RequestId, RetryPolicy, Saved, Start, Wanted,
+    self, Asker, Blame, Deploy, DeployPolicy, Effect, Event, FetchTrouble, Fingerprint, Found, FoundRelease, Jitter, Mode, Now, Origin,
+    Outcome, PoolsFound, RequestId, RetryPolicy, Saved, Start, Wanted,
 };
 use selfstart_core::id::{ReleaseId, Revision};
 use selfstart_core::retention::KeepPolicy;
@@ -37,8 +37,8 @@ const HELPER_GRACE: Duration = Duration::from_secs(5);
 pub(crate) struct Deploying {
     machine: Option<Deploy>,
     pub(crate) policy: DeployPolicy,
-    /// Effects that wait for the one before them to be saved.
-    queue: VecDeque<Effect>,
+    /// Effects that wait for the one before them to be saved, and for whom they are.
+    queue: VecDeque<(Effect, Option<Asker>)>,
     saving: bool,
     /// Why what is on disk is older than what was decided; `None`: it is not.
     unsaved: Option<String>,
@@ -186,22 +186,27 @@ impl Agent {
         }
         let now = Now { mono: clock::now(), wall: clock::wall(), jitter: Jitter::new(fastrand::u16(0..=1000)) };
         let machine = self.deploying.machine.take().expect("the machine is only away inside `step`");
+        // As it was before: what ends with this event is no longer under way after it.
+        let asker = match &event {
+            Event::Requested { by, .. } => Some(Asker { origin: Origin::Operator, by: Some(by.clone()) }),
+            _ => machine.asker(),
+        };
         let (machine, effects) = deploy::step(machine, event, now, &self.deploying.policy);
         self.deploying.machine = Some(machine);
-        self.deploying.queue.extend(effects);
+        self.deploying.queue.extend(effects.into_iter().map(|effect| (effect, asker.clone())));
         self.carry_out_deploy();
     }
 
     /// Carries out effects up to the next one that must be saved first.
     pub(crate) fn carry_out_deploy(&mut self) {
         while !self.deploying.saving {
-            let Some(effect) = self.deploying.queue.pop_front() else { break };
+            let Some((effect, asker)) = self.deploying.queue.pop_front() else { break };
             if let Effect::Save(saved) = effect {
                 self.deploying.saving = true;
                 let path = self.layout.journal().join("deploy.json");
                 self.work(move || Worked::DeploySaved(store::save(&path, store::SCHEMA_NOW, &*saved).map_err(|error| chain(&error))));
             } else {
-                self.carry_out(effect);
+                self.carry_out(effect, asker.as_ref());
             }
         }
     }
@@ -258,7 +263,7 @@ impl Agent {
             let text = format!("the journal could not be written: {error}");
             self.telling.warn(&text);
             let mut events = Vec::new();
-            self.deploying.queue.retain(|effect| match effect.unsaved(&text) {
+            self.deploying.queue.retain(|(effect, _)| match effect.unsaved(&text) {
                 Some(event) => {
                     events.push(event);
                     false
@@ -276,18 +281,18 @@ impl Agent {
     pub(crate) fn save_deploy_again(&mut self) {
         if self.deploying.unsaved.take().is_some() {
             let saved = self.deploying.machine().saved();
-            self.deploying.queue.push_front(Effect::Save(Box::new(saved)));
+            self.deploying.queue.push_front((Effect::Save(Box::new(saved)), None));
             self.carry_out_deploy();
         }
     }
 
     /// Gives this answer behind another try to write what could not be written.
     pub(crate) fn answer_when_saved(&mut self, id: RequestId, outcome: Outcome) {
-        self.deploying.queue.push_front(Effect::Answer { id, outcome });
+        self.deploying.queue.push_front((Effect::Answer { id, outcome }, None));
         self.save_deploy_again();
     }
 
-    fn carry_out(&mut self, effect: Effect) {
+    fn carry_out(&mut self, effect: Effect, asker: Option<&Asker>) {
         if self.ending == super::run::Ending::Leaving
             && matches!(effect, Effect::Fetch { .. } | Effect::Stage { .. } | Effect::LinkShared { .. } | Effect::RunStep { .. })
         {
@@ -324,7 +329,7 @@ impl Agent {
             Effect::StartPools { release, revision } | Effect::RollOut { release, revision } => self.roll_out(release, revision),
             Effect::Prune { ids } => self.begin_prune(ids),
             Effect::Answer { id, outcome } => self.answer_deploy(id, outcome),
-            Effect::Tell(news) => self.telling.deploy(&news),
+            Effect::Tell(news) => self.telling.deploy(&news, asker),
         }
     }
 

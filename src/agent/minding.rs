@@ -211,10 +211,10 @@ impl Agent {
                 (seen.started_at, seen.memory, seen.job) = (None, None, None);
             }
         }
-        let (samples, jobs) = (run.settings.policy.worker.memory.as_ref(), run.settings.policy.worker.stale.as_ref());
+        let jobs = run.settings.policy.worker.stale.as_ref();
         let wanted = !machine.is_empty();
         let mono = clock::now();
-        run.next_sample = samples.filter(|_| wanted).map(|policy| run.next_sample.unwrap_or(mono + policy.every));
+        run.next_sample = wanted.then(|| super::sampling::next_sample(run.next_sample, &run.settings.policy.worker, mono));
         run.next_jobs = jobs.filter(|_| wanted).map(|policy| run.next_jobs.unwrap_or(mono + super::sampling::first_look(policy)));
     }
 

@@ -9,6 +9,7 @@ mod launch;
 mod line;
 mod minding;
 pub(crate) mod output;
+mod readers;
 mod run;
 mod sampling;
 mod serving;

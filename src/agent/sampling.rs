@@ -1,4 +1,7 @@
-//! Looks at memory and jobs: one pass over `/proc` for all workers, on a blocking thread, and only when somebody has a limit.
+//! Looks at memory and jobs: one pass over `/proc` for all workers, on a blocking thread.
+//!
+//! Pools without a `memory` rule are looked at too, for `status`: seldom, by the cheap figure alone, and with a pass that another pool
+//! needs wherever there is one. What is seen of them decides nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,7 +9,7 @@ use std::time::Duration;
 
 use selfstart_core::id::{PoolName, ProcessId, SlotId, StartNo};
 use selfstart_core::job::{self, ProcessSeen};
-use selfstart_core::policy::StalePolicy;
+use selfstart_core::policy::{StalePolicy, WorkerPolicy};
 use selfstart_core::pool::Event;
 use selfstart_core::time::{MonoTime, WallTime};
 use selfstart_core::units::Bytes;
@@ -17,10 +20,13 @@ use crate::keeper;
 use crate::sys::proc_scan::{ProcScanner, Snapshot, Tree};
 use crate::sys::{clock, process};
 
+/// How often the memory of a pool without a rule is looked at: as that of one whose rule does not say (PRODUCT.md, `memory`).
+const SHOWN_EVERY: Duration = Duration::from_secs(10);
+
 /// What was seen.
 #[derive(Debug)]
 pub(crate) struct Sampled {
-    memory: Vec<(SlotId, StartNo, Option<Bytes>)>,
+    memory: Vec<(SlotId, StartNo, Option<Bytes>, Use)>,
     jobs: Vec<(SlotId, StartNo, JobShown)>,
     /// The pools whose jobs were looked at.
     looked: Vec<PoolName>,
@@ -46,9 +52,45 @@ struct Worker {
     slot: SlotId,
     start: StartNo,
     process: ProcessId,
-    /// The lowest limit of its memory; `None`: not looked at now.
-    limit: Option<Bytes>,
+    /// What its memory is looked at for; `None`: not now.
+    memory: Option<Use>,
     stale: Option<Arc<StalePolicy>>,
+}
+
+/// What a figure is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// To be shown: the cheap figure will do.
+    Shown,
+    /// To be held against a ladder with this lowest limit, near which the exact figure is needed.
+    Judged(Bytes),
+}
+
+impl Use {
+    fn of(policy: &WorkerPolicy) -> Self {
+        policy.memory.as_ref().and_then(|memory| memory.ladder.first()).map_or(Self::Shown, |rung| Self::Judged(rung.limit))
+    }
+
+    fn limit(self) -> Option<Bytes> {
+        if let Self::Judged(limit) = self { Some(limit) } else { None }
+    }
+}
+
+/// When the memory of a pool with workers is looked at next; `planned`: as it was, before something may have changed.
+pub(crate) fn next_sample(planned: Option<MonoTime>, policy: &WorkerPolicy, now: MonoTime) -> MonoTime {
+    let latest = now + every(policy);
+    planned.map_or(latest, |planned| planned.min(latest))
+}
+
+fn every(policy: &WorkerPolicy) -> Duration {
+    policy.memory.as_ref().map_or(SHOWN_EVERY, |memory| memory.every)
+}
+
+/// Whether a look that is planned for `planned` is taken now: when it is due, and of what is only shown also when a pass is made anyway
+/// and the last one was long enough ago.
+fn joins(planned: Option<MonoTime>, of: Use, now: MonoTime, pass: bool) -> bool {
+    let early = if pass && of == Use::Shown { SHOWN_EVERY / 2 } else { Duration::ZERO };
+    planned.is_some_and(|planned| planned <= now + early)
 }
 
 /// How long after the first worker its jobs are looked at first.
@@ -63,24 +105,26 @@ impl Agent {
         let mut workers = Vec::new();
         let mut looked = Vec::new();
         let busy = self.sampling;
+        let pass = !busy && self.pools.values().any(|run| due(run.next_sample) || due(run.next_jobs));
         for (name, run) in &mut self.pools {
             let policy = &run.settings.policy.worker;
-            let (memory, jobs) = (due(run.next_sample), due(run.next_jobs));
+            let measure = Use::of(policy);
+            let (memory, jobs) = (joins(run.next_sample, measure, now, pass), due(run.next_jobs));
             if !memory && !jobs {
                 continue;
             }
             if busy {
                 // The pass before this one still runs: the next comes a little later, none is queued. No sample may be later than one
                 // `every`, so where that is short a second is too long.
-                let sample = policy.memory.as_ref().filter(|_| memory).map(|policy| now + policy.every.min(job::LEAST_LOOK));
+                let sample = Some(now + every(policy).min(job::LEAST_LOOK)).filter(|_| memory);
                 let look = Some(now + job::LEAST_LOOK).filter(|_| jobs);
                 (run.next_sample, run.next_jobs) = (run.next_sample.max(sample), run.next_jobs.max(look));
                 continue;
             }
-            let limit = policy.memory.as_ref().filter(|_| memory).and_then(|policy| policy.ladder.first()).map(|rung| rung.limit);
+            let measure = Some(measure).filter(|_| memory);
             let stale = policy.stale.as_ref().filter(|_| jobs).map(|policy| Arc::new(policy.clone()));
             if memory {
-                run.next_sample = policy.memory.as_ref().map(|policy| now + policy.every);
+                run.next_sample = Some(now + every(policy));
             }
             if jobs {
                 looked.push(name.clone());
@@ -88,7 +132,13 @@ impl Agent {
             }
             for (number, slot) in run.machine().slots() {
                 if let (Some(start), Some(process)) = (slot.start(), slot.process()) {
-                    workers.push(Worker { slot: SlotId { pool: name.clone(), slot: number }, start, process, limit, stale: stale.clone() });
+                    workers.push(Worker {
+                        slot: SlotId { pool: name.clone(), slot: number },
+                        start,
+                        process,
+                        memory: measure,
+                        stale: stale.clone(),
+                    });
                 }
             }
         }
@@ -101,9 +151,15 @@ impl Agent {
     /// Brings the workers what was seen of them.
     pub(crate) fn sampled(&mut self, sampled: Sampled) {
         self.sampling = false;
-        for (slot, start, sample) in sampled.memory {
-            if let Some(seen) = self.pools.get_mut(&slot.pool).and_then(|run| run.seen.get_mut(&slot.slot)) {
+        for (slot, start, sample, of) in sampled.memory {
+            let run = self.pools.get_mut(&slot.pool);
+            // It may have been replaced while we read; the machine asks for itself.
+            let same = run.as_ref().is_some_and(|run| run.machine().slot(slot.slot).is_some_and(|it| it.start() == Some(start)));
+            if let Some(seen) = run.filter(|_| same).and_then(|run| run.seen.get_mut(&slot.slot)) {
                 seen.memory = sample;
+            }
+            if of == Use::Shown {
+                continue;
             }
             let event = worker::Event::MemorySample { start, sample };
             self.pool_event(&slot.pool, Event::Slot { slot: slot.slot, event });
@@ -144,14 +200,14 @@ fn look(workers: &[Worker], looked: Vec<PoolName>) -> Sampled {
     let mut sampled = Sampled { memory: Vec::new(), jobs: Vec::new(), looked, next_look: None };
     let scanned = ProcScanner::new().and_then(|mut scanner| scanner.scan().map(|snapshot| (scanner, snapshot)));
     let Ok((mut scanner, snapshot)) = scanned else {
-        sampled.memory =
-            workers.iter().filter(|worker| worker.limit.is_some()).map(|worker| (worker.slot.clone(), worker.start, None)).collect();
+        let asked = workers.iter().filter_map(|worker| Some((worker.slot.clone(), worker.start, None, worker.memory?)));
+        sampled.memory = asked.collect();
         return sampled;
     };
     let trees = trees(workers, &snapshot);
     for (worker, bytes) in workers.iter().zip(scanner.memory(&snapshot, &trees)) {
-        if worker.limit.is_some() {
-            sampled.memory.push((worker.slot.clone(), worker.start, bytes));
+        if let Some(of) = worker.memory {
+            sampled.memory.push((worker.slot.clone(), worker.start, bytes, of));
         }
     }
     sampled.jobs = jobs(workers, &snapshot, &scanner, &mut sampled.next_look);
@@ -160,7 +216,8 @@ fn look(workers: &[Worker], looked: Vec<PoolName>) -> Sampled {
 
 /// The workers' trees: with those who left their session and their parents, whom the keeper then has as its children.
 fn trees(workers: &[Worker], snapshot: &Snapshot) -> Vec<Tree> {
-    let mut trees: Vec<Tree> = workers.iter().map(|worker| Tree { main: worker.process, also: Vec::new(), limit: worker.limit }).collect();
+    let tree = |worker: &Worker| Tree { main: worker.process, also: Vec::new(), limit: worker.memory.and_then(Use::limit) };
+    let mut trees: Vec<Tree> = workers.iter().map(tree).collect();
     let mains: BTreeMap<i32, usize> = workers.iter().enumerate().map(|(index, worker)| (worker.process.pid, index)).collect();
     let keeper = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
     for (pid, stat) in snapshot.procs().iter().filter(|(_, stat)| Some(stat.ppid) == keeper) {
@@ -233,6 +290,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_only_shown_costs_a_pass_of_its_own_every_ten_seconds_at_most_and_none_where_there_is_one() {
+        let at = |secs| MonoTime::from_boot(Duration::from_secs(secs));
+        let (shown, judged) = (Use::Shown, Use::Judged(Bytes(1)));
+        for (planned, of, pass, taken) in [
+            (Some(100), shown, true, true),
+            (Some(105), shown, true, true),
+            (Some(106), shown, true, false),
+            (Some(101), shown, false, false),
+            (Some(100), judged, true, true),
+            // A rule says when it is looked at: a hit too early would count as one more.
+            (Some(101), judged, true, false),
+            (None, shown, true, false),
+        ] {
+            assert_eq!(joins(planned.map(at), of, at(100), pass), taken, "{planned:?} {of:?} {pass}");
+        }
+        // Two pools that began apart are looked at in one pass from the second on, and each every 5 to 10 seconds.
+        let mut next = [at(10), at(14)];
+        let mut passes = Vec::new();
+        for now in 0..=100 {
+            let pass = next.iter().any(|next| *next <= at(now));
+            let taken = next.map(|next| joins(Some(next), shown, at(now), pass));
+            for (next, taken) in next.iter_mut().zip(taken) {
+                *next = if taken { at(now) + SHOWN_EVERY } else { *next };
+            }
+            passes.extend(pass.then_some((now, taken)));
+        }
+        assert!(passes.iter().map(|(now, taken)| (*now, *taken)).eq((1..=10).map(|n| (n * 10, [true, true]))), "{passes:?}");
+    }
+
+    #[test]
     fn what_cannot_be_read_is_unknown_and_neither_zero_nor_a_stale_job() {
         use std::os::unix::process::CommandExt;
         let title = "resque-3.0.0: Processing slow since 1000000000 [SleepJob]";
@@ -240,15 +327,16 @@ mod tests {
         command.args(["-c", &format!("(exec -a '{title}' sleep 1000) & wait")]).stdin(Stdio::null()).process_group(0);
         let master = Master(command.spawn().expect("bash"));
         let pid = i32::try_from(master.0.id()).expect("a pid");
-        let worker = |limit| Worker {
+        let worker = |of| Worker {
             slot: "w/0".parse().expect("a slot"),
             start: StartNo(1),
             process: process::stat(pid).expect("it lives").id(pid),
-            limit: Some(Bytes(limit)),
+            memory: Some(of),
             stale: Some(Arc::new(StalePolicy { default: Duration::ZERO, classes: BTreeMap::new() })),
         };
         // Far from its limit its resident set is read, near it the proportional one.
-        let (far, near) = ([worker(u64::MAX)], [worker(1)]);
+        let (far, near) = ([worker(Use::Judged(Bytes(u64::MAX)))], [worker(Use::Judged(Bytes(1)))]);
+        let shown = [worker(Use::Shown)];
         let seen = |workers: &[Worker]| {
             let sampled = look(workers, Vec::new());
             assert_eq!(sampled.memory.len(), 1, "a sample that failed is told too");
@@ -257,7 +345,7 @@ mod tests {
         while seen(&far).1 == 0 {
             std::thread::yield_now();
         }
-        for workers in [&far, &near] {
+        for workers in [&far, &near, &shown] {
             let (memory, jobs) = seen(workers);
             assert!(memory.is_some_and(|bytes| bytes.0 > 100_000) && jobs == 1, "{memory:?} {jobs}");
         }
@@ -266,6 +354,8 @@ mod tests {
             ("stat", &far, false, 0),
             ("smaps_rollup", &near, false, 1),
             ("smaps_rollup", &far, true, 1),
+            ("stat", &shown, false, 0),
+            ("smaps_rollup", &shown, true, 1),
             ("cmdline", &far, true, 0),
             ("environ", &far, true, 1),
         ] {

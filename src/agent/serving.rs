@@ -8,7 +8,7 @@ use std::time::Duration;
 use selfstart_core::command::{self, Command, PoolShape, ScaleTo, Selection, Target, TargetError};
 use selfstart_core::date::Timestamp;
 use selfstart_core::deploy::{
-    Event as DeployEvent, Force, Hold, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
+    Asker, Event as DeployEvent, Force, Hold, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
 };
 use selfstart_core::drain;
 use selfstart_core::id::{Generation, PoolName, ProcessId, SlotId, StartNo, WorkerKey};
@@ -21,12 +21,14 @@ use super::deploying::{self, chain};
 use super::launch;
 use super::minding::PoolRun;
 use super::output;
+use super::readers;
 use super::run::{Agent, Ending, Worked};
 use super::store;
+use crate::config::explain::{Difference, EnvValues, Explained};
 use crate::config::settings::{Changes, ControlSettings, Settings};
 use crate::control::server::{Call, FAREWELL, Gate, Peer, Reply, Verdict};
 use crate::control::socket;
-use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, Progress, RefusalCode, Refused};
+use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, Progress, RefusalCode, Refused, ValueChange};
 use crate::keeper::protocol::Ask;
 use crate::release::layout::Owner;
 use crate::release::prune;
@@ -204,8 +206,8 @@ impl Agent {
             }),
             Command::Scale { pool, to } => self.scale(pool, to, reply, wait),
             Command::Drain {} => self.drain(&by, reply, wait),
-            Command::Reload { plan: true } => self.reload_plan(reply),
-            Command::Reload { plan: false } => self.reload(Some((reply, wait))),
+            Command::Reload { plan: true } => self.reload_plan(&peer, reply),
+            Command::Reload { plan: false } => self.reload(Some((by, reply, wait))),
             Command::Wait {} => self.pending(reply, true, Goal::AllReady, "every pool is ready".into()),
             Command::Launch { pool } => reply.finish(self.launch_facts(pool, peer.uid)),
         }
@@ -856,18 +858,25 @@ impl Agent {
 
     // ---- configuration
 
-    fn reload_plan(&mut self, reply: Reply) {
+    fn reload_plan(&mut self, peer: &Peer, reply: Reply) {
         match super::boot::load_usable(&self.config) {
             Ok(loaded) => {
                 let changes = Settings::changes(&self.settings, &loaded.settings);
-                reply.finish(Done::facts(Facts::Changes(describe(&changes))));
+                let differences = Explained::of(&self.settings).differences(&loaded.explained);
+                // As `launch`, which gives the environment to nobody else but the worker's own user.
+                let ours = peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw();
+                let env = if ours { EnvValues::Shown } else { EnvValues::Hidden };
+                reply.finish(Done::facts(Facts::Changes(describe(&changes, &differences, env))));
             }
             Err(error) => reply.finish(refused(RefusalCode::Configuration, chain(&error), Some("nothing would be changed"))),
         }
     }
 
     /// Takes over a changed configuration; a broken one changes nothing, and says so until it is mended.
-    pub(crate) fn reload(&mut self, reply: Option<(Reply, bool)>) {
+    /// `asked`: by an operator, who waits for the answer or not; `None`: by HUP.
+    pub(crate) fn reload(&mut self, asked: Option<(String, Reply, bool)>) {
+        let (by, reply) = asked.map(|(by, reply, wait)| (by, (reply, wait))).unzip();
+        let by = by.as_deref();
         let finish = |reply: Option<(Reply, bool)>, outcome: Outcome| {
             if let Some((reply, _)) = reply {
                 reply.finish(outcome);
@@ -888,18 +897,20 @@ impl Agent {
             self.telling.config_refused(&text);
             return finish(reply, refused(RefusalCode::Configuration, text, Some("restart selfstart to change it; nothing was changed")));
         }
+        let mut readers = None;
         if changes.control_changed {
             // First of all, as only this can fail.
             let given = owner(&loaded.settings.control)
                 .map_err(|error| chain(&error))
-                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)));
-            if let Err(error) = given {
+                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)).map(|()| owner));
+            if let Err(error) = &given {
                 let text = format!("`control` cannot be put in force: {error}");
                 self.telling.config_refused(&text);
                 self.notes = vec![format!("the running configuration is kept: {text}")];
                 return finish(reply, refused(RefusalCode::Configuration, text, Some("the running configuration is kept")));
             }
             self.serving.workers_may.store(loaded.settings.control.workers, Ordering::Relaxed);
+            readers = given.ok().map(|owner| owner.gid);
         }
         self.notes.clear();
         let (good, bytes) = (self.layout.good_config(), loaded.bytes);
@@ -908,23 +919,27 @@ impl Agent {
             return finish(reply, Done::already("the configuration is as it was"));
         }
         let other_user = self.settings.user != loaded.settings.user;
-        self.settings = Arc::new(loaded.settings);
+        // Events are read by more people than an environment.
+        let lines = describe(&changes, &Explained::of(&self.settings).differences(&loaded.explained), EnvValues::Hidden);
+        let former = std::mem::replace(&mut self.settings, Arc::new(loaded.settings));
+        if let Some(group) = readers {
+            self.give_to_readers(group, &former);
+        }
         if other_user {
             self.give_to_user();
         }
         self.deploying.policy = deploying::policy(&self.settings);
         let counts: BTreeMap<PoolName, u32> = self.pools.iter().map(|(name, run)| (name.clone(), run.machine().count())).collect();
         let failed_before = self.deploying.machine().last_error().map(|said| said.at);
-        self.apply(&changes);
-        let lines = describe(&changes);
-        self.telling.config_reloaded(&lines.iter().map(|line| format!("{}: {}", line.key, line.effect)).collect::<Vec<_>>().join("; "));
+        self.apply(&changes, by);
+        self.telling.config_reloaded(&lines, by);
         if let Some((reply, wait)) = reply {
             let restarted: BTreeMap<PoolName, Generation> = changes
                 .restart
                 .iter()
                 .filter_map(|name| Some((name.clone(), self.pools.get(name)?.machine().target()?.generation)))
                 .collect();
-            let text = format!("reloaded: {}", lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>().join(", "));
+            let text = format!("reloaded: {}", lines.iter().map(Change::named).collect::<Vec<_>>().join(", "));
             let mut goals: Vec<Goal> = changes.pools_removed.iter().cloned().map(Goal::Gone).collect();
             // On a drained node it is remembered for the time after.
             if self.ending == Ending::No {
@@ -938,6 +953,23 @@ impl Agent {
                 }
             }
             self.pending(reply, wait, Goal::All(goals), text);
+        }
+    }
+
+    /// Events and logs are read by who may ask the agent.
+    fn give_to_readers(&mut self, group: Option<u32>, former: &Settings) {
+        self.telling.set_readers(group);
+        self.outputs.set_readers(group);
+        let had = owner(&former.control).ok().and_then(|owner| owner.gid);
+        let trouble = match (group, had) {
+            (Some(group), _) => readers::give(&self.layout, &self.settings, group, None),
+            // Only what the former group still has: what somebody gave to another by hand stays.
+            (None, Some(had)) => readers::give(&self.layout, &self.settings, rustix::process::getegid().as_raw(), Some(had)),
+            (None, None) => None,
+        };
+        if let Some(text) = trouble {
+            self.telling.warn(&text);
+            self.notes.push(text);
         }
     }
 
@@ -960,7 +992,7 @@ impl Agent {
         }
     }
 
-    fn apply(&mut self, changes: &Changes) {
+    fn apply(&mut self, changes: &Changes, by: Option<&str>) {
         let settings = self.settings.clone();
         let live = self.deploying.machine().live().map(|entry| (entry.id.clone(), entry.revision.clone()));
         for pool in &settings.pools {
@@ -998,7 +1030,7 @@ impl Agent {
             }
         }
         if changes.build_changed || changes.source_changed {
-            self.deploy_event(DeployEvent::Triggered(Origin::Reload));
+            self.deploy_event(DeployEvent::Triggered(Asker { origin: Origin::Reload, by: by.map(str::to_owned) }));
         }
         self.dirty = true;
     }
@@ -1154,9 +1186,15 @@ fn unknown(error: &TargetError) -> Outcome {
     refused(RefusalCode::UnknownTarget, error.to_string(), Some(&error.hint()))
 }
 
-/// Says what a reload changes.
-fn describe(changes: &Changes) -> Vec<Change> {
-    let change = |key: String, effect: &str, restarts: Vec<PoolName>| Change { key, effect: effect.to_owned(), restarts };
+/// Says what a reload changes. What pools have of `queue:` is said of them.
+fn describe(changes: &Changes, differences: &[Difference], env: EnvValues) -> Vec<Change> {
+    let change = |key: String, effect: &str, restarts: Vec<PoolName>| {
+        let values = differences.iter().filter(|difference| part(difference) == key).map(|difference| {
+            let (old, new) = difference.json(env);
+            ValueChange { key: difference.key(), old, new, text: difference.text(env) }
+        });
+        Change { values: values.collect(), key, effect: effect.to_owned(), restarts }
+    };
     let mut lines = Vec::new();
     for name in &changes.pools_added {
         lines.push(change(format!("pools.{name}"), "new: its workers are started", Vec::new()));
@@ -1192,6 +1230,17 @@ fn describe(changes: &Changes) -> Vec<Change> {
         lines.push(change((*key).to_owned(), "cannot be changed by a reload: restart selfstart", Vec::new()));
     }
     lines
+}
+
+/// The part of the configuration that a reload takes as one, to which a value belongs.
+fn part(difference: &Difference) -> String {
+    match difference.path.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["pools", name, ..] => format!("pools.{name}"),
+        // What makes another release of the same revision.
+        ["user"] | ["release", "linked_dirs" | "linked_files"] => "build".to_owned(),
+        [first, ..] => (*first).to_owned(),
+        [] => String::new(),
+    }
 }
 
 /// Who owns the control socket.

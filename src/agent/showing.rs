@@ -8,7 +8,7 @@ use selfstart_core::status::{
     AgentState, AgentStatus, DeployPhase, DeployStatus, HoldStatus, JobStatus, NodeStatus, PendingStatus, PoolStatus, Progress,
     QuarantinedRevision, Reached, SCHEMA, SlotState, SlotStatus, Status, Step, VerdictStatus,
 };
-use selfstart_core::time::{MonoTime, WallTime};
+use selfstart_core::time::{Human, MonoTime, WallTime};
 use selfstart_core::units::Bytes;
 use selfstart_core::worker;
 
@@ -118,7 +118,7 @@ impl Agent {
         let some = |amount: u64| (amount > 0).then_some(amount);
         let mut progress = Progress::default();
         if let Some((at, failures)) = machine.next_try() {
-            let wait = selfstart_core::time::Human(std::time::Duration::from_secs(clock::now().until(at).as_secs() + 1));
+            let wait = Human::rough(std::time::Duration::from_secs(clock::now().until(at).as_secs() + 1));
             progress.detail = Some(format!("trying again in {wait} ({})", failed_times(failures)));
             return Some(progress);
         }

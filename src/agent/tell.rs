@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
 
-use selfstart_core::deploy::News;
+use selfstart_core::deploy::{Asker, News};
 use selfstart_core::id::{PoolName, ReleaseId, SlotId, StartNo};
 use selfstart_core::time::Human;
 use selfstart_core::worker;
@@ -11,6 +11,7 @@ use selfstart_core::worker;
 use super::deploying::chain;
 use super::output::OutputNews;
 use crate::config::settings::Settings;
+use crate::control::wire::Change;
 use crate::keeper::protocol::Welcome;
 use crate::release::layout::Layout;
 use crate::sys::clock;
@@ -27,12 +28,20 @@ pub(crate) struct Telling {
     told_ends: BTreeSet<(String, u32, u64)>,
 }
 
+/// The field that names who asked for it: an operator, `boot` or `HUP`.
+const ASKED_BY: &str = "asked_by";
+
+/// The most that the values of a reload take in its event, in bytes.
+const VALUES_MAX: usize = 8192;
+
 /// How many of the last events are searched for ends that were told before the state was written, which takes milliseconds.
 const ENDS_AMONG: usize = 1024;
 
 impl Telling {
-    pub(crate) fn open(layout: &Layout, settings: &Settings, welcome: &Welcome) -> Self {
-        let journal = Journal::open(layout.events());
+    /// `readers`: the group that may read events.
+    pub(crate) fn open(layout: &Layout, settings: &Settings, welcome: &Welcome, readers: Option<u32>) -> Self {
+        let mut journal = Journal::open(layout.events());
+        journal.set_readers(readers);
         let ends = journal::tail(&layout.events(), ENDS_AMONG, &Filter::default())
             .into_iter()
             .filter(|record| record.kind == Kind::WorkerEnded.as_str());
@@ -75,8 +84,10 @@ impl Telling {
         self.say(Kind::Trouble, text);
     }
 
-    pub(crate) fn deploy(&mut self, news: &News) {
-        let text = news.to_string();
+    /// `asker`: who wanted what was under way when it happened.
+    pub(crate) fn deploy(&mut self, news: &News, asker: Option<&Asker>) {
+        let asker = asker.filter(|_| news.is_of_a_deploy());
+        let text = asker.map_or_else(|| news.to_string(), |asker| format!("{asker}: {news}"));
         let happening = match news {
             News::SourceFailed { .. } => Happening::new(Kind::FetchFailed, text),
             News::SourceBack { .. } => Happening::new(Kind::FetchFailed, text).level(Level::Info),
@@ -93,7 +104,11 @@ impl Telling {
             News::Held { .. } => Happening::new(Kind::Held, text),
             News::Unheld { .. } => Happening::new(Kind::Unheld, text),
         };
-        self.tell(happening.with("news", news.kind()));
+        let named = match news {
+            News::Held { by, .. } | News::Unheld { by } => Some(by.as_str()),
+            _ => asker.map(Asker::name),
+        };
+        self.tell(happening.with("news", news.kind()).with(ASKED_BY, named));
     }
 
     pub(crate) fn worker(&mut self, slot: &SlotId, what: &worker::Happening) {
@@ -177,7 +192,7 @@ impl Telling {
         let (kind, text) = match news {
             OutputNews::Waits { error } => (Kind::OutputWaits, format!("output waits, and nothing of it is lost: {}", chain(error))),
             OutputNews::GoesOn { file, after } => {
-                (Kind::OutputGoesOn, format!("`{}` is written again after {}", file.display(), Human(*after)))
+                (Kind::OutputGoesOn, format!("`{}` is written again after {}", file.display(), Human::rough(*after)))
             }
             OutputNews::Recreated { file } => (Kind::OutputFile, format!("`{}` had been removed, and was made anew", file.display())),
             OutputNews::Rotated { file } => return tracing::debug!("`{}` was rotated", file.display()),
@@ -193,12 +208,25 @@ impl Telling {
         self.tell(Happening::new(Kind::Scaled, format!("{count} workers are wanted")).pool(pool));
     }
 
-    pub(crate) fn config_reloaded(&mut self, text: &str) {
-        self.say(Kind::ConfigReloaded, text);
+    /// `by`: the operator who asked for it; `None`: HUP.
+    pub(crate) fn config_reloaded(&mut self, changes: &[Change], by: Option<&str>) {
+        let by = by.unwrap_or("HUP");
+        let parts: Vec<String> = changes.iter().map(|change| format!("{}: {}", change.named(), change.effect)).collect();
+        let values: Vec<_> = changes.iter().flat_map(|change| &change.values).collect();
+        let happening = Happening::new(Kind::ConfigReloaded, format!("asked by {by}: {}", parts.join("; "))).with(ASKED_BY, by);
+        // The keys are in the text; a configuration that is new from top to bottom needs no second copy here.
+        let short = |values: &serde_json::Value| values.to_string().len() <= VALUES_MAX;
+        let values = serde_json::to_value(values).ok().filter(short);
+        self.tell(happening.with("values", values));
     }
 
     pub(crate) fn config_refused(&mut self, text: &str) {
         self.say(Kind::ConfigRefused, text);
+    }
+
+    /// Lets another group read events.
+    pub(crate) fn set_readers(&mut self, group: Option<u32>) {
+        self.journal.set_readers(group);
     }
 
     pub(crate) fn reopened(&mut self) {
@@ -211,7 +239,7 @@ impl Telling {
     }
 
     pub(crate) fn draining(&mut self, by: &str) {
-        self.say(Kind::DrainStarted, format!("asked by {by}: everything is stopped, the agent stays"));
+        self.tell(Happening::new(Kind::DrainStarted, format!("asked by {by}: everything is stopped, the agent stays")).with(ASKED_BY, by));
     }
 
     pub(crate) fn drained(&mut self) {

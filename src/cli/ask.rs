@@ -97,12 +97,21 @@ fn sentence(done: &Done) -> String {
     }
 }
 
-/// A line for each key.
+/// A line for each part, and below it one for each value.
 pub(crate) fn changes_text(changes: &[Change]) -> String {
     if changes.is_empty() {
         return "nothing has changed\n".into();
     }
-    changes.iter().map(|change| format!("{}: {}\n", clean(&change.key), clean(&change.effect))).collect()
+    let mut text = String::new();
+    for change in changes {
+        text.push_str(&format!("{}: {}\n", clean(&change.key), clean(&change.effect)));
+        let part = format!("{}.", change.key);
+        for value in &change.values {
+            let key = value.key.strip_prefix(&part).unwrap_or(&value.key);
+            text.push_str(&format!("  {}: {}\n", clean(key), clean(&value.text)));
+        }
+    }
+    text
 }
 
 /// Nobody there, and the configuration by which we looked for it is broken: say both.

@@ -195,7 +195,7 @@ fn reading(path: &Path, error: &std::io::Error) -> Failure {
 /// Adds what to do when it is only a matter of rights.
 pub(super) fn allowed(failure: Failure, error: &std::io::Error) -> Failure {
     if error.kind() == std::io::ErrorKind::PermissionDenied {
-        return failure.hint("it is for root and the user of selfstart: run it with sudo");
+        return failure.hint("it is for root, the user of selfstart, and the members of `control.group`: run it with sudo");
     }
     failure
 }

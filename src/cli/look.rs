@@ -96,7 +96,7 @@ impl Look {
             width: size.and_then(|size| known(size.ws_col)),
             height: size.and_then(|size| known(size.ws_row)),
             terminal,
-            zone: TimeZone::system(),
+            zone: crate::telling::stamp::zone(),
             now: now(),
         }
     }

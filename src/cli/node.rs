@@ -36,7 +36,7 @@ pub(crate) struct HoldArgs {
 /// Flags of `reload`.
 #[derive(Args, Debug)]
 pub(crate) struct ReloadArgs {
-    /// Only show what would change
+    /// Only show what would change: each value, old and new
     #[arg(long)]
     plan: bool,
     #[command(flatten)]
@@ -113,11 +113,20 @@ pub(crate) fn wait(site: &Site, args: &WaitArgs) -> Result<Exit, Stop> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::wire::ValueChange;
 
     #[test]
-    fn a_plan_is_a_line_for_each_key() {
-        let changes = [Change { key: "pools.checkins.count".into(), effect: "10 -> 12: starts 2 workers".into(), restarts: Vec::new() }];
-        assert_eq!(ask::changes_text(&changes), "pools.checkins.count: 10 -> 12: starts 2 workers\n");
+    fn a_plan_names_each_part_and_below_it_each_value() {
+        let value = |key: &str, text: &str| ValueChange { key: key.into(), old: 1.into(), new: 2.into(), text: text.into() };
+        let change = |key: &str, effect: &str, values| Change { key: key.into(), effect: effect.into(), restarts: Vec::new(), values };
+        let changes = [
+            change("pools.checkins", "minded otherwise", vec![value("pools.checkins.count", "10 → 12")]),
+            change("build", "a new release is made", vec![value("build.env.A\u{1b}", "1 → 2\u{1b}"), value("user", "a → b")]),
+            change("log", "counts for what is started from now on", Vec::new()),
+        ];
+        let text = "pools.checkins: minded otherwise\n  count: 10 → 12\nbuild: a new release is made\n  env.A?: 1 → 2?\n  user: a → b\n\
+                    log: counts for what is started from now on\n";
+        assert_eq!(ask::changes_text(&changes), text);
         assert_eq!(ask::changes_text(&[]), "nothing has changed\n");
     }
 }

@@ -49,12 +49,63 @@ enum Shown {
     /// The key is left out, and that means something of its own.
     Nothing,
     Text(String),
+    /// Shown as its `Display` masks it; compared whole, so that another password is another value.
+    Masked(Text),
     Number(i64),
     Bool(bool),
     Duration(Duration),
     Size(Bytes),
     List(Vec<Shown>),
     Map(Vec<(String, Shown)>),
+}
+
+/// A value that two configurations differ in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// The path of the key, name by name.
+    pub path: Vec<String>,
+    old: Shown,
+    new: Shown,
+}
+
+/// Whether the values of `env` are shown: they may hold what only the worker's user is to know, though it is written in plain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EnvValues {
+    /// To who may read them anyway.
+    Shown,
+    /// `***` instead.
+    Hidden,
+}
+
+impl Difference {
+    /// Returns the path of the key: `pools.web.count`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        self.path.iter().fold(String::new(), |path, name| join(&path, name))
+    }
+
+    /// Returns `OLD → NEW`, each as it might be written in the file; `–` where the key is left out and that is no value. Of a secret only
+    /// where it comes from, and where that is the same, that it is another.
+    #[must_use]
+    pub fn text(&self, env: EnvValues) -> String {
+        let [old, new] = [&self.old, &self.new].map(|value| self.visible(value, env).line());
+        if old == new && old != "–" { format!("another value, {new}") } else { format!("{old} → {new}") }
+    }
+
+    /// Returns the old and the new value; durations in seconds, sizes in bytes, `null` where the key is left out.
+    #[must_use]
+    pub fn json(&self, env: EnvValues) -> (serde_json::Value, serde_json::Value) {
+        (self.visible(&self.old, env).json(), self.visible(&self.new, env).json())
+    }
+
+    fn visible(&self, value: &Shown, env: EnvValues) -> Shown {
+        let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
+        let is_env = matches!(path.as_slice(), ["build", "env", _] | ["pools", _, "env", _]);
+        match (value, env) {
+            (Shown::Text(_), EnvValues::Hidden) if is_env => Shown::Text("***".to_owned()),
+            _ => value.clone(),
+        }
+    }
 }
 
 impl Explanation {
@@ -115,6 +166,36 @@ impl Explained {
         Self { values: collector.values }
     }
 
+    /// Explains settings alone: no value has a place in a file.
+    #[must_use]
+    pub fn of(settings: &Settings) -> Self {
+        Self::new(settings, &Node { at: Mark::START, value: Value::Map(Vec::new()) })
+    }
+
+    /// Returns the values in which `new` differs from this, in the order of the reference. Of a pool that only `new` has: what its file
+    /// says, as all the rest is the default; of one that it has no more: nothing.
+    #[must_use]
+    pub fn differences(&self, new: &Self) -> Vec<Difference> {
+        let value = |of: &Self, path: &[String]| of.values.iter().find(|it| it.path == path).map_or(Shown::Nothing, |it| it.value.clone());
+        let has_pool = |of: &Self, path: &[String]| {
+            path.first().is_none_or(|first| first != "pools") || of.values.iter().any(|it| it.path.get(..2) == path.get(..2))
+        };
+        let mut found = Vec::new();
+        for new in &new.values {
+            let difference = Difference { path: new.path.clone(), old: value(self, &new.path), new: new.value.clone() };
+            let said = has_pool(self, &new.path) || matches!(new.origin, Origin::File(_));
+            let same = difference.old == difference.new || difference.old.says_nothing() && difference.new.says_nothing();
+            found.extend((said && !same).then_some(difference));
+        }
+        for old in &self.values {
+            let written = new.values.iter().any(|it| it.path == old.path);
+            if !written && !old.value.says_nothing() && has_pool(new, &old.path) {
+                found.push(Difference { path: old.path.clone(), old: old.value.clone(), new: Shown::Nothing });
+            }
+        }
+        found
+    }
+
     /// The values.
     #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = &Explanation> {
@@ -168,10 +249,15 @@ fn put(map: &mut serde_yaml::Mapping, path: &[String], value: serde_yaml::Value)
 }
 
 impl Shown {
+    fn says_nothing(&self) -> bool {
+        matches!(self, Self::Nothing) || matches!(self, Self::Map(entries) if entries.is_empty())
+    }
+
     fn yaml(&self) -> serde_yaml::Value {
         match self {
             Self::Nothing => serde_yaml::Value::Null,
             Self::Text(text) => text.as_str().into(),
+            Self::Masked(text) => text.to_string().into(),
             Self::Number(number) => (*number).into(),
             Self::Bool(value) => (*value).into(),
             Self::Duration(duration) => Human(*duration).to_string().into(),
@@ -187,6 +273,7 @@ impl Shown {
         match self {
             Self::Nothing => serde_json::Value::Null,
             Self::Text(text) => text.as_str().into(),
+            Self::Masked(text) => text.to_string().into(),
             Self::Number(number) => (*number).into(),
             Self::Bool(value) => (*value).into(),
             Self::Duration(duration) => duration.as_secs_f64().into(),
@@ -201,6 +288,7 @@ impl Shown {
             Self::Nothing => "–".to_owned(),
             Self::Text(text) if text.is_empty() || text.contains(char::is_control) => format!("{text:?}"),
             Self::Text(text) => text.clone(),
+            Self::Masked(text) => text.to_string(),
             Self::Number(number) => number.to_string(),
             Self::Bool(value) => value.to_string(),
             Self::Duration(duration) => Human(*duration).to_string(),
@@ -271,7 +359,7 @@ fn or_nothing<T>(value: Option<T>, show: impl FnOnce(T) -> Shown) -> Shown {
 }
 
 fn text(text: &Text) -> Shown {
-    Shown::Text(text.to_string())
+    if text.is_masked() { Shown::Masked(text.clone()) } else { Shown::Text(text.to_string()) }
 }
 
 fn user(user: &UserSpec) -> Shown {

@@ -142,7 +142,7 @@ pub const KEYS: &[Key] = &[
         "pools.NAME.memory",
         "size or map",
         Left::Words("no limit"),
-        "SIZE is `{ladder: [SIZE x2/3 drain], every: 10s}`: in 2 of 3 samples, then the stop ladder. Counts the worker's whole tree.",
+        "SIZE is `{ladder: [SIZE x2/3 drain], every: 10s}`: in 2 of 3 samples, then the stop ladder. Counts the worker's whole tree. Left out, it is only shown, from a sample at least every 10 s.",
     ),
     key(
         "pools.NAME.memory.ladder",
@@ -220,7 +220,12 @@ pub const KEYS: &[Key] = &[
     key("pools.NAME.port", "number, 1 to 65535", NOTHING, "Slot i gets `PORT` and `{port}` = this + i."),
     key("control", "map", Left::As("{}"), "The control socket, `run/control.sock`, mode 0660."),
     key("control.owner", "user", Left::Words("who runs the agent"), "Who owns it."),
-    key("control.group", "group", Left::Words("the group of who runs the agent"), "Its group."),
+    key(
+        "control.group",
+        "group",
+        Left::Words("the group of who runs the agent"),
+        "Its group, whose members may also read events and logs.",
+    ),
     key("control.workers", "`true` or `false`", Left::As("false"), "Whether workers may speak to it."),
     key("log", "map", Left::As("{}"), "The agent's own log."),
     key("log.format", "`auto`, `human`, `json`", Left::As("auto"), "`auto`: human on a terminal, journal-friendly under systemd."),

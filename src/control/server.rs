@@ -259,7 +259,12 @@ fn number(uid: u32) -> String {
 /// Whether who said it is told to others.
 fn is_told(command: &Command) -> bool {
     match command {
-        Command::Deploy { .. } | Command::Rollback { .. } | Command::Hold { .. } | Command::Unhold {} | Command::Drain {} => true,
+        Command::Deploy { .. }
+        | Command::Rollback { .. }
+        | Command::Hold { .. }
+        | Command::Unhold {}
+        | Command::Drain {}
+        | Command::Reload { plan: false } => true,
         Command::Status {}
         | Command::Releases {}
         | Command::Start { .. }
@@ -269,7 +274,7 @@ fn is_told(command: &Command) -> bool {
         | Command::Resume { .. }
         | Command::Signal { .. }
         | Command::Scale { .. }
-        | Command::Reload { .. }
+        | Command::Reload { plan: true }
         | Command::Wait {}
         | Command::Launch { .. } => false,
     }

@@ -225,13 +225,40 @@ pub(crate) enum Facts {
 /// What a reload changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Change {
-    /// The key: `pools.checkins.count`.
+    /// What of the configuration: `pools.checkins`.
     pub(crate) key: String,
-    /// What it does: `10 -> 12: starts 2 workers`.
+    /// What that leads to: `its workers are replaced, in the order of `update``.
     pub(crate) effect: String,
     /// The pools whose workers are replaced for it.
     #[serde(default)]
     pub(crate) restarts: Vec<PoolName>,
+    /// The values that differ; none of a pool that is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) values: Vec<ValueChange>,
+}
+
+impl Change {
+    /// Names it and what of it differs, in a few words: `pools.checkins (count, stop)`.
+    pub(crate) fn named(&self) -> String {
+        let part = format!("{}.", self.key);
+        let keys: Vec<&str> = self.values.iter().map(|value| value.key.strip_prefix(&part).unwrap_or(&value.key)).collect();
+        if keys.is_empty() { self.key.clone() } else { format!("{} ({})", self.key, keys.join(", ")) }
+    }
+}
+
+/// A value that differs. No secret is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ValueChange {
+    /// The whole key: `pools.checkins.count`.
+    pub(crate) key: String,
+    /// What it was; durations in seconds, sizes in bytes, null where it is left out.
+    #[serde(default)]
+    pub(crate) old: serde_json::Value,
+    /// What it is then.
+    #[serde(default)]
+    pub(crate) new: serde_json::Value,
+    /// For people: `10 → 12`.
+    pub(crate) text: String,
 }
 
 /// What is live.

@@ -23,7 +23,7 @@ pub(crate) const SCHEMA: u32 = 1;
 /// 5 MB a file: some 20,000 events, and read in a few milliseconds.
 const MAX_SIZE: u64 = 5_000_000;
 /// Files beside the one that is written; with it 5.
-const KEEP: u32 = 4;
+pub(crate) const KEEP: u32 = 4;
 /// How many bytes of events wait for a disk that takes nothing: some thousands of them, which is hours of a node that has little to tell.
 const WAITING_MAX: usize = 1 << 20;
 /// The longest text in an event, in bytes: the end of a build's output fits, a flood does not.
@@ -164,6 +164,11 @@ impl Journal {
             self.waiting_bytes += line.len();
             self.waiting.push_back(line);
         }
+    }
+
+    /// Lets this group read it from the next time on that a file is opened.
+    pub(crate) const fn set_readers(&mut self, group: Option<u32>) {
+        self.file.set_readers(group);
     }
 
     /// Opens the file by its name again with the next event.

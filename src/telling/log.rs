@@ -21,6 +21,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::stamp;
+
 /// `log.format`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum LogFormat {
@@ -247,7 +249,7 @@ where
         }
         match self {
             Self::Human { colour } => {
-                let now = now.to_zoned(jiff::tz::TimeZone::system());
+                let now = now.to_zoned(stamp::zone());
                 let now = now.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z");
                 let (on, off) = if *colour { (colour_of(level), "\x1b[0m") } else { ("", "") };
                 write!(out, "{now} {on}{level}{off} ")?;

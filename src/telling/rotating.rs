@@ -4,11 +4,11 @@
 //! The output of workers and the event journal are such files.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use selfstart_core::time::WallTime;
 
@@ -17,6 +17,54 @@ use crate::sys::fault;
 
 /// Owner reads and writes, group reads: output may hold what is nobody else's business.
 const MODE: Mode = Mode::from_raw_mode(0o640);
+
+/// Lets a group read a file that is ours; of somebody else's, of one that has a second name, and of what is no file, nothing is changed.
+///
+/// # Errors
+/// As fchown(2) and fchmod(2) do: a group that we are not in, a file system without groups.
+pub(crate) fn let_read(fd: BorrowedFd<'_>, group: u32) -> io::Result<()> {
+    let stat = rustix::fs::fstat(fd)?;
+    let file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1;
+    if !file || stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    if stat.st_gid != group {
+        rustix::fs::fchown(fd, None, Some(Gid::from_raw(group)))?;
+    }
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    // The umask may have taken it away.
+    if !mode.contains(Mode::RGRP) { Ok(rustix::fs::fchmod(fd, mode | Mode::RGRP)?) } else { Ok(()) }
+}
+
+/// Lets a group list and enter a folder that is ours.
+///
+/// # Errors
+/// As [`let_read`].
+pub(crate) fn let_enter(fd: BorrowedFd<'_>, group: u32) -> io::Result<()> {
+    let stat = rustix::fs::fstat(fd)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    if stat.st_gid != group {
+        rustix::fs::fchown(fd, None, Some(Gid::from_raw(group)))?;
+    }
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    let wanted = mode | Mode::RGRP | Mode::XGRP;
+    if wanted != mode { Ok(rustix::fs::fchmod(fd, wanted)?) } else { Ok(()) }
+}
+
+/// Makes a folder and those above it that are missing, which `readers` may enter.
+fn make_folder(path: &Path, readers: Option<u32>) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs_err::create_dir_all(path)?;
+    let Some(group) = readers else { return Ok(()) };
+    for folder in missing {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // What cannot be given is written to all the same.
+        let _is_told_elsewhere = rustix::fs::open(folder, flags, Mode::empty()).map(|fd| let_enter(fd.as_fd(), group));
+    }
+    Ok(())
+}
 
 /// When a file is rotated, and what stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +143,8 @@ pub(crate) struct RotatingFile {
     dev: Option<u64>,
     /// How large it may become although it should have been rotated.
     allowed: u64,
+    /// The group that may read it; `None`: that of who makes it.
+    readers: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -109,7 +159,7 @@ struct Open {
 
 impl RotatingFile {
     pub(crate) const fn new(path: PathBuf, rotation: Rotation) -> Self {
-        Self { path, rotation, open: None, dev: None, allowed: 0 }
+        Self { path, rotation, open: None, dev: None, allowed: 0, readers: None }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -118,6 +168,11 @@ impl RotatingFile {
 
     pub(crate) fn set_rotation(&mut self, rotation: Rotation) {
         self.rotation = rotation;
+    }
+
+    /// Lets this group read it from the next time on that it is opened; `None`: that of who makes it.
+    pub(crate) const fn set_readers(&mut self, group: Option<u32>) {
+        self.readers = group;
     }
 
     /// The disk that it was on when it was last open.
@@ -184,7 +239,7 @@ impl RotatingFile {
         let fd = match rustix::fs::open(&self.path, flags, MODE) {
             Err(Errno::NOENT) => {
                 if let Some(dir) = self.path.parent() {
-                    fs_err::create_dir_all(dir).map_err(|source| FileError::Open { path: self.path.clone(), source })?;
+                    make_folder(dir, self.readers).map_err(|source| FileError::Open { path: self.path.clone(), source })?;
                 }
                 rustix::fs::open(&self.path, flags, MODE).map_err(failed)?
             }
@@ -209,6 +264,8 @@ impl RotatingFile {
                 }
             }
         }
+        // What cannot be given is written all the same; who looks at all files (`agent::readers`) says why.
+        let _is_told_elsewhere = self.readers.map(|group| let_read(fd.as_fd(), group));
         self.dev = Some(stat.st_dev);
         self.open = Some(Open { fd, dev: stat.st_dev, ino: stat.st_ino, len, first_at });
         Ok(())

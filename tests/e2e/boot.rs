@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::process::Signal;
 
-use crate::node::{Node, QUICK, all_pids, text_of};
+use crate::node::{Node, PATIENCE, QUICK, all_pids, text_of};
 
 #[test]
 fn a_repository_becomes_a_built_release_with_ready_pools() {
@@ -204,4 +204,53 @@ fn with_nothing_to_start_and_no_remote_it_keeps_trying_and_says_so() {
     fs_err::rename(node.path("away"), node.path("src")).expect("moved");
     node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
     node.state("w", "ready");
+}
+
+#[test]
+fn the_service_manager_is_told_when_the_node_is_minded_and_when_it_ends() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    let node = Node::new();
+    let hold = "build: {steps: ['while test -e @DIR@/hold; do sleep 0.05; done']}";
+    let pools = format!("  w: {{command: '@FIXTURE@ --env-dump @DIR@/env', {QUICK}}}");
+    node.configure(&pools, hold);
+    node.write("hold", "");
+    let path = node.path("notify").display().to_string();
+    let by_name = format!("selfstart-e2e-{}", std::process::id());
+    let sockets = [
+        (path.clone(), SocketAddr::from_pathname(&path).expect("an address")),
+        (format!("@{by_name}"), SocketAddr::from_abstract_name(&by_name).expect("an address")),
+    ];
+    for (name, address) in sockets {
+        let socket = UnixDatagram::bind_addr(&address).expect("a socket");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let heard = || {
+            let mut text = [0; 512];
+            let length = socket.recv(&mut text).expect("a message in time");
+            String::from_utf8(text[..length].to_vec()).expect("text")
+        };
+        node.start_with(&["env", &format!("NOTIFY_SOCKET={name}")]);
+        // Not after the first build, which may take for ever: a unit's TimeoutStartSec would end that again and again.
+        assert_eq!(heard(), "READY=1\nSTATUS=minding `e2e`");
+        node.cli(&["status"]).exits(0);
+        if node.path("hold").exists() {
+            node.same(node.live().1, String::new());
+            fs_err::remove_file(node.path("hold")).expect("removed");
+        }
+        node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+        assert!(!node.text("env").contains("NOTIFY_SOCKET"), "workers are not the unit's main process");
+        node.signal_keeper(Signal::TERM);
+        assert_eq!(heard(), "STOPPING=1\nSTATUS=draining");
+        node.same(node.ended(), Some(0));
+        socket.set_nonblocking(true).expect("non-blocking");
+        assert!(socket.recv(&mut [0; 512]).is_err(), "nothing else was said");
+    }
+    // What does not start is not ready.
+    let socket = UnixDatagram::bind(node.path("notify-2")).expect("a socket");
+    node.configure_raw("app: e2e\nroot: @DIR@/elsewhere\nsorce: {}\n");
+    node.start_with(&["env", &format!("NOTIFY_SOCKET={}", node.path("notify-2").display())]);
+    node.same(node.ended(), Some(78));
+    socket.set_nonblocking(true).expect("non-blocking");
+    assert!(socket.recv(&mut [0; 512]).is_err());
 }

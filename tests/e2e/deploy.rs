@@ -183,3 +183,58 @@ fn a_deploy_without_a_ready_worker_says_so_and_an_agent_that_comes_back_rolls_ou
     node.told(mark, "paused", "");
     node.same(node.since(mark, &["rollout"]), vec![]);
 }
+
+#[test]
+fn who_asked_for_a_deploy_is_told_with_all_that_becomes_of_it() {
+    let steps = |more: &str| format!("build: {{steps: ['test ! -e broken', 'while test -e @DIR@/hold; do sleep 0.05; done'{more}]}}");
+    let pools = format!("  w: {{command: '@FIXTURE@', {QUICK}}}");
+    let node = Node::new();
+    node.configure(&pools, &steps(""));
+    node.boot();
+    let asked = |mark: usize, kinds: &[&str]| -> Vec<String> {
+        let by = |event: &serde_json::Value| format!("{} {}", event["kind"], event["asked_by"]).replace('"', "");
+        node.since(mark, kinds).iter().map(by).collect()
+    };
+    let whole = ["deploy_started", "switched", "deploy_finished", "deploy_failed", "held", "unheld", "config_reloaded"];
+    node.same(asked(0, &whole), vec!["deploy_started boot".to_owned(), "switched boot".to_owned(), "deploy_finished boot".to_owned()]);
+    node.told(0, "deploy_finished", "asked by boot: ");
+
+    // An operator, also when the agent dies meanwhile.
+    let (revision, mark) = (node.commit(&[]), node.mark());
+    node.write("hold", "");
+    node.cli(&["deploy", "--no-wait"]).exits(0);
+    node.told(mark, "deploy_started", "asked by root: making ");
+    node.until("a build", || (node.look("/deploy/phase") == "building").then_some(()));
+    signal_to(i32::try_from(node.look("/agent/pid").as_i64().expect("a pid")).expect("a pid"), Signal::KILL);
+    node.told(mark, "agent_restarted", "");
+    fs_err::remove_file(node.path("hold")).expect("removed");
+    node.told(mark, "deploy_finished", &format!("asked by root: {} is live on all pools", &revision[..7]));
+    node.cli(&["why", "deploy", "-n", "1"]).exits(0).says(&["asked by root: ", "is live on all pools"]);
+    node.idle();
+
+    // One that fails, and the way back.
+    let mark = node.mark();
+    node.commit(&[("broken", "")]);
+    node.cli(&["deploy"]).exits(1);
+    node.cli(&["rollback"]).exits(0);
+    node.cli(&["unhold"]).exits(0);
+    let steps_of = ["deploy_started", "deploy_failed", "switched", "held", "deploy_finished", "unheld"];
+    node.same(asked(mark, &whole), steps_of.map(|kind| format!("{kind} root")).to_vec());
+    node.cli(&["why", "deploy", "-n", "4"]).exits(0).says(&["asked by root: ", "failed, ", "held by root: rolled back"]);
+
+    // A reload, by an operator and by HUP.
+    node.git(&["rm", "-q", "broken"]);
+    node.commit(&[]);
+    for (more, by, said) in [(", 'true'", "root", "asked by root (reload): "), (", 'true', 'true'", "HUP", "asked by HUP: ")] {
+        let mark = node.mark();
+        node.configure(&pools, &steps(more));
+        if by == "HUP" {
+            node.signal_keeper(Signal::HUP);
+        } else {
+            node.cli(&["reload"]).exits(0);
+        }
+        node.told(mark, "deploy_finished", said);
+        node.told(mark, "config_reloaded", &format!("asked by {by}: build (steps): "));
+        assert!(asked(mark, &whole).iter().all(|told| told.ends_with(&format!(" {by}"))), "{:?}", asked(mark, &whole));
+    }
+}

@@ -41,3 +41,20 @@ fn the_memory_of_what_daemonised_itself_is_its_workers_and_goes_with_it() {
     node.state("w", "ready");
     node.until("a small successor", || node.slots("w").first()?["memory_bytes"].as_u64().filter(|bytes| *bytes < 20_000_000).map(drop));
 }
+
+#[test]
+fn the_memory_of_workers_without_a_limit_is_shown_too_and_nothing_is_done_about_it() {
+    let node = Node::with_pools(&format!(
+        "  plain: {{command: '@FIXTURE@ --leak 60 up-to 60', count: 2, {QUICK}}}\n  \
+         ruled: {{command: '@FIXTURE@', memory: {{ladder: [1GB x2/2 drain], every: 200ms}}, {QUICK}}}"
+    ));
+    let (pids, mark) = (node.pids("plain"), node.mark());
+    let large = |slot: &serde_json::Value| slot["memory_bytes"].as_u64() > Some(50_000_000);
+    node.until("both of them measured", || (node.slots("plain").iter().filter(|slot| large(slot)).count() == 2).then_some(()));
+    node.same(node.pids("plain"), pids);
+    node.same(node.since(mark, &["worker_memory", "worker_stopping", "worker_ended"]).len(), 0);
+    // Of a worker that has just begun nothing is known yet: not what its predecessor had, and not zero.
+    node.cli(&["restart", "plain/0"]).exits(0);
+    let new = &node.slots("plain")[0];
+    assert!(new["memory_bytes"].is_null() || new["memory_bytes"].as_u64() > Some(100_000), "{new}");
+}

@@ -88,3 +88,60 @@ fn a_reload_answers_when_it_is_so() {
     fs_err::remove_file(node.path("hold")).expect("removed");
     node.idle();
 }
+
+#[test]
+fn a_plan_names_each_value_that_differs_old_and_new_and_no_secret() {
+    let node = Node::new();
+    node.write("token", "s3cret-of-the-file");
+    let configure = |count: u32, env: &str, pool: &str, password: &str, more: &str| {
+        let w = format!("  w: {{command: '@FIXTURE@', count: {count}, env: {{{env}}}, {QUICK}{pool}}}\n");
+        let build = format!("build: {{env: {{URL: 'redis://:{password}@h/0', T: '${{file:@DIR@/token}}'}}}}");
+        node.configure(&format!("{w}  v: {{command: '@FIXTURE@', {QUICK}}}{more}"), &build);
+    };
+    configure(1, "A: one, GONE: it", "", "hunter1", "");
+    node.boot();
+    node.cli(&["reload", "--plan"]).exits(0).says(&["nothing has changed"]);
+
+    configure(2, "A: two", ", memory: 350MB, stop: [TERM 90s, KILL]", "hunter2", "\n  x: {shell: 'exec @FIXTURE@', count: 3}");
+    let plan = node.cli(&["reload", "--plan"]).exits(0);
+    let expected = "\
+pools.x: new: its workers are started
+  shell: – → exec @DIR@/fixture
+  count: – → 3
+pools.w: its workers are replaced, in the order of `update`
+  count: 1 → 2
+  env.A: one → two
+  memory.ladder: – → [350MB x2/3 drain]
+  memory.every: – → 10s
+  stop: [TERM 10s, KILL] → [TERM 1m30s, KILL]
+  env.GONE: it → –
+build: a new release of the same revision is made
+  env.URL: another value, redis://:***@h/0
+";
+    node.same(plan.out.clone(), expected.replace("@DIR@", node.path("").display().to_string().trim_end_matches('/')));
+    let json = node.cli(&["reload", "--plan", "--json"]).exits(0);
+    for said in [&plan, &json] {
+        assert!(!format!("{said:?}").contains("hunter") && !format!("{said:?}").contains("s3cret"), "{said:?}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&json.out).expect("JSON");
+    let w = json["changes"].as_array().expect("changes").iter().find(|change| change["key"] == "pools.w").expect("w");
+    assert_eq!(w["restarts"], serde_json::json!(["w"]));
+    assert_eq!(w["values"][0], serde_json::json!({"key": "pools.w.count", "old": 1, "new": 2, "text": "1 → 2"}));
+    assert_eq!(w["values"][3], serde_json::json!({"key": "pools.w.memory.every", "old": null, "new": 10.0, "text": "– → 10s"}));
+
+    // Done, it is an event with the same; what an environment holds is not for all who read events.
+    let mark = node.mark();
+    node.cli(&["reload"]).exits(0).says(&["reloaded: ", "pools.w (count, env.A, memory.ladder"]);
+    let told = node.told(mark, "config_reloaded", "pools.w (count, env.A, memory.ladder, memory.every, stop, env.GONE): its workers");
+    let values = told["values"].as_array().expect("values");
+    let of = |key: &str| values.iter().find(|value| value["key"] == key).unwrap_or_else(|| panic!("{key}: {told}")).clone();
+    assert_eq!(of("pools.w.env.A"), serde_json::json!({"key": "pools.w.env.A", "old": "***", "new": "***", "text": "another value, ***"}));
+    assert_eq!(of("pools.w.count")["text"], "1 → 2");
+    assert!(!told.to_string().contains("hunter"), "{told}");
+    node.cli(&["reload", "--plan"]).exits(0).says(&["nothing has changed"]);
+
+    // A pool that goes needs no list of what it was; the user is part of how a release is made.
+    configure(2, "A: two", ", memory: 350MB, stop: [TERM 90s, KILL]", "hunter2", "");
+    let plan = node.cli(&["reload", "--plan"]).exits(0);
+    node.same(plan.out, "pools.x: gone: its workers are stopped\n".to_owned());
+}

@@ -1,6 +1,8 @@
 //! `user: nobody`: nothing of the app's runs as root, and no worker commands its agent.
 
-use crate::node::{Node, children_of, run, uid};
+use std::path::Path;
+
+use crate::node::{Node, QUICK, Said, children_of, run, said, uid};
 
 fn nobody() -> u32 {
     run(std::process::Command::new("id").args(["-u", "nobody"])).parse().expect("a number")
@@ -34,7 +36,7 @@ fn helpers_builds_and_workers_run_as_the_configured_user_who_may_not_command_the
     let release = node.root("current");
     node.same(fs_err::read_to_string(release.join("built")).expect("built").trim().to_owned(), nobody.to_string());
     node.same(fs_err::read_to_string(release.join("written")).expect("written").trim().to_owned(), "fine".into());
-    let owner = |path: &std::path::Path| std::os::unix::fs::MetadataExt::uid(&fs_err::metadata(path).expect("there"));
+    let owner = |path: &Path| std::os::unix::fs::MetadataExt::uid(&fs_err::metadata(path).expect("there"));
     node.same(owner(&release.join("README")), nobody);
     node.same(owner(&node.root("repo.git")), nobody);
     node.same(owner(&node.root("run")), 0);
@@ -123,6 +125,115 @@ fn a_reload_with_another_user_replaces_the_workers_and_what_they_run() {
     configure("");
     node.cli(&["reload"]).exits(0);
     settled(0);
+}
+
+/// A group that no user of this machine is in.
+const GROUP: u32 = 4_242_001;
+const ANOTHER: u32 = 4_242_002;
+
+/// Says something as `nobody` in this supplementary group.
+fn as_member(node: &Node, group: u32, program: &Path, args: &[&str]) -> Said {
+    let nobody = nobody().to_string();
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--reuid", &nobody, "--regid", &nobody, "--groups", &group.to_string(), "--"]).arg(program).args(args);
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("SELFSTART_CONFIG", node.path("config.yaml")).stdin(std::process::Stdio::null());
+    said(&mut command)
+}
+
+#[test]
+fn members_of_the_sockets_group_read_events_and_logs_too_and_nothing_else() {
+    use std::os::unix::fs::{MetadataExt, chown, symlink};
+
+    let node = Node::new();
+    run(std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_selfstart")).arg(node.path("selfstart")));
+    let binary = node.path("selfstart");
+    let configure = |control: &str| {
+        let pools = format!(
+            "  w: {{shell: 'echo hello; exec @FIXTURE@', env: {{A: it}}, {QUICK}}}\n  \
+             v: {{shell: 'echo shared; exec @FIXTURE@', log: {{file: logs/v.log}}, {QUICK}}}"
+        );
+        node.configure(&pools, &format!("build: {{steps: ['echo built']}}\n{control}"));
+    };
+    configure(&format!("control: {{group: {GROUP}}}"));
+    let start = || {
+        // The umask of whoever starts it takes nothing away.
+        node.start_with(&["sh", "-c", "umask 077; exec \"$@\"", "sh"]);
+        node.until("the control socket", || node.root("run/control.sock").exists().then_some(()));
+        node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+    };
+    start();
+    node.idle();
+    let reads = |group: u32| {
+        as_member(&node, group, &binary, &["status"]).exits(0).says(&["w", "ready"]);
+        as_member(&node, group, &binary, &["events", "-n", "100"]).exits(0).says(&["worker_ready"]);
+        as_member(&node, group, &binary, &["why", "deploy"]).exits(0).says(&["is live"]);
+        as_member(&node, group, &binary, &["logs"]).exits(0).says(&["hello", "shared"]);
+    };
+    let does_not = |group: u32| {
+        assert_ne!(as_member(&node, group, &binary, &["status"]).code, Some(0));
+        for verb in ["events", "logs"] {
+            as_member(&node, group, &binary, &[verb]).exits(1).says(&["control.group"]);
+        }
+    };
+    let owner = |path: &Path| fs_err::symlink_metadata(path).map(|meta| (meta.gid(), meta.mode() & 0o777)).expect("there");
+    reads(GROUP);
+    does_not(ANOTHER);
+    node.same(owner(&node.root("log").join(format!("build.{}.log", node.live().1))), (GROUP, 0o640));
+    // What the agent remembers is its own.
+    for closed in ["run/state.json", "run/config.good.yaml", "run/journal/deploy.json"] {
+        node.until("what is kept", || node.root(closed).exists().then_some(()));
+        let path = node.root(closed).display().to_string();
+        assert_eq!(as_member(&node, GROUP, Path::new("/bin/cat"), &[&path]).code, Some(1), "{closed}");
+    }
+    // Nor does who may ask learn what an environment holds.
+    configure(&format!("control: {{group: {GROUP}}}"));
+    let text = node.text("config.yaml").replace("A: it", "A: other");
+    node.configure_raw(&text);
+    as_member(&node, GROUP, &binary, &["reload", "--plan"]).exits(0).says(&["env.A: another value, ***"]);
+    node.cli(&["reload", "--plan"]).exits(0).says(&["env.A: it → other"]);
+    configure(&format!("control: {{group: {GROUP}}}"));
+
+    // Files of an agent that did not do so, rotated ones too, are put right at the next start; what is not its own is left alone.
+    node.signal_keeper(rustix::process::Signal::TERM);
+    node.same(node.ended(), Some(0));
+    let file = |below: &str| {
+        node.write(&format!("root/{below}"), "");
+        node.root(below)
+    };
+    let old = [file("run/events.jsonl.1"), file("log/w.0.log.1"), file("logs/v.log.2")];
+    let theirs = file("log/theirs.log");
+    chown(&theirs, Some(nobody()), None).expect("given");
+    node.write("secret", "");
+    symlink(node.path("secret"), node.root("log/link.log")).expect("a link");
+    fs_err::hard_link(node.path("secret"), node.root("log/second.log")).expect("a second name");
+    let closed = || std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    for path in old.iter().chain([&node.root("run/events.jsonl"), &node.root("log/w.0.log"), &node.root("logs/v.log"), &theirs]) {
+        chown(path, None, Some(0)).expect("given");
+        fs_err::set_permissions(path, closed()).expect("closed");
+    }
+    fs_err::set_permissions(node.path("secret"), closed()).expect("closed");
+    does_not(GROUP);
+    start();
+    reads(GROUP);
+    for path in &old {
+        node.same(owner(path), (GROUP, 0o640));
+    }
+    node.same((owner(&theirs), owner(&node.path("secret"))), ((0, 0o600), (0, 0o600)));
+
+    // A reload gives them to others, and takes them back; what was given to another group by hand stays.
+    configure(&format!("control: {{group: {ANOTHER}}}"));
+    node.cli(&["reload"]).exits(0);
+    reads(ANOTHER);
+    does_not(GROUP);
+    chown(&old[1], None, Some(4)).expect("given");
+    configure("");
+    node.cli(&["reload"]).exits(0);
+    does_not(ANOTHER);
+    node.same((owner(&old[0]).0, owner(&old[1]).0, owner(&old[2]).0), (0, 4, 0));
+    // Files made from now on, too.
+    node.commit(&[]);
+    node.cli(&["deploy"]).exits(0);
+    node.same(owner(&node.root("log").join(format!("build.{}.log", node.live().1))).0, 0);
 }
 
 #[test]

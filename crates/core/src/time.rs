@@ -89,12 +89,17 @@ impl WallTime {
 pub struct Human(pub Duration);
 
 impl Human {
-    /// Returns the duration as people say it: to the second, below one second to the tenth of it.
+    /// Returns a measured duration as people say it, in its two largest units: below a tenth of a second to the millisecond, below a
+    /// second to the tenth, then to the second, from one hour on to the minute, from one day on to the hour. Not for what somebody
+    /// configured, which is shown as it is written.
     #[must_use]
     pub fn rough(span: Duration) -> Self {
-        let to = if span < Duration::from_secs(1) { 100 } else { 1_000 };
         let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-        Self(Duration::from_millis((millis.saturating_add(to / 2) / to).saturating_mul(to)))
+        let to = |unit: u64| (millis.saturating_add(unit / 2) / unit).saturating_mul(unit);
+        // What it is rounded to, up to which amount: 59.7 s are a minute, and so no longer to the second.
+        let fine = [(1, 100), (100, 1_000), (1_000, 3_600_000), (60_000, 86_400_000)];
+        let unit = fine.into_iter().find(|(unit, below)| to(*unit) < *below).map_or(3_600_000, |(unit, _)| unit);
+        Self(Duration::from_millis(to(unit)))
     }
 }
 
@@ -180,8 +185,13 @@ mod tests {
     #[test]
     fn a_rough_duration_is_what_people_read() {
         let rough = |millis| Human::rough(Duration::from_millis(millis)).to_string();
-        assert_eq!([1_001, 299_999, 950, 40, 1_499].map(rough), ["1s", "5m", "1s", "0s", "1s"]);
-        assert_eq!(rough(820), "800ms");
+        assert_eq!(
+            [0, 3, 40, 99, 100, 149, 820, 950, 999].map(rough),
+            ["0s", "3ms", "40ms", "99ms", "100ms", "100ms", "800ms", "1s", "1s"]
+        );
+        assert_eq!([1_001, 1_499, 9_999, 59_700, 250_400, 299_999].map(rough), ["1s", "1s", "10s", "1m", "4m10s", "5m"]);
+        assert_eq!([3_599_700, 11_529_999, 86_385_000, 451_000_000].map(rough), ["1h", "3h12m", "1d", "5d5h"]);
+        assert!(Human::rough(Duration::MAX).0 > Duration::from_secs(1 << 50));
     }
 
     #[test]

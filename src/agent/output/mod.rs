@@ -238,6 +238,12 @@ enum Watch {
 }
 
 impl Outputs {
+    /// Lets this group read the files that are made or opened from now on; `None`: that of who makes them.
+    pub(crate) fn set_readers(&mut self, group: Option<u32>) {
+        self.files.readers = group;
+        self.files.all.iter_mut().flatten().for_each(|state| state.log.set_readers(group));
+    }
+
     /// Begins with nothing. Give [`Outputs::kept`] to the keeper before the first [`Outputs::add`].
     ///
     /// # Errors
@@ -814,6 +820,8 @@ struct Files {
     paths: HashMap<PathBuf, usize>,
     /// Disks that are full, and when to look again.
     full: BTreeMap<u64, MonoTime>,
+    /// The group that may read them.
+    readers: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -843,7 +851,9 @@ impl Files {
             state.log.set_rotation(rotation);
             return index;
         }
-        let state = FileState { log: RotatingFile::new(sink.file.clone(), rotation), streams: 1, trouble: None };
+        let mut log = RotatingFile::new(sink.file.clone(), rotation);
+        log.set_readers(self.readers);
+        let state = FileState { log, streams: 1, trouble: None };
         let index = self.all.iter().position(Option::is_none).unwrap_or(self.all.len());
         if index == self.all.len() {
             self.all.push(None);

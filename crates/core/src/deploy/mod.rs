@@ -138,6 +138,42 @@ pub enum Origin {
     Reload,
 }
 
+/// Who wants a deploy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// How it came about.
+    pub origin: Origin,
+    /// The operator's name; `None`: nobody is known by name (a boot, HUP, or what an older version remembered).
+    pub by: Option<String>,
+}
+
+impl Asker {
+    /// Returns the name to be told: an operator's, `boot`, or `HUP`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match (&self.by, self.origin) {
+            (Some(by), _) => by,
+            (None, Origin::Boot) => "boot",
+            (None, Origin::Operator) => "an operator",
+            (None, Origin::Reload) => "HUP",
+        }
+    }
+}
+
+impl From<Origin> for Asker {
+    fn from(origin: Origin) -> Self {
+        Self { origin, by: None }
+    }
+}
+
+impl fmt::Display for Asker {
+    /// `asked by alice`, `asked by alice (reload)`, `asked by boot`, `asked by HUP`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = if self.origin == Origin::Reload && self.by.is_some() { " (reload)" } else { "" };
+        write!(f, "asked by {}{how}", self.name())
+    }
+}
+
 /// That something is to be deployed: never lost, never out of order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trigger {
@@ -145,8 +181,11 @@ pub struct Trigger {
     pub wanted: Wanted,
     /// Whether it builds anew.
     pub force: Force,
-    /// Who says so.
+    /// How it came about.
     pub origin: Origin,
+    /// The operator who says so; `None`: nobody is known by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// How often the end of the agent cut it short; spaces the tries.
     #[serde(default)]
     pub cuts: u32,
@@ -303,13 +342,13 @@ pub enum Event {
     Requested {
         /// To answer to.
         id: RequestId,
-        /// Who, for `held`.
+        /// Who.
         by: String,
         /// What.
         what: Request,
     },
     /// Something else wants the configured source deployed: a reload that changed `build:` or `source:`.
-    Triggered(Origin),
+    Triggered(Asker),
     /// Answers [`Effect::Fetch`]: the mirror has the revision.
     Fetched {
         /// Which try.
@@ -853,6 +892,26 @@ impl Deploy {
             Phase::RollingBack { to, .. } => Some(to),
             Phase::Asleep(_) | Phase::Idle | Phase::Waiting { .. } | Phase::Fetching { .. } | Phase::Ending(_) => None,
         }
+    }
+
+    /// Returns who wants what is under way; `None`: nothing is, or it follows from what went wrong.
+    #[must_use]
+    pub fn asker(&self) -> Option<Asker> {
+        let job = match &self.phase {
+            Phase::Waiting { job, .. } | Phase::Fetching { job, .. } => job,
+            Phase::Staging(plan) | Phase::Linking(plan) | Phase::Sealing(plan) | Phase::Building { plan, .. } => &plan.job,
+            Phase::Switching(change) | Phase::RollingOut(change) => match &change.why {
+                ChangeWhy::Deploy(job) => job,
+                ChangeWhy::Rollback(_) => {
+                    // Who rolls back holds, as soon as it is so.
+                    let by = self.rollback_by.clone().or_else(|| self.held.as_ref().map(|hold| hold.by.clone()));
+                    return Some(Asker { origin: Origin::Operator, by });
+                }
+                ChangeWhy::Repair => return None,
+            },
+            Phase::Asleep(_) | Phase::Idle | Phase::RollingBack { .. } | Phase::Ending(_) => return None,
+        };
+        Some(Asker { origin: job.trigger.origin, by: job.trigger.by.clone() })
     }
 
     /// Returns when the next try of a fetch or switch is due, and how many have failed.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::deploy::{FetchTrouble, Origin};
+use crate::deploy::FetchTrouble;
 use crate::id::{ReleaseId, Revision};
 use crate::time::Human;
 
@@ -51,8 +51,6 @@ pub enum News {
         release: ReleaseId,
         /// Of what.
         revision: Revision,
-        /// For whom.
-        origin: Origin,
     },
     /// A deploy waits, through no fault of its revision.
     Interrupted {
@@ -165,6 +163,33 @@ impl News {
     }
 }
 
+impl News {
+    /// Tells whether it is about a deploy that somebody wanted, and not about one who says who it was, nor about the node itself.
+    #[must_use]
+    pub fn is_of_a_deploy(&self) -> bool {
+        match self {
+            Self::SourceFailed { .. }
+            | Self::RequestFailed { .. }
+            | Self::UpToDate { .. }
+            | Self::PassedOver { .. }
+            | Self::Begun { .. }
+            | Self::Interrupted { .. }
+            | Self::Failed { .. }
+            | Self::GaveWay { .. }
+            | Self::Switched { .. }
+            | Self::Live { .. }
+            | Self::StaysFailing { .. }
+            | Self::GoingBack { .. } => true,
+            Self::SourceBack { .. }
+            | Self::WentBack { .. }
+            | Self::PoolsStart { .. }
+            | Self::Recovered { .. }
+            | Self::Held { .. }
+            | Self::Unheld { .. } => false,
+        }
+    }
+}
+
 impl fmt::Display for News {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -176,14 +201,7 @@ impl fmt::Display for News {
             Self::SourceBack { revision } => write!(f, "the source answers again, with {}", revision.short()),
             Self::UpToDate { revision, release } => write!(f, "{} is live already, as {release}", revision.short()),
             Self::PassedOver { revision, why } => write!(f, "{} is quarantined and passed over: {why}", revision.short()),
-            Self::Begun { release, revision, origin } => {
-                let origin = match origin {
-                    Origin::Boot => "boot",
-                    Origin::Operator => "operator",
-                    Origin::Reload => "reload",
-                };
-                write!(f, "making {release} of {} ({origin})", revision.short())
-            }
+            Self::Begun { release, revision } => write!(f, "making {release} of {}", revision.short()),
             Self::Interrupted { text, again_in } => write!(f, "the deploy waits: {text}; tried again in {}", Human::rough(*again_in)),
             Self::Failed { release, revision, why } => write!(f, "{release} failed, {} is quarantined: {why}", revision.short()),
             Self::GaveWay { revision: Some(revision) } => write!(f, "the deploy of {} gave way and is remembered", revision.short()),

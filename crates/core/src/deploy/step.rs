@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::deploy::name::release_name;
 use crate::deploy::{
-    BackStep, Blame, BuildTime, Change, ChangeWhy, Complaint, Deploy, DeployPolicy, Effect, Entry, Event, FetchId, FetchTrouble, Force,
-    Hold, Job, Mode, News, Now, Origin, Outcome, Phase, Plan, Pools, Quarantine, Refusal, ReleaseState, Request, RequestId, RollbackTo,
-    Said, Stamp, Trigger, WaitWhy, Wanted, recover, resolve_rollback, saved,
+    Asker, BackStep, Blame, BuildTime, Change, ChangeWhy, Complaint, Deploy, DeployPolicy, Effect, Entry, Event, FetchId, FetchTrouble,
+    Force, Hold, Job, Mode, News, Now, Origin, Outcome, Phase, Plan, Pools, Quarantine, Refusal, ReleaseState, Request, RequestId,
+    RollbackTo, Said, Stamp, Trigger, WaitWhy, Wanted, recover, resolve_rollback, saved,
 };
 use crate::id::{ReleaseId, Revision};
 use crate::retention::prunable;
@@ -71,8 +71,9 @@ impl Job {
         Self { trigger, ids: vec![], failures: 0 }
     }
 
-    pub(super) fn configured(origin: Origin) -> Self {
-        Self::of(Trigger { wanted: Wanted::Configured, force: Force::No, origin, cuts: 0, displaced: false, made: None })
+    pub(super) fn configured(asker: impl Into<Asker>) -> Self {
+        let Asker { origin, by } = asker.into();
+        Self::of(Trigger { wanted: Wanted::Configured, force: Force::No, origin, by, cuts: 0, displaced: false, made: None })
     }
 }
 
@@ -284,7 +285,7 @@ impl Turn<'_> {
 
     fn take_request(&mut self, id: RequestId, by: String, what: Request) {
         match what {
-            Request::Deploy { wanted, force } => self.take_deploy(id, wanted, force),
+            Request::Deploy { wanted, force } => self.take_deploy(id, by, wanted, force),
             Request::Rollback(to) => self.take_rollback(id, by, &to),
             Request::Hold { why } => {
                 // A new reason takes the place of the old one; without one there is nothing new.
@@ -323,8 +324,9 @@ impl Turn<'_> {
         self.deploy.next.as_mut().or(under_way)
     }
 
-    fn take_deploy(&mut self, id: RequestId, wanted: Wanted, force: Force) {
-        let mut job = Job::of(Trigger { wanted, force, origin: Origin::Operator, cuts: 0, displaced: false, made: None });
+    fn take_deploy(&mut self, id: RequestId, by: String, wanted: Wanted, force: Force) {
+        let trigger = Trigger { wanted, force, origin: Origin::Operator, by: Some(by), cuts: 0, displaced: false, made: None };
+        let mut job = Job::of(trigger);
         match self.blocked() {
             Some(refusal) => self.refuse(&[id], &refusal),
             None => job.ids.push(id),
@@ -666,8 +668,7 @@ impl Turn<'_> {
             proven: false,
             leaving: false,
         });
-        let origin = job.trigger.origin;
-        self.effects.push(Effect::Tell(News::Begun { release: release.clone(), revision: revision.clone(), origin }));
+        self.effects.push(Effect::Tell(News::Begun { release: release.clone(), revision: revision.clone() }));
         self.effects.push(Effect::Stage { release: release.clone(), revision: revision.clone() });
         self.deploy.phase = Phase::Staging(Plan { job, release, revision, build, steps: self.policy.steps });
     }

@@ -162,15 +162,17 @@ impl fmt::Display for Happening {
         match self {
             Self::Started { start, process } => write!(f, "start {} is process {}", start.0, process.pid),
             Self::Adopted { start, process } => write!(f, "start {} is still process {}: minded again", start.0, process.pid),
-            Self::Ready { start, took } => write!(f, "start {} is ready after {}", start.0, Human(super::verdict::rough(*took))),
+            Self::Ready { start, took } => write!(f, "start {} is ready after {}", start.0, Human::rough(*took)),
             Self::Exited { start, how } => write!(f, "start {}: {how}", start.0),
             Self::Judged(verdict) => verdict.fmt(f),
             Self::StopBegun { start, why } => write!(f, "start {} is being stopped: {why}", start.0),
             Self::RungSent { start, rung } => write!(f, "start {} gets {rung}", start.0),
             Self::MemorySignal { start, signal, passed } => write!(f, "start {} gets {signal}: {passed}", start.0),
-            Self::BackedOff { wait, crashes: 0 } => write!(f, "restarted too soon after the last time: next start in {}", Human(*wait)),
-            Self::BackedOff { wait, crashes } => write!(f, "next start in {}, after {crashes} crashes", Human(*wait)),
-            Self::Quarantined { wait } => write!(f, "quarantined: too many crashes; one probe in {}", Human(*wait)),
+            Self::BackedOff { wait, crashes: 0 } => {
+                write!(f, "restarted too soon after the last time: next start in {}", Human::rough(*wait))
+            }
+            Self::BackedOff { wait, crashes } => write!(f, "next start in {}, after {crashes} crashes", Human::rough(*wait)),
+            Self::Quarantined { wait } => write!(f, "quarantined: too many crashes; one probe in {}", Human::rough(*wait)),
             Self::StaleJobFound { job, .. } => job.fmt(f),
             Self::Paused => f.write_str("paused"),
             Self::Resumed => f.write_str("resumed"),

@@ -515,6 +515,36 @@ fn verdicts_read_well() {
 }
 
 #[test]
+fn measured_spans_have_no_digits_that_nobody_reads_and_configured_ones_have_all() {
+    let ms = Duration::from_millis;
+    let of = |why, sequel| {
+        let what = What::Ended { why, how: ExitHow::Code(1), ran: ms(11_529_999), leftovers: 0, sequel };
+        Verdict { start: ONE, generation: Generation(1), at: at(0), what }.to_string()
+    };
+    let late = EndWhy::Asked { why: StopWhy::NotReady(ms(90_500)), rung: Some(Rung::Kill) };
+    let job = StaleJobFacts { pid: 7, class: None, queue: "q".into(), age: ms(601_949), timeout: ms(600_500) };
+    let told = [
+        of(EndWhy::ItsOwn, Sequel::Quarantined { wait: ms(299_999) }),
+        of(late, Sequel::Backoff { wait: ms(4_750), crashes: 2 }),
+        job.to_string(),
+        Happening::Ready { start: ONE, took: ms(1_004) }.to_string(),
+        Happening::BackedOff { wait: ms(9_999), crashes: 3 }.to_string(),
+        Happening::Quarantined { wait: ms(299_999) }.to_string(),
+    ];
+    assert_eq!(
+        told,
+        [
+            "exited with code 1 after 3h12m; quarantined, one probe in 5m",
+            "ended by KILL because it was not ready within 1m30s500ms; next start in 5s (crash 2 in a row)",
+            "job of unknown class from q (process 7) killed after 10m2s: longer than 10m500ms; the worker stays",
+            "start 1 is ready after 1s",
+            "next start in 10s, after 3 crashes",
+            "quarantined: too many crashes; one probe in 5m",
+        ]
+    );
+}
+
+#[test]
 fn a_signal_that_an_operator_lets_us_send_ends_a_worker_without_a_crash_and_one_that_it_survives_explains_nothing_else() {
     let send = |signal| (Event::SignalRequested { signal }, 0);
     let killed =

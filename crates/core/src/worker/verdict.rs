@@ -187,15 +187,6 @@ impl Verdict {
     }
 }
 
-/// Returns the span without digits that nobody reads: whole seconds from 10 s on.
-pub(super) fn rough(span: Duration) -> Duration {
-    if span.as_secs() >= 10 {
-        Duration::from_secs(span.as_secs())
-    } else {
-        Duration::from_millis(u64::try_from(span.as_millis()).unwrap_or(0))
-    }
-}
-
 /// Returns the name of a signal's number on x86-64 and arm64 (`signal(7)`).
 const fn signal_name(number: i32) -> Option<&'static str> {
     Some(match number {
@@ -249,9 +240,9 @@ impl fmt::Display for Sequel {
         match self {
             Self::Stopped => f.write_str("stopped"),
             Self::Restarted => f.write_str("restarted"),
-            Self::Backoff { wait, crashes: 0 } => write!(f, "next start in {}", Human(rough(*wait))),
-            Self::Backoff { wait, crashes } => write!(f, "next start in {} (crash {crashes} in a row)", Human(rough(*wait))),
-            Self::Quarantined { wait } => write!(f, "quarantined, one probe in {}", Human(rough(*wait))),
+            Self::Backoff { wait, crashes: 0 } => write!(f, "next start in {}", Human::rough(*wait)),
+            Self::Backoff { wait, crashes } => write!(f, "next start in {} (crash {crashes} in a row)", Human::rough(*wait)),
+            Self::Quarantined { wait } => write!(f, "quarantined, one probe in {}", Human::rough(*wait)),
             Self::Paused => f.write_str("paused, so not restarted"),
         }
     }
@@ -290,7 +281,7 @@ impl fmt::Display for MemoryPassed {
 impl fmt::Display for StaleJobFacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let class = self.class.as_deref().unwrap_or("of unknown class");
-        let (age, timeout) = (Human(rough(self.age)), Human(self.timeout));
+        let (age, timeout) = (Human::rough(self.age), Human(self.timeout));
         write!(f, "job {class} from {} (process {}) killed after {age}: longer than {timeout}; the worker stays", self.queue, self.pid)
     }
 }
@@ -318,7 +309,7 @@ impl fmt::Display for Verdict {
             What::Ended { why, how, ran, leftovers, sequel } => {
                 match why {
                     EndWhy::ItsOwn if *how == ExitHow::Unknown => how.fmt(f)?,
-                    EndWhy::ItsOwn => write!(f, "{how} after {}", Human(rough(*ran)))?,
+                    EndWhy::ItsOwn => write!(f, "{how} after {}", Human::rough(*ran))?,
                     EndWhy::Asked { why: why @ StopWhy::Memory(_), rung: Some(rung) } => write!(f, "ended by {rung} after {why}")?,
                     EndWhy::Asked { why, rung: Some(rung) } => write!(f, "ended by {rung} because {why}")?,
                     EndWhy::Asked { why, rung: None } => write!(f, "{how} before it was stopped because {why}")?,

@@ -170,7 +170,7 @@ fn a_quarantined_revision_is_refused_until_forced_or_built_otherwise() {
     let release = node.working_on();
     node.acts(Event::PrepareFailed { release, blame: Blame::Revision, text: "bad".to_owned() });
     node.policy.build = build(2);
-    node.acts(Event::Triggered(Origin::Reload));
+    node.acts(Event::Triggered(Origin::Reload.into()));
     assert!(matches!(&node.fetched(2)[..], [Effect::Stage { .. }]));
 }
 
@@ -220,7 +220,7 @@ fn a_deploy_of_what_is_live_changes_nothing() {
 fn a_changed_build_makes_a_new_release_of_the_same_revision() {
     let mut node = Node::at_rest();
     node.policy.build = build(2);
-    node.acts(Event::Triggered(Origin::Reload));
+    node.acts(Event::Triggered(Origin::Reload.into()));
     assert!(matches!(&node.fetched(1)[..], [Effect::Stage { release, .. }] if *release != old(1)));
 }
 
@@ -528,7 +528,7 @@ fn triggers_during_a_deploy_are_joined_or_the_newest_wins_and_all_are_answered()
 #[test]
 fn a_ref_that_does_not_exist_fails_and_what_it_displaced_goes_on() {
     let mut node = Node::at_rest();
-    node.acts(Event::Triggered(Origin::Reload));
+    node.acts(Event::Triggered(Origin::Reload.into()));
     node.fetch_failed(FetchTrouble::Network);
     let (id, _) = node.request(Request::Deploy { wanted: Wanted::Ref("porduction".to_owned()), force: Force::No });
     let effects = node.fetch_failed(FetchTrouble::NoSuchRef);
@@ -568,7 +568,7 @@ fn a_trigger_behind_a_rollback_to_what_is_live_is_not_left_waiting() {
 #[test]
 fn two_refs_that_do_not_exist_do_not_hide_what_they_displaced() {
     let mut node = Node::at_rest();
-    node.acts(Event::Triggered(Origin::Reload));
+    node.acts(Event::Triggered(Origin::Reload.into()));
     node.fetch_failed(FetchTrouble::Network);
     for _ in 0..2 {
         node.request(Request::Deploy { wanted: Wanted::Ref("nosuch".to_owned()), force: Force::No });

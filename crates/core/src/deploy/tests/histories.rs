@@ -498,7 +498,7 @@ impl World {
             Op::Reload(other) => {
                 self.policy.build = build(if other { 2 } else { 1 });
                 self.trigger(Wanted::Configured);
-                self.send(Event::Triggered(Origin::Reload))
+                self.send(Event::Triggered(Origin::Reload.into()))
             }
             Op::Drain => {
                 self.mode = Mode::Drained;

@@ -151,7 +151,7 @@ fn events(node: &Node) -> Vec<(&'static str, Event)> {
         ("rollback --to 1", ask(Request::Rollback(RollbackTo::To(old(1).as_str().to_owned())))),
         ("hold", ask(Request::Hold { why: String::new() })),
         ("unhold", ask(Request::Unhold)),
-        ("Triggered", Event::Triggered(Origin::Reload)),
+        ("Triggered", Event::Triggered(Origin::Reload.into())),
         ("Fetched, live", Event::Fetched { fetch, revision: rev(1) }),
         ("Fetched, new", Event::Fetched { fetch, revision: rev(3) }),
         ("Fetched, former", Event::Fetched { fetch: FetchId(0), revision: rev(3) }),
