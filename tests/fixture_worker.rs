@@ -1,13 +1,12 @@
-//! The worker that misbehaves does so as the tests that use it believe.
+//! The worker that misbehaves does so as the tests that use it believe, and they wait as they believe.
 
 #[path = "kit/waiting.rs"]
-#[expect(dead_code, reason = "a worker writes where no test can listen beforehand")]
 mod waiting;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where `cargo test` puts it: examples/ beside deps/.
 fn fixture() -> PathBuf {
@@ -126,4 +125,43 @@ fn ignores_term_or_says_good_bye() {
     signal(rude.pid(), rustix::process::Signal::TERM);
     signal(rude.pid(), rustix::process::Signal::QUIT);
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&rude.0.wait().expect("wait")), Some(3));
+}
+
+#[test]
+fn a_test_waits_by_word_of_files_and_by_ends_of_processes_and_never_for_ever() {
+    let (second, long) = (Duration::from_secs(1), Duration::from_secs(20));
+    assert_eq!(
+        waiting::until(None, Duration::from_millis(1), Duration::from_millis(30), || Err::<(), _>("no".to_owned())),
+        Err("no".into())
+    );
+
+    // The folder is made after the first look, the file after the second: neither is waited for by looking again.
+    let dir = tempfile::tempdir().expect("a folder");
+    let below = dir.path().join("below");
+    let changes = waiting::Changes::of([dir.path().to_owned(), below.clone()]);
+    let (looks, looked) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn({
+        let below = below.clone();
+        move || {
+            looked.recv().expect("a look");
+            fs_err::create_dir(&below).expect("made");
+            looked.recv().expect("another");
+            fs_err::write(below.join("file"), "x").expect("written");
+        }
+    });
+    let began = Instant::now();
+    let found = waiting::until(Some(&changes), long, long, || {
+        let found = below.join("file").exists();
+        let _nobody_counts_any_more = looks.send(());
+        if found { Ok(()) } else { Err(String::new()) }
+    });
+    assert!(found.is_ok() && began.elapsed() < long / 2, "{:?}", began.elapsed());
+    writer.join().expect("both were made");
+
+    let mut worker = Worker::start(&[]);
+    assert!(!waiting::ended(worker.pid(), Duration::from_millis(10)), "it lives");
+    signal(worker.pid(), rustix::process::Signal::KILL);
+    assert!(waiting::ended(worker.pid(), long), "not yet reaped, it has ended");
+    worker.0.wait().expect("wait");
+    assert!(waiting::ended(worker.pid(), second), "nor is it there when it was reaped");
 }
