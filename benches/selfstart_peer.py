@@ -18,6 +18,16 @@ from supervisors import Peer, peer
 BINARY = os.environ.get("SELFSTART", str(Path(__file__).parent.parent / "target/release/selfstart"))
 
 
+def make_app(app):
+    """a repository with one commit"""
+    app.mkdir(parents=True, exist_ok=True)
+    git = ["git", "-C", str(app), "-c", "user.name=bench", "-c", "user.email=bench@localhost"]
+    subprocess.run(git + ["init", "-q", "-b", "main"], check=True)
+    (app / "README").write_text("the bench's app\n")
+    subprocess.run(git + ["add", "-A"], check=True)
+    subprocess.run(git + ["commit", "-q", "-m", "one"], check=True)
+
+
 @peer
 class Selfstart(Peer):
     name = "selfstart"
@@ -55,13 +65,7 @@ pools:
         self.root = tempfile.mkdtemp(prefix="ssb-")
         # Behind the bench's own clean-up, which ends whatever runs in there.
         atexit.register(shutil.rmtree, self.root, ignore_errors=True)
-        app = self.dir / "app"
-        app.mkdir(parents=True, exist_ok=True)
-        git = ["git", "-C", str(app), "-c", "user.name=bench", "-c", "user.email=bench@localhost"]
-        subprocess.run(git + ["init", "-q", "-b", "main"], check=True)
-        (app / "README").write_text("the bench's app\n")
-        subprocess.run(git + ["add", "-A"], check=True)
-        subprocess.run(git + ["commit", "-q", "-m", "one"], check=True)
+        make_app(self.dir / "app")
         self.write("first.yaml", self.config(0))
         self.write("config.yaml", self.config(self.n))
         began = time.monotonic()

@@ -1,5 +1,9 @@
 //! `selfstart demo` as a newcomer runs it: this test takes about 20 seconds.
 
+#[path = "kit/waiting.rs"]
+#[expect(dead_code, reason = "a demo ends, and is waited for in no other way")]
+mod waiting;
+
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -46,11 +50,9 @@ impl Drop for Demo {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
             self.signal(rustix::process::Signal::TERM);
-            let began = Instant::now();
-            while let (Ok(None), true) = (self.child.try_wait(), began.elapsed() < Duration::from_secs(30)) {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            waiting::ended(self.child.id().cast_signed(), Duration::from_secs(30));
             let _ended = self.child.kill();
+            let _reaped = self.child.wait();
         }
     }
 }

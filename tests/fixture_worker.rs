@@ -1,4 +1,7 @@
-//! The worker that misbehaves does so as the tests that use it believe.
+//! The worker that misbehaves does so as the tests that use it believe, and they wait as they believe.
+
+#[path = "kit/waiting.rs"]
+mod waiting;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -37,14 +40,9 @@ impl Drop for Worker {
 }
 
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "waited in vain for {what}");
-        std::thread::yield_now();
-    }
+    let last = |found: Option<T>| found.ok_or_else(String::new);
+    waiting::until(None, Duration::from_millis(2), Duration::from_secs(20), || last(look()))
+        .unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
 fn title(pid: i32) -> String {
@@ -127,4 +125,43 @@ fn ignores_term_or_says_good_bye() {
     signal(rude.pid(), rustix::process::Signal::TERM);
     signal(rude.pid(), rustix::process::Signal::QUIT);
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&rude.0.wait().expect("wait")), Some(3));
+}
+
+#[test]
+fn a_test_waits_by_word_of_files_and_by_ends_of_processes_and_never_for_ever() {
+    let (second, long) = (Duration::from_secs(1), Duration::from_secs(20));
+    assert_eq!(
+        waiting::until(None, Duration::from_millis(1), Duration::from_millis(30), || Err::<(), _>("no".to_owned())),
+        Err("no".into())
+    );
+
+    // The folder is made after the first look, the file after the second: neither is waited for by looking again.
+    let dir = tempfile::tempdir().expect("a folder");
+    let below = dir.path().join("below");
+    let changes = waiting::Changes::of([dir.path().to_owned(), below.clone()]);
+    let (looks, looked) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn({
+        let below = below.clone();
+        move || {
+            looked.recv().expect("a look");
+            fs_err::create_dir(&below).expect("made");
+            looked.recv().expect("another");
+            fs_err::write(below.join("file"), "x").expect("written");
+        }
+    });
+    let began = Instant::now();
+    let found = waiting::until(Some(&changes), long, long, || {
+        let found = below.join("file").exists();
+        let _nobody_counts_any_more = looks.send(());
+        if found { Ok(()) } else { Err(String::new()) }
+    });
+    assert!(found.is_ok() && began.elapsed() < long / 2, "{:?}", began.elapsed());
+    writer.join().expect("both were made");
+
+    let mut worker = Worker::start(&[]);
+    assert!(!waiting::ended(worker.pid(), Duration::from_millis(10)), "it lives");
+    signal(worker.pid(), rustix::process::Signal::KILL);
+    assert!(waiting::ended(worker.pid(), long), "not yet reaped, it has ended");
+    worker.0.wait().expect("wait");
+    assert!(waiting::ended(worker.pid(), second), "nor is it there when it was reaped");
 }

@@ -3,6 +3,10 @@
 //! In namespaces of its own (mounts, process numbers), so that `/tmp/selfstart-try` is nobody else's and nothing outlives the test.
 //! `cargo` is played by a script that puts the binary under test where a release build would be; with README_BUILD=1 it is really built.
 
+#[path = "kit/waiting.rs"]
+#[expect(dead_code, reason = "what ends here ends at a terminal, which says so")]
+mod waiting;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
@@ -164,14 +168,11 @@ fn pids(status: &Value) -> Vec<i64> {
 }
 
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "waited in vain for {what}: {}{}", status(), log());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let changes = waiting::Changes::of([PathBuf::from(TRY).join("root/run")]);
+    // An agent that has come back tells of itself before it answers.
+    let every = Duration::from_millis(100);
+    waiting::until(Some(&changes), every, PATIENCE, || look().ok_or_else(|| status().to_string()))
+        .unwrap_or_else(|last| panic!("waited in vain for {what}: {last}{}", log()))
 }
 
 fn run(command: &mut Command) {

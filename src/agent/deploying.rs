@@ -313,17 +313,7 @@ impl Agent {
                     self.deploy_event(Event::PrepareFailed { release, blame: Blame::Machine, text });
                 }
             }
-            Effect::LinkShared { release } => {
-                let layout = self.layout.clone();
-                // The helper has linked what is shared, as the user who owns it; what is left is the name.
-                self.work(move || {
-                    let event = match prune::name_staged(&layout, &release) {
-                        Ok(()) => Event::Linked { release },
-                        Err(error) => Event::PrepareFailed { release, blame: Blame::Machine, text: error.to_string() },
-                    };
-                    Worked::Deploy(event)
-                });
-            }
+            Effect::LinkShared { release } => self.begin_naming(release),
             Effect::RunStep { release, revision, step, build } => {
                 self.deploying.last_line = None;
                 self.begin_step(release, revision, step, &build);
@@ -334,56 +324,72 @@ impl Agent {
                     self.end_errand(&key);
                 }
             }
-            Effect::MarkBuilt { release, revision, build } => {
-                let layout = self.layout.clone();
-                self.work(move || {
-                    let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
-                        let path = mark_path(&layout, &release);
-                        fs_err::create_dir_all(layout.run().join("built")).map_err(|error| error.to_string()).and_then(|()| {
-                            store::save(&path, store::SCHEMA_NOW, &BuiltMark { revision, build }).map_err(|error| chain(&error))
-                        })
-                    });
-                    Worked::Deploy(match marked {
-                        Ok(()) => Event::MarkedBuilt { release },
-                        Err(text) => Event::PrepareFailed { release, blame: Blame::Machine, text },
-                    })
-                });
-            }
-            Effect::Switch { release } => {
-                let layout = self.layout.clone();
-                self.work(move || {
-                    Worked::Deploy(match switch::switch(&layout, &release) {
-                        Ok(()) => Event::Switched { release },
-                        Err(error) => Event::SwitchFailed { release, text: chain(&error) },
-                    })
-                });
-            }
+            Effect::MarkBuilt { release, revision, build } => self.begin_marking(release, BuiltMark { revision, build }),
+            Effect::Switch { release } => self.begin_switch(release),
             Effect::StartPools { release, revision } | Effect::RollOut { release, revision } => self.roll_out(release, revision),
-            Effect::Prune { ids } => {
-                let layout = self.layout.clone();
-                self.work(move || {
-                    let own = rustix::process::geteuid();
-                    let unreadable =
-                        if own.is_root() { prune::Unreadable::KeepAll } else { prune::Unreadable::KeepOf([own.as_raw()].into()) };
-                    let result = prune::prune(&layout, &ids, &unreadable, None);
-                    let (trouble, unsure) = match &result {
-                        Ok(pruned) => (pruned.leftovers.join("; "), pruned.unsure()),
-                        Err(error) => (chain(error), None),
-                    };
-                    // By what is there, also when it stopped half way: a release that is away is no release.
-                    let (kept, gone): (Vec<_>, Vec<_>) =
-                        ids.into_iter().partition(|id| fs_err::symlink_metadata(layout.release(id)).is_ok());
-                    for id in &gone {
-                        // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
-                        let _stays = fs_err::remove_file(mark_path(&layout, id));
-                        let _stays = fs_err::remove_file(layout.build_log(id));
-                    }
-                    Worked::Pruned { gone, kept, trouble, unsure }
-                });
-            }
+            Effect::Prune { ids } => self.begin_prune(ids),
             Effect::Answer { id, outcome } => self.answer_deploy(id, outcome),
             Effect::Tell(news) => self.telling.deploy(&news, asker),
         }
+    }
+
+    /// The helper has linked what is shared, as the user who owns it; what is left is the release's name.
+    fn begin_naming(&mut self, release: ReleaseId) {
+        let layout = self.layout.clone();
+        self.work(move || {
+            Worked::Deploy(match prune::name_staged(&layout, &release) {
+                Ok(()) => Event::Linked { release },
+                Err(error) => Event::PrepareFailed { release, blame: Blame::Machine, text: error.to_string() },
+            })
+        });
+    }
+
+    /// Everything of the release is on disk before its mark says so.
+    fn begin_marking(&mut self, release: ReleaseId, mark: BuiltMark) {
+        let layout = self.layout.clone();
+        self.work(move || {
+            let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
+                let path = mark_path(&layout, &release);
+                fs_err::create_dir_all(layout.run().join("built"))
+                    .map_err(|error| error.to_string())
+                    .and_then(|()| store::save(&path, store::SCHEMA_NOW, &mark).map_err(|error| chain(&error)))
+            });
+            Worked::Deploy(match marked {
+                Ok(()) => Event::MarkedBuilt { release },
+                Err(text) => Event::PrepareFailed { release, blame: Blame::Machine, text },
+            })
+        });
+    }
+
+    fn begin_switch(&mut self, release: ReleaseId) {
+        let layout = self.layout.clone();
+        self.work(move || {
+            Worked::Deploy(match switch::switch(&layout, &release) {
+                Ok(()) => Event::Switched { release },
+                Err(error) => Event::SwitchFailed { release, text: chain(&error) },
+            })
+        });
+    }
+
+    fn begin_prune(&mut self, ids: Vec<ReleaseId>) {
+        let layout = self.layout.clone();
+        self.work(move || {
+            let own = rustix::process::geteuid();
+            let unreadable = if own.is_root() { prune::Unreadable::KeepAll } else { prune::Unreadable::KeepOf([own.as_raw()].into()) };
+            let result = prune::prune(&layout, &ids, &unreadable, None);
+            let (trouble, unsure) = match &result {
+                Ok(pruned) => (pruned.leftovers.join("; "), pruned.unsure()),
+                Err(error) => (chain(error), None),
+            };
+            // By what is there, also when it stopped half way: a release that is away is no release.
+            let (kept, gone): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| fs_err::symlink_metadata(layout.release(id)).is_ok());
+            for id in &gone {
+                // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
+                let _stays = fs_err::remove_file(mark_path(&layout, id));
+                let _stays = fs_err::remove_file(layout.build_log(id));
+            }
+            Worked::Pruned { gone, kept, trouble, unsure }
+        });
     }
 
     fn begin_fetch(&mut self, fetch: deploy::FetchId, wanted: &Wanted) -> Result<(), String> {
@@ -453,73 +459,63 @@ impl Agent {
 
     /// An errand of a deploy is over: tells the machine.
     pub(crate) fn deploy_errand_over(&mut self, over: Over) {
-        let reply = over.last_message.as_deref().and_then(|line| serde_json::from_str::<Reply>(line).ok());
-        let lines = over.last_lines.join("\n");
-        match over.what {
-            What::Fetch(fetch) => {
-                let event = match reply {
-                    Some(Reply::Ok(Done::Fetched(fetched))) => {
-                        for text in &fetched.healed {
-                            self.telling.mirror_healed(text);
-                        }
-                        Event::Fetched { fetch, revision: fetched.revision }
-                    }
-                    Some(Reply::Error(failure)) => {
-                        let text = match &failure.hint {
-                            Some(hint) => format!("{} ({hint})", failure.text),
-                            None => failure.text.clone(),
-                        };
-                        Event::FetchFailed { fetch, trouble: trouble(failure.kind), text }
-                    }
-                    _ if over.timed_out => {
-                        Event::FetchFailed { fetch, trouble: FetchTrouble::Network, text: "it took longer than `source.timeout`".into() }
-                    }
-                    _ => Event::FetchFailed {
-                        fetch,
-                        trouble: FetchTrouble::Network,
-                        text: format!("the git helper ended ({}) {lines}", how(over.how)),
-                    },
-                };
-                self.deploy_event(event);
+        let event = match over.what.clone() {
+            What::Fetch(fetch) => self.fetch_over(fetch, &over),
+            What::Stage(release) => self.stage_over(release, &over),
+            What::Step { release, step, run } => self.step_over(release, step, &run, over),
+            What::Probe { .. } | What::Leftover => return,
+        };
+        self.deploy_event(event);
+    }
+
+    fn fetch_over(&mut self, fetch: deploy::FetchId, over: &Over) -> Event {
+        let network = |text| Event::FetchFailed { fetch, trouble: FetchTrouble::Network, text };
+        match reply(over) {
+            Some(Reply::Ok(Done::Fetched(fetched))) => {
+                for text in &fetched.healed {
+                    self.telling.mirror_healed(text);
+                }
+                Event::Fetched { fetch, revision: fetched.revision }
             }
-            What::Stage(release) => {
-                let event = match reply {
-                    Some(Reply::Ok(Done::Staged(staged))) => {
-                        self.telling.staged(&release, &staged.log);
-                        Event::Staged { release }
-                    }
-                    Some(Reply::Error(failure)) => {
-                        let blame = if failure.kind.is_fault_of_revision() { Blame::Revision } else { Blame::Machine };
-                        Event::PrepareFailed { release, blame, text: failure.text }
-                    }
-                    _ => Event::PrepareFailed {
-                        release,
-                        blame: Blame::Machine,
-                        text: format!("the git helper ended ({}) {lines}", how(over.how)),
-                    },
+            Some(Reply::Error(failure)) => {
+                let text = match &failure.hint {
+                    Some(hint) => format!("{} ({hint})", failure.text),
+                    None => failure.text.clone(),
                 };
-                self.deploy_event(event);
+                Event::FetchFailed { fetch, trouble: trouble(failure.kind), text }
             }
-            What::Step { release, step, run } => {
-                let event = match over.how {
-                    Some(Ended::Code(0)) => Event::StepDone { release, step },
-                    ended => {
-                        let blame = match ended {
-                            // KILL that we did not send: the machine ran out of memory, or somebody ended us all.
-                            Some(Ended::Signal { number: libc::SIGKILL, .. }) if !over.timed_out && !over.ended_by_us => Blame::Machine,
-                            Some(Ended::Unknown) => Blame::Machine,
-                            None => Blame::Machine,
-                            _ => Blame::Revision,
-                        };
-                        let why = if over.timed_out { "it took longer than its `timeout`".to_owned() } else { how(ended) };
-                        let what = format!("`{run}`: {why}; its output is in `{}`", self.layout.build_log(&release).display());
-                        Event::StepFailed { release, step, blame, what, last_lines: over.last_lines }
-                    }
-                };
-                self.deploy_event(event);
-            }
-            What::Probe { .. } | What::Leftover => {}
+            _ if over.timed_out => network("it took longer than `source.timeout`".into()),
+            _ => network(cut_short(over)),
         }
+    }
+
+    fn stage_over(&mut self, release: ReleaseId, over: &Over) -> Event {
+        match reply(over) {
+            Some(Reply::Ok(Done::Staged(staged))) => {
+                self.telling.staged(&release, &staged.log);
+                Event::Staged { release }
+            }
+            Some(Reply::Error(failure)) => {
+                let blame = if failure.kind.is_fault_of_revision() { Blame::Revision } else { Blame::Machine };
+                Event::PrepareFailed { release, blame, text: failure.text }
+            }
+            _ => Event::PrepareFailed { release, blame: Blame::Machine, text: cut_short(over) },
+        }
+    }
+
+    fn step_over(&self, release: ReleaseId, step: u32, run: &str, over: Over) -> Event {
+        if over.how == Some(Ended::Code(0)) {
+            return Event::StepDone { release, step };
+        }
+        let blame = match over.how {
+            // KILL that we did not send: the machine ran out of memory, or somebody ended us all.
+            Some(Ended::Signal { number: libc::SIGKILL, .. }) if !over.timed_out && !over.ended_by_us => Blame::Machine,
+            Some(Ended::Unknown) | None => Blame::Machine,
+            _ => Blame::Revision,
+        };
+        let why = if over.timed_out { "it took longer than its `timeout`".to_owned() } else { how(over.how) };
+        let what = format!("`{run}`: {why}; its output is in `{}`", self.layout.build_log(&release).display());
+        Event::StepFailed { release, step, blame, what, last_lines: over.last_lines }
     }
 
     fn answer_deploy(&mut self, id: RequestId, outcome: Outcome) {
@@ -627,6 +623,16 @@ fn trouble(kind: ErrorKind) -> FetchTrouble {
         ErrorKind::DiskFull => FetchTrouble::Disk,
         _ => FetchTrouble::Network,
     }
+}
+
+/// What a helper said last, if it is an answer.
+fn reply(over: &Over) -> Option<Reply> {
+    serde_json::from_str(over.last_message.as_deref()?).ok()
+}
+
+/// What is told of a git helper that ended without an answer.
+fn cut_short(over: &Over) -> String {
+    format!("the git helper ended ({}) {}", how(over.how), over.last_lines.join("\n"))
 }
 
 fn how(ended: Option<Ended>) -> String {

@@ -162,10 +162,9 @@ impl Agent {
         run.machine = Some(machine);
         self.dirty = self.dirty || !effects.is_empty() || touched.is_none();
         let mut slots: BTreeSet<u32> = touched.into_iter().collect();
-        // What is told of an end can wait for its lines to be written, the empty slot cannot: starts are asked for first.
-        let (starts, rest): (Vec<Effect>, Vec<Effect>) =
-            effects.into_iter().partition(|effect| matches!(effect, Effect::Slot { effect: worker::Effect::Spawn { .. }, .. }));
-        for effect in starts.into_iter().chain(rest) {
+        // In their order: an end is told before the next start is asked for. An agent that finds a later start takes the end of the one
+        // before for told.
+        for effect in effects {
             if let Effect::Slot { slot, .. } = &effect {
                 slots.insert(*slot);
             }

@@ -400,56 +400,10 @@ impl Agent {
     /// Whether what was asked for is so; an error when it will not be without somebody's help.
     fn reached(&self, goal: &Goal) -> Option<Result<(), String>> {
         match goal {
-            Goal::Ready(slots) => {
-                for (id, former) in slots {
-                    let Some(slot) = self.pools.get(&id.pool).and_then(|run| run.machine().slot(id.slot)) else {
-                        return Some(Err(format!("{id} is gone")));
-                    };
-                    let later = former.is_none_or(|former| slot.last_start() > former);
-                    if let Some(why) = self.hopeless(id, slot, later) {
-                        return Some(Err(why));
-                    }
-                    if !later || slot.shown() != SlotState::Ready {
-                        return None;
-                    }
-                }
-                Some(Ok(()))
-            }
-            Goal::Stopped(slots) => {
-                for id in slots {
-                    let Some(run) = self.pools.get(&id.pool) else { continue };
-                    if run.machine().slot(id.slot).is_some_and(|slot| !slot.is_stopped()) {
-                        let started = run.machine().wanted(id.slot) == Some(pool::Wanted::Running) && self.ending == Ending::No;
-                        return started.then(|| Err(format!("{id} was started again")));
-                    }
-                }
-                Some(Ok(()))
-            }
-            Goal::Generation(pools) => {
-                for (name, wanted) in pools {
-                    let Some(run) = self.pools.get(name) else { return Some(Err(format!("{name} is gone"))) };
-                    if run.machine().target().is_none_or(|target| target.generation < *wanted) {
-                        return None;
-                    }
-                    if let Some(unready) = self.unready(name, run) {
-                        return unready.err().map(Err);
-                    }
-                }
-                Some(Ok(()))
-            }
-            Goal::Count(name) => {
-                let Some(run) = self.pools.get(name) else { return Some(Err(format!("{name} is gone"))) };
-                if let Some(waits) = self.waits_for_others(run) {
-                    return waits.err().map(Err);
-                }
-                if u32::try_from(run.machine().slots().count()).ok()? != run.machine().count() {
-                    return None;
-                }
-                match self.unready(name, run) {
-                    Some(unready) if run.machine().target().is_some() && self.ending == Ending::No => unready.err().map(Err),
-                    _ => Some(Ok(())),
-                }
-            }
+            Goal::Ready(slots) => self.slots_ready(slots),
+            Goal::Stopped(slots) => self.slots_stopped(slots),
+            Goal::Generation(pools) => self.generations_ready(pools),
+            Goal::Count(name) => self.count_reached(name),
             Goal::Drained => match self.ending {
                 Ending::Drained => Some(Ok(())),
                 Ending::No => Some(Err("the drain was ended by `start`".into())),
@@ -457,16 +411,7 @@ impl Agent {
             },
             // Put back by another reload, it is somebody else's business.
             Goal::Gone(name) => self.pools.get(name).is_none_or(|run| !run.leaving).then_some(Ok(())),
-            Goal::Deployed(before) => {
-                let machine = self.deploying.machine();
-                let failed = machine.last_error().filter(|said| Some(said.at) != *before).map(|said| said.text.clone());
-                let over = matches!(machine.phase_name(), PhaseName::Idle) && !self.deploying.busy();
-                match failed {
-                    // It is tried again and again; whoever asked is told now.
-                    Some(text) if over || machine.next_try().is_some() => Some(Err(text)),
-                    _ => over.then_some(Ok(())),
-                }
-            }
+            Goal::Deployed(before) => self.deploy_over(*before),
             Goal::All(goals) => {
                 let reached: Vec<_> = goals.iter().map(|goal| self.reached(goal)).collect();
                 let all = reached.iter().all(Option::is_some);
@@ -475,23 +420,95 @@ impl Agent {
                     None => all.then_some(Ok(())),
                 }
             }
-            Goal::AllReady => {
-                let mut pools = self.pools.iter().filter(|(_, run)| !run.leaving);
-                let stopped = self.stopped_by_hand();
-                if !stopped.is_empty() && self.ending == Ending::No {
-                    // Ready is what serves: a pool that was stopped is not, however few it has to have then.
-                    let (were, names) = (if stopped.len() == 1 { "was" } else { "were" }, stopped.join(" "));
-                    return Some(Err(format!("{} {were} stopped by an operator\nhint: `selfstart start {names}`", stopped.join(", "))));
-                }
-                if pools.clone().all(|(_, run)| run.machine().is_ready()) {
-                    return Some(Ok(()));
-                }
-                if matches!(self.ending, Ending::Draining | Ending::Drained) {
-                    return Some(Err("the node is drained, and starts nothing until `selfstart start`".into()));
-                }
-                pools.find_map(|(name, run)| self.given_up(name, run)).map(Err)
+            Goal::AllReady => self.node_ready(),
+        }
+    }
+
+    /// Each slot has a worker that is ready, of a later start than the one beside it.
+    fn slots_ready(&self, slots: &BTreeMap<SlotId, Option<StartNo>>) -> Option<Result<(), String>> {
+        for (id, former) in slots {
+            let Some(slot) = self.pools.get(&id.pool).and_then(|run| run.machine().slot(id.slot)) else {
+                return Some(Err(format!("{id} is gone")));
+            };
+            let later = former.is_none_or(|former| slot.last_start() > former);
+            if let Some(why) = self.hopeless(id, slot, later) {
+                return Some(Err(why));
+            }
+            if !later || slot.shown() != SlotState::Ready {
+                return None;
             }
         }
+        Some(Ok(()))
+    }
+
+    fn slots_stopped(&self, slots: &[SlotId]) -> Option<Result<(), String>> {
+        for id in slots {
+            let Some(run) = self.pools.get(&id.pool) else { continue };
+            if run.machine().slot(id.slot).is_some_and(|slot| !slot.is_stopped()) {
+                let started = run.machine().wanted(id.slot) == Some(pool::Wanted::Running) && self.ending == Ending::No;
+                return started.then(|| Err(format!("{id} was started again")));
+            }
+        }
+        Some(Ok(()))
+    }
+
+    /// Each pool has come to that generation or a later one.
+    fn generations_ready(&self, pools: &BTreeMap<PoolName, Generation>) -> Option<Result<(), String>> {
+        for (name, wanted) in pools {
+            let Some(run) = self.pools.get(name) else { return Some(Err(format!("{name} is gone"))) };
+            if run.machine().target().is_none_or(|target| target.generation < *wanted) {
+                return None;
+            }
+            if let Some(unready) = self.unready(name, run) {
+                return unready.err().map(Err);
+            }
+        }
+        Some(Ok(()))
+    }
+
+    /// The pool has as many slots as it should, no more, and they are ready.
+    fn count_reached(&self, name: &PoolName) -> Option<Result<(), String>> {
+        let Some(run) = self.pools.get(name) else { return Some(Err(format!("{name} is gone"))) };
+        if let Some(waits) = self.waits_for_others(run) {
+            return waits.err().map(Err);
+        }
+        if u32::try_from(run.machine().slots().count()).ok()? != run.machine().count() {
+            return None;
+        }
+        match self.unready(name, run) {
+            Some(unready) if run.machine().target().is_some() && self.ending == Ending::No => unready.err().map(Err),
+            _ => Some(Ok(())),
+        }
+    }
+
+    /// No deploy is under way any more; one that failed after `before` is an error.
+    fn deploy_over(&self, before: Option<selfstart_core::time::WallTime>) -> Option<Result<(), String>> {
+        let machine = self.deploying.machine();
+        let failed = machine.last_error().filter(|said| Some(said.at) != before).map(|said| said.text.clone());
+        let over = matches!(machine.phase_name(), PhaseName::Idle) && !self.deploying.busy();
+        match failed {
+            // It is tried again and again; whoever asked is told now.
+            Some(text) if over || machine.next_try().is_some() => Some(Err(text)),
+            _ => over.then_some(Ok(())),
+        }
+    }
+
+    /// Every pool serves.
+    fn node_ready(&self) -> Option<Result<(), String>> {
+        let mut pools = self.pools.iter().filter(|(_, run)| !run.leaving);
+        let stopped = self.stopped_by_hand();
+        if !stopped.is_empty() && self.ending == Ending::No {
+            // Ready is what serves: a pool that was stopped is not, however few it has to have then.
+            let (were, names) = (if stopped.len() == 1 { "was" } else { "were" }, stopped.join(" "));
+            return Some(Err(format!("{} {were} stopped by an operator\nhint: `selfstart start {names}`", stopped.join(", "))));
+        }
+        if pools.clone().all(|(_, run)| run.machine().is_ready()) {
+            return Some(Ok(()));
+        }
+        if matches!(self.ending, Ending::Draining | Ending::Drained) {
+            return Some(Err("the node is drained, and starts nothing until `selfstart start`".into()));
+        }
+        pools.find_map(|(name, run)| self.given_up(name, run)).map(Err)
     }
 
     /// The pools and slots that an operator has stopped, as `start` takes them.

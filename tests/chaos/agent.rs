@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::node::{Node, PATIENCE, figures, kill, lives, pause, scan, until};
+use crate::node::{Node, PATIENCE, figures, kill, lives, scan, until};
 use crate::output::written;
+use crate::waiting::{self, Changes, ended, pause};
 
 /// The keeper waits longer for an agent that did not live this long, as it must.
 const STEADY: Duration = Duration::from_millis(2050);
@@ -171,19 +172,17 @@ pub(crate) fn killed(kills: u64) {
 fn aim(node: &Node, random: &mut fastrand::Rng) {
     let path = node.root.join("run/events.jsonl");
     let len = || fs_err::metadata(&path).map_or(0, |it| it.len());
-    let (was, end) = (len(), Instant::now() + Duration::from_millis(800));
-    while len() == was && Instant::now() < end {
-        std::thread::yield_now();
-    }
+    let (was, longest) = (len(), Duration::from_millis(800));
+    let changes = Changes::of([node.root.join("run")]);
+    let _or_none = waiting::until(Some(&changes), longest, longest, || if len() == was { Err(String::new()) } else { Ok(()) });
     pause(Duration::from_micros(random.u64(0..15_000)));
 }
 
 /// Whether a leftover is still there after what it takes to end it.
 fn lives_on(main: i32, pid: i32) -> bool {
     let Some((.., ticks)) = crate::node::stat(pid) else { return false };
-    let end = Instant::now() + Duration::from_secs(2);
-    while lives(pid, ticks) && crate::node::stat(main).is_none() && Instant::now() < end {
-        pause(Duration::from_millis(5));
+    if lives(pid, ticks) && crate::node::stat(main).is_none() {
+        ended(pid, Duration::from_secs(2));
     }
     lives(pid, ticks) && crate::node::stat(main).is_none()
 }

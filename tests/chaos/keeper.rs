@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::node::{Node, PATIENCE, figures, kill, lives, pause, scan, stat, until};
+use crate::node::{Main, Node, PATIENCE, Scan, figures, kill, lives, scan, stat, until};
 use crate::output::written;
+use crate::waiting::{ended, pause};
 
 /// `slow` writes far less than a pipe holds; `demon` has a child in a session of its own; the title of `titled` hides its environment.
 const POOLS: &str = r#"
@@ -17,6 +18,62 @@ pools:
 
 /// An adopted worker's end, and that of the child it leaves, must be over within this: in the middle, and at worst on a busy machine.
 const SEEN_WITHIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
+
+/// Has a build go on.
+fn begin_build(node: &Node) {
+    assert!(node.selfstart(&["deploy", "--no-wait"]).status.success());
+    until("a build step", PATIENCE, || {
+        let helpers: Vec<_> = scan(&node.root).others.into_iter().filter(|it| it.0.starts_with("helper:build")).collect();
+        if helpers.is_empty() { Err(format!("{:?}", node.status().map(|it| it["deploy"]["phase"].clone()))) } else { Ok(()) }
+    });
+}
+
+/// KILLs the keeper; its agent and its helpers end with it.
+fn kill_keeper(node: &mut Node, agent: i32, titled: i64) {
+    // A worker that hides its environment can only be found again once it is written down, which takes some milliseconds.
+    until("its number in the state", Duration::from_secs(5), || {
+        let state = fs_err::read_to_string(node.root.join("run/state.json")).unwrap_or_default();
+        if state.contains(&format!("\"pid\":{titled},")) { Ok(()) } else { Err(format!("{titled} is not in it")) }
+    });
+    let ticks = stat(agent).map_or(0, |it| it.2);
+    node.kill_keeper();
+    assert!(ended(agent, Duration::from_secs(1)) || !lives(agent, ticks), "agent {agent} outlives its keeper");
+    until("the end of helpers", Duration::from_secs(1), || {
+        let helpers: Vec<_> = scan(&node.root).others.into_iter().filter(|it| it.0.starts_with("helper:") && it.1 == it.2).collect();
+        if helpers.is_empty() { Ok(()) } else { Err(format!("{helpers:?}")) }
+    });
+}
+
+/// Each worker is the one that was there before, but for `lost`, in whose place is another; while a build went on all may be others.
+fn are_adopted(before: &Scan, after: &Scan, lost: Option<&Main>, building: bool, round: u64) {
+    for was in before.mains.values().flatten() {
+        let now = after.main(&was.slot).unwrap_or_else(|| panic!("round {round}: {} has no worker", was.slot));
+        if lost == Some(was) {
+            assert_ne!(now.pid, was.pid);
+            assert_ne!(now.start, was.start, "round {round}: a start number was used twice");
+        } else if !building {
+            assert_eq!((now.pid, now.ticks), (was.pid, was.ticks), "round {round}: {} was not adopted", was.slot);
+        }
+    }
+}
+
+/// KILLs the worker of a slot, which was adopted; returns how long after that its end was seen, by the event.
+fn end_is_seen(node: &Node, slot: &str) -> Duration {
+    let was = scan(&node.root).main(slot).cloned().expect("a worker");
+    let wall = SystemTime::now();
+    kill(was.pid, rustix::process::Signal::KILL);
+    let end = until("the event of its end", Duration::from_secs(5), || {
+        let ended = node.events().into_iter().rev().find(|it| {
+            it["kind"] == "worker_ended"
+                && it["start"] == was.start
+                && format!("{}/{}", it["pool"].as_str().unwrap_or(""), it["slot"]) == slot
+        });
+        ended.ok_or_else(|| "none".to_owned())
+    });
+    let at_millis = millis(end["at"].as_str().expect("a date"));
+    let from = wall.duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+    Duration::from_millis(u64::try_from(at_millis.saturating_sub(from)).expect("small"))
+}
 
 pub(crate) fn killed(kills: u64) {
     let mut random = crate::random("keeper");
@@ -33,30 +90,13 @@ pub(crate) fn killed(kills: u64) {
         let building = round % 3 == 1;
         if building {
             newest = node.push(&format!("{round}"));
-            assert!(node.selfstart(&["deploy", "--no-wait"]).status.success());
-            until("a build step", PATIENCE, || {
-                let helpers: Vec<_> = scan(&node.root).others.into_iter().filter(|it| it.0.starts_with("helper:build")).collect();
-                if helpers.is_empty() { Err(format!("{:?}", node.status().map(|it| it["deploy"]["phase"].clone()))) } else { Ok(()) }
-            });
+            begin_build(&node);
         }
         pause(Duration::from_millis(random.u64(0..300)));
         let before = scan(&node.root);
         let titled = titled(&node);
-        // A worker that hides its environment can only be found again once it is written down, which takes some milliseconds.
-        until("its number in the state", Duration::from_secs(5), || {
-            let state = fs_err::read_to_string(node.root.join("run/state.json")).unwrap_or_default();
-            if state.contains(&format!("\"pid\":{titled},")) { Ok(()) } else { Err(format!("{titled} is not in it")) }
-        });
         let agent = node.agent_pid().expect("an agent");
-        let ticks = stat(agent).map_or(0, |it| it.2);
-        node.kill_keeper();
-        until("the end of the agent", Duration::from_secs(1), || {
-            if lives(agent, ticks) { Err(format!("agent {agent} lives")) } else { Ok(()) }
-        });
-        until("the end of helpers", Duration::from_secs(1), || {
-            let helpers: Vec<_> = scan(&node.root).others.into_iter().filter(|it| it.0.starts_with("helper:") && it.1 == it.2).collect();
-            if helpers.is_empty() { Ok(()) } else { Err(format!("{helpers:?}")) }
-        });
+        kill_keeper(&mut node, agent, titled);
         // In every other round a worker ends while nobody minds it, and what it leaves behind too.
         let lost = (round % 2 == 1).then(|| before.main(if random.bool() { "demon/0" } else { "slow/0" }).cloned().expect("a worker"));
         if let Some(lost) = &lost {
@@ -71,15 +111,7 @@ pub(crate) fn killed(kills: u64) {
         ready(&node);
         let after = scan(&node.root);
         assert!(after.doubled().is_empty(), "round {round}: {:?}", after.doubled());
-        for was in before.mains.values().flatten() {
-            let now = after.main(&was.slot).unwrap_or_else(|| panic!("round {round}: {} has no worker", was.slot));
-            if lost.as_ref() == Some(was) {
-                assert_ne!(now.pid, was.pid);
-                assert_ne!(now.start, was.start, "round {round}: a start number was used twice");
-            } else if !building {
-                assert_eq!((now.pid, now.ticks), (was.pid, was.ticks), "round {round}: {} was not adopted", was.slot);
-            }
-        }
+        are_adopted(&before, &after, lost.as_ref(), building, round);
         if !building {
             assert_eq!(self::titled(&node), titled, "round {round}: the worker with a title was not adopted");
         }
@@ -89,22 +121,8 @@ pub(crate) fn killed(kills: u64) {
         node.settled_on(&newest);
         ready(&node);
 
-        // The end of an adopted worker is seen at once, and its child goes with it.
         let slot = format!("demon/{}", random.u8(0..2));
-        let was = scan(&node.root).main(&slot).cloned().expect("a worker");
-        let wall = SystemTime::now();
-        kill(was.pid, rustix::process::Signal::KILL);
-        let end = until("the event of its end", Duration::from_secs(5), || {
-            let ended = node.events().into_iter().rev().find(|it| {
-                it["kind"] == "worker_ended"
-                    && it["start"] == was.start
-                    && format!("{}/{}", it["pool"].as_str().unwrap_or(""), it["slot"]) == slot
-            });
-            ended.ok_or_else(|| "none".to_owned())
-        });
-        let at_millis = millis(end["at"].as_str().expect("a date"));
-        let from = wall.duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-        seen.push(Duration::from_millis(u64::try_from(at_millis.saturating_sub(from)).expect("small")));
+        seen.push(end_is_seen(&node, &slot));
         no_leftovers(&node, &format!("round {round}, {slot}"));
     }
     ready(&node);

@@ -3,6 +3,11 @@
 //! `CHAOS_SEED=N` repeats the moments of a run (the seed is printed), `CHAOS_AGENT_KILLS=N` and `CHAOS_KEEPER_KILLS=N` say how many; the long
 //! run is `cargo test --test chaos -- --ignored long --nocapture`. `CHAOS_KEEP=1` keeps the folder of a failed run.
 
+#[path = "../kit/git.rs"]
+mod git;
+#[path = "../kit/waiting.rs"]
+mod waiting;
+
 mod agent;
 mod keeper;
 mod node;

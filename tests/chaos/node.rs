@@ -5,9 +5,12 @@ use std::fmt::Write as _;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
+
+use crate::git::alone;
+use crate::waiting::{self, Changes, ended};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -46,21 +49,13 @@ pub(crate) fn fixture() -> PathBuf {
     path
 }
 
-pub(crate) fn until<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<T, String>) -> T {
-    let end = Instant::now() + patience;
-    loop {
-        let last = match look() {
-            Ok(found) => return found,
-            Err(last) => last,
-        };
-        assert!(Instant::now() < end, "waited {patience:?} in vain for {what}; last seen: {last}");
-        pause(Duration::from_millis(2));
-    }
+/// By looks in quick succession: times are taken by it, and mostly of processes, which send no word.
+pub(crate) fn until<T>(what: &str, patience: Duration, look: impl FnMut() -> Result<T, String>) -> T {
+    found(what, patience, waiting::until(None, Duration::from_millis(2), patience, look))
 }
 
-/// Between two looks at what cannot notify, and where a moment of the test's own choosing is the point.
-pub(crate) fn pause(time: Duration) {
-    std::thread::sleep(time);
+fn found<T>(what: &str, patience: Duration, looked: Result<T, String>) -> T {
+    looked.unwrap_or_else(|last| panic!("waited {patience:?} in vain for {what}; last seen: {last}"))
 }
 
 pub(crate) fn kill(pid: i32, signal: rustix::process::Signal) {
@@ -155,11 +150,7 @@ impl Node {
 
     fn git(&self, args: &[&str]) -> String {
         let mut command = Command::new("git");
-        command.current_dir(&self.source).args(args).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
-        for who in ["AUTHOR", "COMMITTER"] {
-            command.env(format!("GIT_{who}_NAME"), "chaos").env(format!("GIT_{who}_EMAIL"), "chaos@localhost");
-        }
-        let out = command.output().expect("git");
+        let out = alone(command.current_dir(&self.source).args(args)).output().expect("git");
         assert!(out.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8_lossy(&out.stdout).trim().to_owned()
     }
@@ -230,7 +221,9 @@ impl Node {
 
     /// Waits until the deploy is idle, `current` has this revision, and all slots run it with one process each.
     pub(crate) fn settled_on(&self, revision: &str) -> Value {
-        until(&format!("everything on {revision}"), PATIENCE, || {
+        // By word of the journal: looks in quick succession would take the processor from what is to settle.
+        let changes = Changes::of([self.root.clone(), self.root.join("run")]);
+        let looked = waiting::until(Some(&changes), Duration::from_millis(100), PATIENCE, || {
             let status = self.status()?;
             let phase = &status["deploy"]["phase"];
             if phase != "idle" {
@@ -250,7 +243,8 @@ impl Node {
                 }
             }
             Ok(status)
-        })
+        });
+        found(&format!("everything on {revision}"), PATIENCE, looked)
     }
 
     /// Every event, oldest first.
@@ -269,11 +263,10 @@ impl Node {
     /// Stops politely, and waits until it is over.
     pub(crate) fn stop(&mut self) {
         let mut keeper = self.keeper.take().expect("it was started");
-        kill(i32::try_from(keeper.id()).expect("a pid"), rustix::process::Signal::TERM);
-        until("the end of `selfstart run`", PATIENCE, || match keeper.try_wait() {
-            Ok(Some(_)) => Ok(()),
-            other => Err(format!("{other:?}")),
-        });
+        let pid = keeper.id().cast_signed();
+        kill(pid, rustix::process::Signal::TERM);
+        assert!(ended(pid, PATIENCE), "waited {PATIENCE:?} in vain for the end of `selfstart run`: {}", self.told());
+        keeper.wait().expect("wait");
     }
 }
 
@@ -302,8 +295,10 @@ impl Drop for Node {
             if all.is_empty() {
                 break;
             }
-            all.into_iter().for_each(|pid| kill(pid, rustix::process::Signal::KILL));
-            pause(Duration::from_millis(5));
+            all.iter().for_each(|pid| kill(*pid, rustix::process::Signal::KILL));
+            for pid in all {
+                let _else_again = ended(pid, Duration::from_secs(1));
+            }
         }
     }
 }

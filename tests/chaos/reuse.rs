@@ -3,7 +3,8 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::node::{Node, PATIENCE, fixture, kill, lives, pause, pids, scan, stat, until};
+use crate::node::{Node, PATIENCE, fixture, kill, lives, pids, scan, stat, until};
+use crate::waiting::pause;
 
 /// Runs one of the ignored tests as root of its own pid namespace. Its `/proc` is its own too; a shell is its first process and reaps.
 pub(crate) fn outside(name: &str) {

@@ -3,6 +3,14 @@
 //! Few tests, for the wiring; the edges are tested in `crates/core`. Each has a root of its own and ends all that it started. Needed:
 //! `git`, the user `nobody`, and for `redis` also `redis-server`, `node` and `npm` with its registry.
 
+#[path = "../kit/git.rs"]
+mod git;
+#[path = "../kit/site.rs"]
+#[expect(dead_code, reason = "this server does as it should; tests/git has the others")]
+mod site;
+#[path = "../kit/waiting.rs"]
+mod waiting;
+
 mod boot;
 mod commands;
 mod config;

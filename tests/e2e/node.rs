@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::git::alone;
+use crate::waiting::{self, Changes, ended};
+
 /// The longest that a condition may take to come true. Far more than any takes: the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
-/// How often a condition is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often a condition is looked at that no file tells of: a process, an answer.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Pools that are quick: ready after 50 ms.
 pub(crate) const QUICK: &str = "ready: {after: 50ms}";
@@ -104,15 +107,7 @@ impl Node {
     pub(crate) fn git(&self, args: &[&str]) -> String {
         fs_err::create_dir_all(self.path("src")).expect("made");
         let mut command = Command::new("git");
-        command.current_dir(self.path("src")).args(args);
-        for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
-            command.env_remove(name);
-        }
-        for who in ["AUTHOR", "COMMITTER"] {
-            command.env(format!("GIT_{who}_NAME"), "a").env(format!("GIT_{who}_EMAIL"), "a@example.org");
-        }
-        command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
-        run(&mut command)
+        run(alone(command.current_dir(self.path("src")).args(args)))
     }
 
     /// Writes these files (executable when they begin with `#!`), commits, and returns the revision.
@@ -183,9 +178,11 @@ impl Node {
     /// Waits for the end of `run`, and returns its exit code.
     #[track_caller]
     pub(crate) fn ended(&self) -> Option<i32> {
-        let status = self.until("the end of `run`", || self.keeper.borrow_mut().as_mut()?.try_wait().expect("waited"));
-        self.keeper.replace(None);
-        status.code()
+        if !ended(self.keeper(), PATIENCE) {
+            panic!("waited in vain for the end of `run`\n{}", self.last_seen());
+        }
+        let mut keeper = self.keeper.take().expect("it was started");
+        keeper.wait().expect("waited").code()
     }
 
     pub(crate) fn status(&self) -> Value {
@@ -271,16 +268,10 @@ impl Node {
     /// Waits until `look` finds something.
     #[track_caller]
     pub(crate) fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
-            if Instant::now() >= end {
-                panic!("waited in vain for {what}\n{}", self.last_seen());
-            }
-            std::thread::sleep(LOOK_EVERY);
-        }
+        // Not the logs of workers, which some of them write to all the time.
+        let changes = Changes::of([self.path(""), self.root(""), self.root("run")]);
+        let looked = waiting::until(Some(&changes), LOOK_EVERY, PATIENCE, || look().ok_or_else(String::new));
+        looked.unwrap_or_else(|_| panic!("waited in vain for {what}\n{}", self.last_seen()))
     }
 
     /// Holds that two are the same, or says all that is known.
@@ -322,14 +313,17 @@ impl Drop for Node {
             let _ = keeper.wait();
             agents.into_iter().for_each(|pid| signal_to(pid, Signal::KILL));
         }
+        // Again, as one that is killed may have begun something.
         let end = Instant::now() + PATIENCE;
         loop {
             let left = self.processes();
             if left.is_empty() || Instant::now() > end {
                 break;
             }
-            left.into_iter().for_each(|pid| signal_to(pid, Signal::KILL));
-            std::thread::sleep(LOOK_EVERY);
+            left.iter().for_each(|pid| signal_to(*pid, Signal::KILL));
+            for pid in left {
+                let _else_again = ended(pid, end.saturating_duration_since(Instant::now()));
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::{Scene, git_daemon, helper, helper_command, start};
+use crate::waiting::pause;
 
 fn packs(scene: &Scene) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> =
@@ -204,7 +205,7 @@ fn a_helper_killed_at_any_moment_leaves_what_the_next_one_heals() {
         }
         let mut child = start(&mut helper_command(), &scene.fetch_request(&url));
         // The moment is the input of this test, not something it waits for.
-        std::thread::sleep(whole * round / rounds);
+        pause(whole * round / rounds);
         let _ = child.kill();
         child.wait().expect("it ended");
         let answer = scene.fetch(&url);
@@ -216,7 +217,7 @@ fn a_helper_killed_at_any_moment_leaves_what_the_next_one_heals() {
         let mut request = scene.stage_request(&head);
         request["stage"]["destination"] = json!(scene.path("releases/killed.tmp"));
         let mut child = start(&mut helper_command(), &request);
-        std::thread::sleep(whole * round / rounds);
+        pause(whole * round / rounds);
         let _ = child.kill();
         child.wait().expect("it ended");
         assert!(helper(&request).success, "round {round}: staging over a half-staged release");

@@ -2,6 +2,14 @@
 //!
 //! Everything listens on 127.0.0.1 and ends with its test. `git`, `git-daemon` and `sshd` are needed here, never by selfstart.
 
+#[path = "../kit/git.rs"]
+mod git;
+#[path = "../kit/site.rs"]
+mod site;
+#[path = "../kit/waiting.rs"]
+#[expect(dead_code, reason = "helpers are waited for, and servers are asked; nothing here tells by files")]
+mod waiting;
+
 mod fetch;
 mod heal;
 mod https;

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::git::alone;
+use crate::waiting;
+
 /// The longest that anything here may take before the test says what it last saw.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -126,17 +129,6 @@ fn git(dir: &Path, args: &[&str]) -> Output {
     command.output().expect("git runs")
 }
 
-/// Makes git blind to this machine's configuration.
-pub(crate) fn alone(command: &mut Command) -> &mut Command {
-    for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
-        command.env_remove(name);
-    }
-    for who in ["AUTHOR", "COMMITTER"] {
-        command.env(format!("GIT_{who}_NAME"), "a").env(format!("GIT_{who}_EMAIL"), "a@example.org");
-    }
-    command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1")
-}
-
 /// What the helper said.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -231,19 +223,19 @@ pub(crate) fn serve(command: impl Fn(u16) -> Command) -> Server {
         // The port is free now, and hardly ever taken by another before the server has it; if so, the next one.
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
         let mut child = command(port).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the server starts");
-        loop {
-            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Server { child, port };
-            }
-            if child.try_wait().expect("known").is_some() {
-                let said: Vec<String> =
-                    child.stderr.take().map(|said| BufReader::new(said).lines().map_while(Result::ok).collect()).unwrap_or_default();
-                assert!(started.elapsed() < PATIENCE, "the server ended: {said:?}");
-                break;
-            }
-            assert!(started.elapsed() < PATIENCE, "the server does not answer at port {port}");
-            std::thread::yield_now();
+        let mut ended = None;
+        let answers = waiting::until(None, Duration::from_millis(2), PATIENCE, || {
+            ended = child.try_wait().expect("known");
+            (ended.is_some() || TcpStream::connect(("127.0.0.1", port)).is_ok()).then_some(()).ok_or_else(String::new)
+        });
+        if ended.is_none() {
+            let server = Server { child, port };
+            assert!(answers.is_ok(), "the server does not answer at port {port}");
+            return server;
         }
+        let said: Vec<String> =
+            child.stderr.take().map(|said| BufReader::new(said).lines().map_while(Result::ok).collect()).unwrap_or_default();
+        assert!(started.elapsed() < PATIENCE, "the server ended: {said:?}");
     }
 }
 

@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::date::Timestamp;
+use crate::time::WallTime;
+
 /// A process, told apart from a later one with the same number by when it started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
@@ -139,6 +142,11 @@ impl FromStr for WorkerKey {
 pub struct Revision(Arc<str>);
 
 impl Revision {
+    /// Returns what git writes where there is no commit: forty zeros.
+    pub(crate) fn none() -> Self {
+        Self("0000000000000000000000000000000000000000".into())
+    }
+
     /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -193,6 +201,14 @@ impl fmt::Display for Revision {
 pub struct ReleaseId(Arc<str>);
 
 impl ReleaseId {
+    /// Returns the name of the `nth` release (from 1) that is begun in that second: a year first, 45 characters at most.
+    pub(crate) fn begun(at: WallTime, revision: &Revision, nth: u64) -> Self {
+        let date = Timestamp(at).to_string();
+        let second = date.split('.').next().unwrap_or_default().replace(['-', ':'], "");
+        let suffix = if nth > 1 { format!("-{nth}") } else { String::new() };
+        Self(format!("{second}Z-{}{suffix}", revision.short()).into())
+    }
+
     /// Returns the name as text; it is one plain path component.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -244,6 +260,23 @@ mod tests {
         assert_eq!((key.slot.slot, key.start), (3, StartNo(17)));
         for wrong in ["", "a", "a/b#1", "a/1", "/1#1", "a/1#x"] {
             assert!(wrong.parse::<WorkerKey>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_made_without_being_read_can_be_read() {
+        assert_eq!(Revision::none().as_str().parse(), Ok(Revision::none()));
+        let revision = Revision::none();
+        for (millis, nth, text) in [
+            (0, 1, "19700101T000000Z-0000000"),
+            (1_795_342_530_999, 1, "20261122T101530Z-0000000"),
+            (951_782_400_000, 2, "20000229T000000Z-0000000-2"),
+            (-1, 1, "19691231T235959Z-0000000"),
+            (i64::MAX, u64::MAX, "99991231T235959Z-0000000-18446744073709551615"),
+            (i64::MIN, 1, "00000101T000000Z-0000000"),
+        ] {
+            let id = ReleaseId::begun(WallTime::from_unix_millis(millis), &revision, nth);
+            assert_eq!((id.as_str(), text.parse()), (text, Ok(id.clone())));
         }
     }
 

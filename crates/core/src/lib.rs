@@ -3,7 +3,7 @@
 //! Nothing here reads a clock, a file, an environment variable or a random number: the shell (the binary) observes the
 //! world, turns it into one event at a time, calls `step`, and carries out the effects that come back.
 #![forbid(unsafe_code)]
-#![cfg_attr(not(test), warn(clippy::panic, clippy::unwrap_used))]
+#![cfg_attr(not(test), warn(clippy::panic, clippy::unwrap_used, clippy::expect_used, clippy::unreachable, clippy::todo))]
 
 pub mod backoff;
 pub mod command;

@@ -103,6 +103,15 @@ impl World {
         self.workers.contains_key(&slot)
     }
 
+    /// Returns how long the worker of this slot has lived; `None`: there is none, or it is not up.
+    #[must_use]
+    pub fn age(&self, slot: u32) -> Option<Duration> {
+        match self.workers.get(&slot)?.phase {
+            Phase::Up { since, .. } => Some(self.now.since(since)),
+            Phase::Spawning | Phase::Dead { .. } => None,
+        }
+    }
+
     /// Returns whether nothing is left anywhere.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,5 +1,8 @@
 //! Random histories of a pool among simulated processes: what must hold whatever happens. `PROPTEST_CASES` makes them more than 256.
 
+#[path = "pool/mistakes.rs"]
+mod mistakes;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -16,6 +19,8 @@ use selfstart_core::time::MonoTime;
 use selfstart_core::units::Bytes;
 use selfstart_core::worker::{self, Happening, Minding, Sequel, StaleJobSeen, Verdict, VerdictKind, What};
 use selfstart_sim::{Temper, World};
+
+use crate::mistakes::Mistake;
 
 /// What somebody does.
 #[derive(Clone, Debug)]
@@ -45,6 +50,7 @@ struct Node {
     world: World,
     pool: Pool,
     policy: PoolPolicy,
+    mistake: Mistake,
     /// By slot: the wait that was announced, and for which generation (`None`: for any), until somebody asks for something else.
     waits: BTreeMap<u32, (MonoTime, Option<u64>)>,
     /// By slot: the generation of its last start.
@@ -56,14 +62,14 @@ struct Node {
 }
 
 impl Node {
-    fn new(policy: PoolPolicy, tempers: Vec<Temper>) -> Self {
+    fn new(policy: PoolPolicy, tempers: Vec<Temper>, mistake: Mistake) -> Self {
         let (world, pool) = (World::new(tempers), Pool::new(&policy));
-        Self { world, pool, policy, waits: BTreeMap::new(), started: BTreeMap::new(), crashes: BTreeMap::new(), rollout: None }
+        Self { world, pool, policy, mistake, waits: BTreeMap::new(), started: BTreeMap::new(), crashes: BTreeMap::new(), rollout: None }
     }
 
     fn step(&mut self, event: Event) {
         let pool = std::mem::take(&mut self.pool);
-        let (pool, effects) = pool::step(pool, event, self.world.now, &self.policy);
+        let (pool, effects) = self.mistake.step(pool, event, self.world.now, &self.policy);
         self.pool = pool;
         for effect in &effects {
             self.check(effect);
@@ -188,7 +194,7 @@ impl Node {
 
     /// The agent dies, and another one reads what it saved.
     fn agent_killed(&mut self) {
-        let saved = serde_json::to_vec(&self.pool.saved()).expect("a pool can be written");
+        let saved = serde_json::to_vec(&self.mistake.saved(&self.pool, &self.policy)).expect("a pool can be written");
         self.pool = Pool::recall(serde_json::from_slice(&saved).expect("and read back"), &self.policy);
         self.rollout = None;
         self.waits.clear();
@@ -203,6 +209,19 @@ impl Node {
         if let Some(target) = self.pool.target().cloned() {
             self.step(Event::RollOut { release: target.release.clone(), revision: target.revision.clone() });
         }
+    }
+
+    /// How many slots serve: by the pool's word, and by what the world knows of their workers.
+    fn serving(&self) -> u32 {
+        let needed = match self.policy.worker.ready.how {
+            ReadyHow::After(up) => up,
+            ReadyHow::Tcp(_) | ReadyHow::Command(_) => Temper::good().ready.unwrap_or_default(),
+        };
+        let serves = |number: &u32| {
+            let ready = self.pool.slot(*number).is_some_and(|slot| slot.ready_since().is_some());
+            ready && self.world.age(*number).is_some_and(|age| age >= needed)
+        };
+        u32::try_from((0..self.pool.count()).filter(serves).count()).expect("a count")
     }
 
     /// Nobody does anything any more: what was begun must end.
@@ -306,71 +325,86 @@ fn policy() -> impl Strategy<Value = PoolPolicy> {
     })
 }
 
+/// In any history: never two workers in a slot, none freed before its exit and the end of its tree, no start number twice, no start
+/// inside a wait, no punishment for what was asked, no hot loop, rollouts one after the other, all of which end, as does every stop.
+fn live(mistake: Mistake, policy: PoolPolicy, tempers: Vec<Temper>, ops: Vec<(Duration, Op)>) {
+    let mut node = Node::new(policy, tempers, mistake);
+    node.tell(roll_out(1));
+    for (delay, op) in ops {
+        node.pass(delay);
+        node.act(op);
+    }
+    node.quiet_end();
+}
+
+/// Workers that do what they should are replaced without more than `max_unavailable` of them missing, by whatever train of rollouts,
+/// and in the end all run what was asked for last.
+fn roll(mistake: Mistake, policy: PoolPolicy, rollouts: Vec<(Duration, Event)>) {
+    let update = UpdatePolicy { how: UpdateHow::OneAtATime, ..policy.update };
+    let policy = PoolPolicy { update, count: policy.count + 1, start_stagger: ms(0), ..policy };
+    let mut node = Node::new(policy, Vec::new(), mistake);
+    node.tell(roll_out(1));
+    node.pass(ms(5_000));
+    assert!(node.pool.is_ready());
+    let mut last = release(1).0;
+    for (delay, event) in rollouts {
+        let end = node.world.now + delay;
+        while node.world.now < end {
+            node.pass(ms(50).min(node.world.now.until(end)));
+            let serving = node.serving();
+            assert!(serving + update.max_unavailable >= node.pool.count(), "only {serving} of {} are there", node.pool.count());
+        }
+        if let Event::RollOut { release, .. } = &event {
+            last = release.clone();
+        }
+        node.tell(event);
+    }
+    node.pass(Duration::from_secs(600));
+    assert!(node.pool.is_ready() && node.pool.rolling_out().is_none(), "not all ready: {:?}", node.pool);
+    let runs_last = |slot: &worker::Slot| slot.target().is_some_and(|target| target.release == last);
+    assert!(node.pool.slots().all(|(_, slot)| runs_last(slot)), "not all run {last}: {:?}", node.pool);
+}
+
+/// Crashes alone, with nobody asking for anything: waits are kept to, no loop is hot, and nothing is given up.
+fn crash(mistake: Mistake, policy: PoolPolicy, tempers: Vec<Temper>) {
+    let mut node = Node::new(policy, tempers, mistake);
+    node.tell(roll_out(1));
+    node.pass(Duration::from_secs(4_000));
+    assert!(node.pool.slots().all(|(_, slot)| slot.minding() == Minding::Minded && !slot.is_stopped()), "given up: {:?}", node.pool);
+    node.quiet_end();
+}
+
+fn lives() -> impl Strategy<Value = (PoolPolicy, Vec<Temper>, Vec<(Duration, Op)>)> {
+    (policy(), prop::collection::vec(temper(), 0..30), prop::collection::vec((delay(), op()), 0..25))
+}
+
+fn rolls() -> impl Strategy<Value = (PoolPolicy, Vec<(Duration, Event)>)> {
+    let event = prop_oneof![
+        3 => (1..4_u8).prop_map(roll_out),
+        1 => Just(Event::Restart { which: Which::All, why: RestartWhy::Operator }),
+    ];
+    (policy(), prop::collection::vec((delay(), event), 1..6))
+}
+
+fn crashes() -> impl Strategy<Value = (PoolPolicy, Vec<Temper>)> {
+    (policy(), prop::collection::vec(temper(), 0..60))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("seeds"))), ..ProptestConfig::default() })]
 
-    /// In any history: never two workers in a slot, none freed before its exit and the end of its tree, no start number twice, no start
-    /// inside a wait, no punishment for what was asked, no hot loop, rollouts one after the other, all of which end, as does every stop.
     #[test]
-    fn whatever_happens_slots_hold_one_worker_and_everything_ends(
-        policy in policy(),
-        tempers in prop::collection::vec(temper(), 0..30),
-        ops in prop::collection::vec((delay(), op()), 0..25),
-    ) {
-        let mut node = Node::new(policy, tempers);
-        node.tell(roll_out(1));
-        for (delay, op) in ops {
-            node.pass(delay);
-            node.act(op);
-        }
-        node.quiet_end();
+    fn whatever_happens_slots_hold_one_worker_and_everything_ends((policy, tempers, ops) in lives()) {
+        live(Mistake::None, policy, tempers, ops);
     }
 
-    /// Workers that do what they should are replaced without more than `max_unavailable` of them missing, by whatever train of rollouts,
-    /// and in the end all run what was asked for last.
     #[test]
-    fn a_rollout_leaves_all_but_max_unavailable_ready(
-        policy in policy(),
-        rollouts in prop::collection::vec((delay(), prop_oneof![
-            3 => (1..4_u8).prop_map(roll_out),
-            1 => Just(Event::Restart { which: Which::All, why: RestartWhy::Operator }),
-        ]), 1..6),
-    ) {
-        let update = UpdatePolicy { how: UpdateHow::OneAtATime, ..policy.update };
-        let policy = PoolPolicy { update, count: policy.count + 1, start_stagger: ms(0), ..policy };
-        let mut node = Node::new(policy, Vec::new());
-        node.tell(roll_out(1));
-        node.pass(ms(5_000));
-        prop_assert!(node.pool.is_ready());
-        let mut last = release(1).0;
-        for (delay, event) in rollouts {
-            let end = node.world.now + delay;
-            while node.world.now < end {
-                node.pass(ms(50).min(node.world.now.until(end)));
-                let missing = node.pool.count() - node.pool.ready();
-                prop_assert!(missing <= update.max_unavailable, "{missing} missing");
-            }
-            if let Event::RollOut { release, .. } = &event {
-                last = release.clone();
-            }
-            node.tell(event);
-        }
-        node.pass(Duration::from_secs(600));
-        prop_assert!(node.pool.is_ready() && node.pool.rolling_out().is_none());
-        let runs_last = |slot: &worker::Slot| slot.target().is_some_and(|target| target.release == last);
-        prop_assert!(node.pool.slots().all(|(_, slot)| runs_last(slot)));
+    fn a_rollout_leaves_all_but_max_unavailable_ready((policy, rollouts) in rolls()) {
+        roll(Mistake::None, policy, rollouts);
     }
 
-    /// Crashes alone, with nobody asking for anything: waits are kept to, no loop is hot, and nothing is given up.
     #[test]
-    fn crashing_workers_are_restarted_for_ever_but_never_in_a_hot_loop(
-        policy in policy(),
-        tempers in prop::collection::vec(temper(), 0..60),
-    ) {
-        let mut node = Node::new(policy, tempers);
-        node.tell(roll_out(1));
-        node.pass(Duration::from_secs(4_000));
-        prop_assert!(node.pool.slots().all(|(_, slot)| slot.minding() == Minding::Minded && !slot.is_stopped()));
-        node.quiet_end();
+    fn crashing_workers_are_restarted_for_ever_but_never_in_a_hot_loop((policy, tempers) in crashes()) {
+        crash(Mistake::None, policy, tempers);
     }
 }

@@ -524,8 +524,8 @@ fn an_agent_killed_at_any_point_while_the_disk_is_full_loses_nothing() {
     }
 }
 
-#[test]
-fn a_full_disk_stops_reading_is_told_once_and_cuts_no_line() {
+/// Two workers with a file each, both of which have said a line; the disk takes 15 bytes more, which is less than another.
+fn two_as_the_disk_gets_full() -> (tempfile::TempDir, Outputs, [Pipe; 2], [PathBuf; 2]) {
     let dir = tempfile::tempdir().expect("dir");
     let mut outputs = Outputs::create().expect("outputs");
     let mut pipes = [pipe(), pipe()];
@@ -536,6 +536,12 @@ fn a_full_disk_stops_reading_is_told_once_and_cuts_no_line() {
     }
     drain(&mut outputs, at(0));
     fault::set_disk(Some(15));
+    (dir, outputs, pipes, files)
+}
+
+#[test]
+fn a_full_disk_stops_reading_is_told_once_and_cuts_no_line() {
+    let (_dir, mut outputs, mut pipes, files) = two_as_the_disk_gets_full();
     for pipe in &mut pipes {
         pipe.say(b"while it is full\n");
     }
@@ -601,16 +607,7 @@ fn a_stream_without_memory_waits_for_a_second_and_not_in_a_hot_loop() {
 
 #[test]
 fn half_a_line_behind_a_full_disk_is_no_reason_to_spin_when_there_is_room_again() {
-    let dir = tempfile::tempdir().expect("dir");
-    let mut outputs = Outputs::create().expect("outputs");
-    let mut pipes = [pipe(), pipe()];
-    let files = [dir.path().join("a"), dir.path().join("b")];
-    for (n, pipe) in pipes.iter_mut().enumerate() {
-        outputs.add(&format!("jobs/{n}#1"), Stream::Out, pipe.read_end(), sink(&files[n])).expect("add");
-        pipe.say(b"before\n");
-    }
-    drain(&mut outputs, at(0));
-    fault::set_disk(Some(15));
+    let (_dir, mut outputs, mut pipes, files) = two_as_the_disk_gets_full();
     pipes[0].say(b"while it is full\n");
     drain(&mut outputs, at(10));
     // Its own file was never tried: the disk is known to be full.
@@ -745,6 +742,57 @@ fn the_agent_that_is_killed() {
     }
 }
 
+/// Starts the agent of the test above with these descriptors; it has them when this returns.
+fn agent_with(kept: &[OwnedFd; 3], reads: &[OwnedFd], dir: &Path) -> std::process::Child {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let child = Command::new(std::env::current_exe().expect("us"))
+        .args(["--exact", "agent::output::tests::the_agent_that_is_killed", "--test-threads=1"])
+        .env(IS_AGENT, dir)
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the child");
+    let fds: Vec<BorrowedFd<'_>> = kept.iter().chain(reads).map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3 + STREAMS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    rustix::net::sendmsg(&ours, &[io::IoSlice::new(b"!")], &mut control, SendFlags::empty()).expect("sent");
+    let mut byte = [0];
+    assert_eq!(rustix::io::read(&ours, &mut byte[..]).expect("the child lives"), 1);
+    child
+}
+
+/// Writes numbered lines until it is told to stop, whole lines or `block`s that cut them anywhere; returns how many lines.
+fn write_flood(mut worker: File, block: usize, seed: u64, stop: &AtomicBool) -> u64 {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut buffer = Vec::new();
+    let mut lines = 0;
+    while !stop.load(Ordering::Relaxed) {
+        lines += 1;
+        let _ = write!(buffer, "n={lines:08} {}", "x".repeat(random.usize(..60)));
+        buffer.push(b'\n');
+        if buffer.len() >= block {
+            let cut = if block > 1 { random.usize(1..=buffer.len()) } else { buffer.len() };
+            worker.write_all(&buffer[..cut]).expect("a pipe with a reader");
+            buffer.drain(..cut);
+        }
+    }
+    worker.write_all(&buffer).expect("a pipe with a reader");
+    lines
+}
+
+/// Holds that these are the lines 1 to `lines` of [`write_flood`], each once and in order.
+fn is_whole_flood(text: &[u8], lines: u64, n: usize) {
+    let mut expected = 1_u64;
+    for line in text.split_inclusive(|b| *b == b'\n') {
+        let number = line.get(2..10).and_then(|number| std::str::from_utf8(number).ok()).and_then(|number| number.parse().ok());
+        assert_eq!(number, Some(expected), "worker {n}: {:?}", String::from_utf8_lossy(line));
+        expected += 1;
+    }
+    assert_eq!(expected - 1, lines, "worker {n}: the last lines");
+    assert!(lines > 1000, "worker {n} wrote only {lines} lines: no flood");
+}
+
 #[test]
 fn an_agent_killed_for_real_200_times_under_a_flood_loses_no_line_and_writes_none_twice() {
     let dir = tempfile::tempdir().expect("dir");
@@ -752,47 +800,15 @@ fn an_agent_killed_for_real_200_times_under_a_flood_loses_no_line_and_writes_non
     let stop = Arc::new(AtomicBool::new(false));
     let mut reads = Vec::new();
     let mut workers = Vec::new();
-    for n in 0..STREAMS {
-        let Pipe { mut worker, keeper } = pipe();
+    for (n, block) in [1, 7000, 1, 333].into_iter().enumerate() {
+        let Pipe { worker, keeper } = pipe();
         reads.push(keeper);
         let stop = Arc::clone(&stop);
-        // Some write line by line, some in blocks that cut lines anywhere.
-        let block = [1, 7000, 1, 333][n];
-        workers.push(std::thread::spawn(move || {
-            let mut random = fastrand::Rng::with_seed(n as u64);
-            let mut buffer = Vec::new();
-            let mut lines = 0_u64;
-            while !stop.load(Ordering::Relaxed) {
-                lines += 1;
-                let _ = write!(buffer, "n={lines:08} {}", "x".repeat(random.usize(..60)));
-                buffer.push(b'\n');
-                if buffer.len() >= block {
-                    let cut = if block > 1 { random.usize(1..=buffer.len()) } else { buffer.len() };
-                    worker.write_all(&buffer[..cut]).expect("a pipe with a reader");
-                    buffer.drain(..cut);
-                }
-            }
-            worker.write_all(&buffer).expect("a pipe with a reader");
-            lines
-        }));
+        workers.push(std::thread::spawn(move || write_flood(worker, block, n as u64, &stop)));
     }
     let mut random = fastrand::Rng::with_seed(2);
     for _ in 0..200 {
-        let (ours, theirs) = UnixStream::pair().expect("a pair");
-        let mut child = Command::new(std::env::current_exe().expect("us"))
-            .args(["--exact", "agent::output::tests::the_agent_that_is_killed", "--test-threads=1"])
-            .env(IS_AGENT, dir.path())
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the child");
-        let fds: Vec<BorrowedFd<'_>> = kept.iter().chain(&reads).map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3 + STREAMS))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-        rustix::net::sendmsg(&ours, &[io::IoSlice::new(b"!")], &mut control, SendFlags::empty()).expect("sent");
-        let mut byte = [0];
-        assert_eq!(rustix::io::read(&ours, &mut byte[..]).expect("the child lives"), 1);
+        let mut child = agent_with(&kept, &reads, dir.path());
         // A random moment, from the first instruction of taking up to deep in the flood.
         let until = Instant::now() + Duration::from_micros(random.u64(..2500));
         while Instant::now() < until {
@@ -811,22 +827,12 @@ fn an_agent_killed_for_real_200_times_under_a_flood_loses_no_line_and_writes_non
         let (finish, _) = outputs.finish(&format!("jobs/{n}#1"), real_now()).expect("finish");
         assert_eq!(finish, Finish::Done);
     }
-    let mut said_by = said(&dir.path().join("shared"), Labels::Some);
-    for n in 2..STREAMS {
-        said_by.extend(
-            said(&dir.path().join(format!("own{n}")), Labels::None).into_iter().map(|((_, s), text)| ((format!("jobs/{n}"), s), text)),
-        );
-    }
+    let shared = said(&dir.path().join("shared"), Labels::Some);
     for (n, worker) in workers.into_iter().enumerate() {
         let lines = worker.join().expect("a worker");
-        let text = &said_by[&(format!("jobs/{n}"), "out")];
-        let mut expected = 1_u64;
-        for line in text.split_inclusive(|b| *b == b'\n') {
-            let number = line.get(2..10).and_then(|number| std::str::from_utf8(number).ok()).and_then(|number| number.parse().ok());
-            assert_eq!(number, Some(expected), "worker {n}: {:?}", String::from_utf8_lossy(line));
-            expected += 1;
+        match n {
+            0 | 1 => is_whole_flood(&shared[&(format!("jobs/{n}"), "out")], lines, n),
+            _ => is_whole_flood(&said(&dir.path().join(format!("own{n}")), Labels::None)[&(String::new(), "out")], lines, n),
         }
-        assert_eq!(expected - 1, lines, "worker {n}: the last lines");
-        assert!(lines > 1000, "worker {n} wrote only {lines} lines: no flood");
     }
 }

@@ -7,7 +7,7 @@ use crate::deploy::{
     BackStep, Book, Change, ChangeWhy, Effect, Entry, Fingerprint, Found, FoundRelease, Job, Mode, News, Origin, Phase, Pools, PoolsFound,
     ReleaseState, Start,
 };
-use crate::id::ReleaseId;
+use crate::id::{ReleaseId, Revision};
 use crate::time::WallTime;
 
 /// Brings the book in line with the disk: what is gone is forgotten, what is whole by its mark is whole, what is not is not.
@@ -38,7 +38,7 @@ fn reconcile(book: &mut Book, found: &[FoundRelease], current: Option<&ReleaseId
         // A directory that is not whole has no revision to show: only its name, so that it is removed.
         let (revision, build, state) = match &one.built {
             Some((revision, build)) => (revision.clone(), build.clone(), ReleaseState::Retired),
-            None => (no_revision(), Fingerprint(String::new()), ReleaseState::Staged),
+            None => (Revision::none(), Fingerprint(String::new()), ReleaseState::Staged),
         };
         let built_at = one.built.is_some().then_some(at);
         let proven = one.built.is_some();
@@ -63,10 +63,6 @@ fn reconcile(book: &mut Book, found: &[FoundRelease], current: Option<&ReleaseId
         }
     }
     said_live
-}
-
-fn no_revision() -> crate::id::Revision {
-    "0".repeat(40).parse().expect("40 hexadecimal digits")
 }
 
 /// Finishes or undoes what was under way, starts the pools in time, and lets a boot be a trigger.

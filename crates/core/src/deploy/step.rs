@@ -86,6 +86,7 @@ pub(super) struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// What means the same in every phase comes first; what answers an effect goes to the part of the deploy that waits for it.
     fn take(&mut self, event: Event) {
         // Taken out, so that each arm owns the state it leaves; every arm that does not move on puts it back.
         let phase = std::mem::replace(&mut self.deploy.phase, Phase::Idle);
@@ -95,6 +96,7 @@ impl Turn<'_> {
                 self.take_while_ending(event);
             }
             (Phase::Asleep(journal), Event::Booted(found)) => recover::boot(self, journal, found),
+            (phase, Event::Booted(_)) => self.deploy.phase = phase,
             (phase, Event::Shutdown) => self.shut_down(phase),
             (phase, Event::Requested { id, by, what }) => {
                 self.deploy.phase = phase;
@@ -119,25 +121,48 @@ impl Turn<'_> {
                 self.take_missing(&releases);
             }
 
-            (Phase::Waiting { job, at, .. }, Event::DeadlineReached) if self.now.mono >= at => self.try_again(job),
-            (Phase::Building { plan, step, time: BuildTime::Until(at) }, Event::DeadlineReached) if self.now.mono >= at => {
+            (phase, Event::DeadlineReached) => self.take_deadline(phase),
+            (phase, event @ (Event::Fetched { .. } | Event::FetchFailed { .. })) => self.take_from_source(phase, event),
+            (phase, event @ (Event::Staged { .. } | Event::Linked { .. } | Event::PrepareFailed { .. } | Event::MarkedBuilt { .. })) => {
+                self.take_from_release(phase, event)
+            }
+            (phase, event @ (Event::StepDone { .. } | Event::StepFailed { .. })) => self.take_from_build(phase, event),
+            (phase, event @ (Event::Switched { .. } | Event::SwitchFailed { .. })) => self.take_from_switch(phase, event),
+            (phase, event @ (Event::RolledOut { .. } | Event::RolloutFailed { .. })) => self.take_from_pools(phase, event),
+        }
+    }
+
+    fn take_deadline(&mut self, phase: Phase) {
+        match phase {
+            Phase::Waiting { job, at, .. } if self.now.mono >= at => self.try_again(job),
+            Phase::Building { plan, step, time: BuildTime::Until(at) } if self.now.mono >= at => {
                 self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
                 self.deploy.phase = Phase::Building { plan, step, time: BuildTime::Over };
             }
-            (Phase::RollingBack { from, to, text, ids, step: BackStep::Waiting { at, failures } }, Event::DeadlineReached)
-                if self.now.mono >= at =>
-            {
+            Phase::RollingBack { from, to, text, ids, step: BackStep::Waiting { at, failures } } if self.now.mono >= at => {
                 self.effects.push(Effect::Switch { release: to.clone() });
                 self.deploy.phase = Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { failures } };
             }
+            phase => self.deploy.phase = phase,
+        }
+    }
 
+    /// The answers to [`Effect::Fetch`].
+    fn take_from_source(&mut self, phase: Phase, event: Event) {
+        match (phase, event) {
             (Phase::Fetching { job, fetch }, Event::Fetched { fetch: answered, revision }) if fetch == answered => {
                 self.take_fetched(job, revision);
             }
             (Phase::Fetching { job, fetch }, Event::FetchFailed { fetch: answered, trouble, text }) if fetch == answered => {
                 self.take_fetch_failure(job, trouble, text);
             }
+            (phase, _) => self.deploy.phase = phase,
+        }
+    }
 
+    /// The answers to [`Effect::Stage`], [`Effect::LinkShared`] and [`Effect::MarkBuilt`].
+    fn take_from_release(&mut self, phase: Phase, event: Event) {
+        match (phase, event) {
             (Phase::Staging(plan), Event::Staged { release }) if plan.release == release => {
                 if let Some(plan) = self.unless_blocked(plan) {
                     self.effects.push(Effect::LinkShared { release });
@@ -148,11 +173,27 @@ impl Turn<'_> {
                 let until = self.now.mono + self.policy.build_timeout;
                 self.run_step(plan, 1, until);
             }
+            (Phase::Sealing(plan), Event::MarkedBuilt { release }) if plan.release == release => {
+                if let Some(entry) = self.deploy.book.get_mut(&release) {
+                    entry.state = ReleaseState::Built;
+                    entry.built_at = Some(self.now.wall);
+                }
+                if let Some(plan) = self.unless_blocked(plan) {
+                    self.switch(plan.release, plan.revision, ChangeWhy::Deploy(plan.job));
+                }
+            }
             (Phase::Staging(plan) | Phase::Linking(plan) | Phase::Sealing(plan), Event::PrepareFailed { release, blame, text })
                 if plan.release == release =>
             {
                 self.take_failure(plan, blame, text)
             }
+            (phase, _) => self.deploy.phase = phase,
+        }
+    }
+
+    /// The answers to [`Effect::RunStep`]: how a step ended counts only while its build had time and was wanted.
+    fn take_from_build(&mut self, phase: Phase, event: Event) {
+        match (phase, event) {
             (Phase::Building { plan, step, time }, Event::StepDone { release, step: done }) if plan.release == release && step == done => {
                 match time {
                     BuildTime::Until(until) => self.run_step(plan, step + 1, until),
@@ -164,37 +205,25 @@ impl Turn<'_> {
                 if plan.release == release && step == failed =>
             {
                 match time {
-                    BuildTime::Over => self.take_overlong(plan, step),
-                    BuildTime::GivingWay => self.give_way(plan),
                     BuildTime::Until(_) => {
-                        let mut text = format!("build step {step} of {} failed: {what}", plan.steps);
-                        for line in last_lines {
-                            text.push_str("\n  | ");
-                            text.push_str(&line);
-                        }
+                        let text = step_failed(step, plan.steps, &what, &last_lines);
                         self.take_failure(plan, blame, text);
                     }
+                    BuildTime::Over => self.take_overlong(plan, step),
+                    BuildTime::GivingWay => self.give_way(plan),
                 }
             }
-            (Phase::Sealing(plan), Event::MarkedBuilt { release }) if plan.release == release => {
-                if let Some(entry) = self.deploy.book.get_mut(&release) {
-                    entry.state = ReleaseState::Built;
-                    entry.built_at = Some(self.now.wall);
-                }
-                if let Some(plan) = self.unless_blocked(plan) {
-                    self.switch(plan.release, plan.revision, ChangeWhy::Deploy(plan.job));
-                }
-            }
+            (phase, _) => self.deploy.phase = phase,
+        }
+    }
 
+    /// The answers to [`Effect::Switch`], forward and back.
+    fn take_from_switch(&mut self, phase: Phase, event: Event) {
+        match (phase, event) {
             (Phase::Switching(change), Event::Switched { release }) if change.release == release => self.take_switched(change),
             (Phase::Switching(change), Event::SwitchFailed { release, text }) if change.release == release => {
                 self.take_switch_failure(change, text);
             }
-            (Phase::RollingOut(change), Event::RolledOut { release }) if change.release == release => self.take_rolled_out(change),
-            (Phase::RollingOut(change), Event::RolloutFailed { release, text }) if change.release == release => {
-                self.take_rollout_failure(change, text);
-            }
-
             (Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { .. } }, Event::Switched { release })
                 if to == release =>
             {
@@ -218,6 +247,17 @@ impl Turn<'_> {
                 let step = BackStep::Waiting { at: self.now.mono + wait, failures };
                 self.deploy.phase = Phase::RollingBack { from, to, text, ids, step };
             }
+            (phase, _) => self.deploy.phase = phase,
+        }
+    }
+
+    /// The answers to [`Effect::RollOut`], forward and back, and to [`Effect::StartPools`].
+    fn take_from_pools(&mut self, phase: Phase, event: Event) {
+        match (phase, event) {
+            (Phase::RollingOut(change), Event::RolledOut { release }) if change.release == release => self.take_rolled_out(change),
+            (Phase::RollingOut(change), Event::RolloutFailed { release, text }) if change.release == release => {
+                self.take_rollout_failure(change, text);
+            }
             (Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. }, Event::RolledOut { release }) if to == release => {
                 self.effects.push(Effect::Tell(News::WentBack { to: to.clone() }));
                 self.end_return(&ids, format!("{text}; back on {to}"));
@@ -228,7 +268,6 @@ impl Turn<'_> {
                 self.effects.push(Effect::Tell(News::StaysFailing { release: to.clone(), why: trouble.clone() }));
                 self.end_return(&ids, format!("{text}; back on {to}, on which the pools do not come up either: {trouble}"));
             }
-
             // The answer to `StartPools` of a release that no roll out has proven, since a drain came between.
             (phase, Event::RolledOut { release }) => {
                 self.deploy.phase = phase;
@@ -1010,6 +1049,16 @@ impl Trigger {
         newer.displaced |= older.displaced;
         newer
     }
+}
+
+/// What a failed build step is told as, with the last that it said.
+fn step_failed(step: u32, steps: u32, what: &str, last_lines: &[String]) -> String {
+    let mut text = format!("build step {step} of {steps} failed: {what}");
+    for line in last_lines {
+        text.push_str("\n  | ");
+        text.push_str(line);
+    }
+    text
 }
 
 fn ids_of(why: ChangeWhy) -> Vec<RequestId> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::event::{Dropped, Effect, Event, RestartWhy, Scale, Which};
 use super::rollout::Part;
 use super::state::{Drain, Entry, Pool, Scaled, Wanted};
-use crate::id::Generation;
+use crate::id::{Generation, ReleaseId, Revision};
 use crate::policy::{MAX_COUNT, PoolPolicy};
 use crate::time::MonoTime;
 use crate::worker::{self, Minding, Slot, SlotState, StopWhy, Target, Then};
@@ -50,87 +50,14 @@ impl Pool {
         match event {
             Event::Slot { slot, event: event @ worker::Event::Adopted { .. } } => self.adopted(slot, event, turn),
             Event::Slot { slot, event } => self.feed(slot, event, turn),
-            Event::RollOut { release, revision } => {
-                match &self.target {
-                    Some(target) if target.release == release && !self.failed => {
-                        if self.rollout.is_some() {
-                            return;
-                        }
-                    }
-                    _ => self.new_target(|generation| Target { generation, release, revision }, turn),
-                }
-                self.plan_rollout(StopWhy::Deploy(self.generation), turn);
-            }
-            Event::Start(which) => {
-                if which == Which::All {
-                    self.wanted = Wanted::Running;
-                    self.drain = Drain::No;
-                }
-                for number in self.numbers(which) {
-                    self.set_wanted(number, Wanted::Running);
-                    self.start_now(number, turn);
-                }
-                self.recount();
-            }
-            Event::Stop(which) => {
-                if which == Which::All {
-                    self.wanted = Wanted::Stopped;
-                }
-                for number in self.numbers(which) {
-                    self.set_wanted(number, Wanted::Stopped);
-                    self.leave_rollout(number, turn);
-                    self.feed(number, worker::Event::StopRequested { why: StopWhy::Operator, then: Then::Stay }, turn);
-                }
-                self.recount();
-            }
-            Event::Restart { which: Which::Slot(number), why } => {
-                for number in self.numbers(Which::Slot(number)) {
-                    self.set_wanted(number, Wanted::Running);
-                    self.restart_slot(number, &why.stop_why(), turn);
-                }
-                self.recount();
-            }
-            Event::Restart { which: Which::All, why } => {
-                // A changed configuration is no reason to start what an operator has stopped.
-                if why == RestartWhy::Operator {
-                    self.wanted = Wanted::Running;
-                    for number in self.numbers(Which::All) {
-                        self.set_wanted(number, Wanted::Running);
-                    }
-                    self.recount();
-                }
-                if let Some(Target { release, revision, .. }) = self.target.as_deref().cloned() {
-                    self.new_target(|generation| Target { generation, release, revision }, turn);
-                    self.oldest = self.generation;
-                    self.plan_rollout(why.stop_why(), turn);
-                }
-            }
-            Event::KillNow(which) => {
-                // Those on their way out too.
-                let numbers = match which {
-                    Which::All => 0..self.len(),
-                    Which::Slot(number) => number..number.saturating_add(1),
-                };
-                numbers.for_each(|number| self.feed(number, worker::Event::KillNow, turn));
-            }
-            Event::Pause(which) => {
-                if which == Which::All {
-                    self.minding = Minding::Paused;
-                }
-                for number in self.numbers(which) {
-                    self.leave_rollout(number, turn);
-                    self.feed(number, worker::Event::Pause, turn);
-                }
-            }
-            Event::Resume(which) => {
-                if which == Which::All {
-                    self.minding = Minding::Minded;
-                }
-                for number in self.numbers(which) {
-                    self.feed(number, worker::Event::Resume, turn);
-                    self.catch_up(number, turn);
-                }
-            }
+            Event::RollOut { release, revision } => self.roll_out(release, revision, turn),
+            Event::Start(which) => self.start(which, turn),
+            Event::Stop(which) => self.stop(which, turn),
+            Event::Restart { which: Which::Slot(number), why } => self.restart_one(number, why, turn),
+            Event::Restart { which: Which::All, why } => self.restart_all(why, turn),
+            Event::KillNow(which) => self.kill_now(which, turn),
+            Event::Pause(which) => self.pause(which, turn),
+            Event::Resume(which) => self.resume(which, turn),
             Event::Signal { which, signal } => {
                 for number in self.numbers(which) {
                     self.feed(number, worker::Event::SignalRequested { signal }, turn);
@@ -144,23 +71,118 @@ impl Pool {
                 self.fit(turn);
             }
             Event::Reloaded => self.fit(turn),
-            Event::Drain => {
-                self.drain = Drain::Yes;
-                self.drop_rollout(Dropped::Drained, turn);
-                self.queue.clear();
-                for number in 0..self.len() {
-                    self.feed(number, worker::Event::StopRequested { why: StopWhy::Drain, then: Then::Stay }, turn);
-                }
-            }
-            Event::Undrain => {
-                if self.drain == Drain::Yes {
-                    self.drain = Drain::No;
-                    for number in 0..self.count {
-                        self.start_slot(number, turn);
-                    }
-                }
-            }
+            Event::Drain => self.drain(turn),
+            Event::Undrain => self.undrain(turn),
             Event::DeadlineReached => self.deadline_reached(turn),
+        }
+    }
+
+    /// Plans the way of all slots to a release; one that is on its way there already goes on.
+    fn roll_out(&mut self, release: ReleaseId, revision: Revision, turn: &mut Turn<'_>) {
+        match &self.target {
+            Some(target) if target.release == release && !self.failed => {
+                if self.rollout.is_some() {
+                    return;
+                }
+            }
+            _ => self.new_target(|generation| Target { generation, release, revision }, turn),
+        }
+        self.plan_rollout(StopWhy::Deploy(self.generation), turn);
+    }
+
+    fn start(&mut self, which: Which, turn: &mut Turn<'_>) {
+        if which == Which::All {
+            self.wanted = Wanted::Running;
+            self.drain = Drain::No;
+        }
+        for number in self.numbers(which) {
+            self.set_wanted(number, Wanted::Running);
+            self.start_now(number, turn);
+        }
+        self.recount();
+    }
+
+    fn stop(&mut self, which: Which, turn: &mut Turn<'_>) {
+        if which == Which::All {
+            self.wanted = Wanted::Stopped;
+        }
+        for number in self.numbers(which) {
+            self.set_wanted(number, Wanted::Stopped);
+            self.leave_rollout(number, turn);
+            self.feed(number, worker::Event::StopRequested { why: StopWhy::Operator, then: Then::Stay }, turn);
+        }
+        self.recount();
+    }
+
+    fn restart_one(&mut self, number: u32, why: RestartWhy, turn: &mut Turn<'_>) {
+        for number in self.numbers(Which::Slot(number)) {
+            self.set_wanted(number, Wanted::Running);
+            self.restart_slot(number, &why.stop_why(), turn);
+        }
+        self.recount();
+    }
+
+    /// A rollout to what the pool has already.
+    fn restart_all(&mut self, why: RestartWhy, turn: &mut Turn<'_>) {
+        // A changed configuration is no reason to start what an operator has stopped.
+        if why == RestartWhy::Operator {
+            self.wanted = Wanted::Running;
+            for number in self.numbers(Which::All) {
+                self.set_wanted(number, Wanted::Running);
+            }
+            self.recount();
+        }
+        if let Some(Target { release, revision, .. }) = self.target.as_deref().cloned() {
+            self.new_target(|generation| Target { generation, release, revision }, turn);
+            self.oldest = self.generation;
+            self.plan_rollout(why.stop_why(), turn);
+        }
+    }
+
+    fn kill_now(&mut self, which: Which, turn: &mut Turn<'_>) {
+        // Those on their way out too.
+        let numbers = match which {
+            Which::All => 0..self.len(),
+            Which::Slot(number) => number..number.saturating_add(1),
+        };
+        numbers.for_each(|number| self.feed(number, worker::Event::KillNow, turn));
+    }
+
+    fn pause(&mut self, which: Which, turn: &mut Turn<'_>) {
+        if which == Which::All {
+            self.minding = Minding::Paused;
+        }
+        for number in self.numbers(which) {
+            self.leave_rollout(number, turn);
+            self.feed(number, worker::Event::Pause, turn);
+        }
+    }
+
+    fn resume(&mut self, which: Which, turn: &mut Turn<'_>) {
+        if which == Which::All {
+            self.minding = Minding::Minded;
+        }
+        for number in self.numbers(which) {
+            self.feed(number, worker::Event::Resume, turn);
+            self.catch_up(number, turn);
+        }
+    }
+
+    fn drain(&mut self, turn: &mut Turn<'_>) {
+        self.drain = Drain::Yes;
+        self.drop_rollout(Dropped::Drained, turn);
+        self.queue.clear();
+        for number in 0..self.len() {
+            self.feed(number, worker::Event::StopRequested { why: StopWhy::Drain, then: Then::Stay }, turn);
+        }
+    }
+
+    fn undrain(&mut self, turn: &mut Turn<'_>) {
+        if self.drain == Drain::Yes {
+            self.drain = Drain::No;
+            for number in 0..self.count {
+                self.start_slot(number, turn);
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use crate::memory::MemoryHistory;
 use crate::policy::{MemoryAction, ReadyHow, WorkerPolicy};
 use crate::signal::Signal;
 use crate::time::MonoTime;
+use crate::units::Bytes;
 
 /// The least time between two starts of a slot that follow ends on which selfstart itself decided (a memory limit): a limit that is too
 /// low must not become a hot loop. What an operator or a deploy asks for happens at once: an empty slot would serve nobody.
@@ -100,212 +101,34 @@ enum Cause {
 }
 
 impl Slot {
+    /// One table per kind of event, each of all states: what is wanted, what became of a start, the end of a worker, time, judgements, and
+    /// what the agent finds when it comes back. `step` has seen to it that the event is about the start that the slot knows.
     fn next(&mut self, state: State, event: Event, turn: &mut Turn<'_>) -> State {
-        match (state, event) {
-            // What is wanted.
-            (state, Event::Start { target }) => self.started(state, target, Urgency::AsItIs, turn),
-            (state, Event::StartNow { target }) => self.started(state, target, Urgency::Now, turn),
-            (state, Event::StopRequested { why, then }) => self.stop(state, StopOrder { why, then }, turn),
-            (state, Event::KillNow) => Self::kill_now(state, turn),
-            (state, Event::Pause) => self.pause(state, turn),
-            (state, Event::Resume) => self.resume(state, turn),
-            (mut state, Event::SignalRequested { signal }) => {
-                if let State::Starting { worker, .. } | State::Ready { worker, .. } | State::Stopping { worker, .. } = &mut state {
-                    worker.signalled = Some(signal);
-                    turn.act(Effect::Signal { start: worker.start, signal });
-                }
-                state
-            }
+        match event {
+            Event::Start { target } => self.started(state, target, Urgency::AsItIs, turn),
+            Event::StartNow { target } => self.started(state, target, Urgency::Now, turn),
+            Event::StopRequested { why, then } => self.stop(state, StopOrder { why, then }, turn),
+            Event::KillNow => Self::kill_now(state, turn),
+            Event::Pause => self.pause(state, turn),
+            Event::Resume => self.resume(state, turn),
+            Event::SignalRequested { signal } => Self::signal(state, signal, turn),
 
-            // What became of a start.
-            (State::Spawning { start, target, .. }, Event::Spawned { process, .. }) => {
-                turn.tell(Happening::Started { start, process });
-                self.starting(Worker { start, process, target, since: turn.now, job_killed: None, signalled: None }, turn)
-            }
-            (State::Cancelling { start, target, order, manner, .. }, Event::Spawned { process, .. }) => {
-                turn.tell(Happening::Started { start, process });
-                Self::begin_stop(
-                    Worker { start, process, target, since: turn.now, job_killed: None, signalled: None },
-                    None,
-                    order,
-                    manner,
-                    turn,
-                )
-            }
-            (State::Spawning { start, target, .. }, Event::SpawnFailed { error, jitter, .. }) => {
-                let after = self.crash(&target, jitter, turn);
-                self.start_failed(start, &target, error, after, turn)
-            }
-            (State::Cancelling { start, target, order, .. }, Event::SpawnFailed { error, jitter, .. }) => {
-                let after = self.after_stop(order.then, &target, jitter, turn);
-                self.start_failed(start, &target, error, after, turn)
-            }
-            (State::Starting { worker, wait: ReadyWait::Proof { .. }, memory }, Event::ReadySeen { .. }) if self.minded() => {
-                Self::ready(worker, memory, turn)
-            }
+            Event::Spawned { process, .. } => self.spawned(state, process, turn),
+            Event::SpawnFailed { error, jitter, .. } => self.spawn_failed(state, error, jitter, turn),
+            Event::ReadySeen { .. } => self.ready_seen(state, turn),
 
-            // The end of a worker.
-            (State::Spawning { start, target, since }, Event::Exited { how, jitter, .. }) => {
-                self.exited(Ending { start, target, since, ready: None, stop: None }, how, jitter, turn)
-            }
-            (State::Cancelling { start, target, since, order, .. }, Event::Exited { how, jitter, .. }) => {
-                self.exited(Ending { start, target, since, ready: None, stop: Some((order, None)) }, how, jitter, turn)
-            }
-            (State::Starting { worker, .. }, Event::Exited { how, jitter, .. }) => {
-                let stop = self.ordered(worker.signalled, &worker.target, how);
-                self.exited(Ending::of(worker, None, stop), how, jitter, turn)
-            }
-            (State::Ready { worker, since, .. }, Event::Exited { how, jitter, .. }) => {
-                let stop = self.ordered(worker.signalled, &worker.target, how);
-                self.exited(Ending::of(worker, Some(since), stop), how, jitter, turn)
-            }
-            (State::Stopping { worker, ready, order, ladder }, Event::Exited { how, jitter, .. }) => {
-                self.exited(Ending::of(worker, ready, Some((order, Some(ladder.rung())))), how, jitter, turn)
-            }
-            (State::Clearing { start, target, end, after }, Event::TreeGone { killed, .. }) => {
-                let pace = Pace::of(&end);
-                self.judge_end(start, &target, *end, killed, &after, turn);
-                self.leave(after, pace, turn)
-            }
+            Event::Exited { how, jitter, .. } => self.main_gone(state, how, jitter, turn),
+            Event::TreeGone { killed, .. } => self.tree_gone(state, killed, turn),
+            Event::Vanished { jitter, .. } => self.vanished(state, jitter, turn),
 
-            // Time.
-            (State::Starting { worker, wait, memory }, Event::DeadlineReached) if self.minded() => match wait {
-                ReadyWait::Up { until } if turn.now >= until => Self::ready(worker, memory, turn),
-                ReadyWait::Proof { by, within } if turn.now >= by => {
-                    let order = StopOrder { why: StopWhy::NotReady(within), then: Then::AsAfterCrash };
-                    Self::begin_stop(worker, None, order, Manner::Ladder, turn)
-                }
-                wait => State::Starting { worker, wait, memory },
-            },
-            (State::Stopping { worker, ready, order, ladder }, Event::DeadlineReached) if turn.now >= ladder.due() => {
-                let ladder = match ladder {
-                    Ladder::Polite { rung, .. } => Self::take_rung(worker.start, rung.saturating_add(1), turn),
-                    Ladder::Killed { .. } => Self::kill(worker.start, turn),
-                };
-                State::Stopping { worker, ready, order, ladder }
-            }
-            (State::Backoff { until, target, why }, Event::DeadlineReached) if self.minded() && turn.now >= until => {
-                if why == Wait::Pace {
-                    self.last_policy_start = Some(turn.now);
-                }
-                self.spawn(target, Cause::Again, turn)
-            }
-            (State::Quarantined { until, target }, Event::DeadlineReached) if self.minded() && turn.now >= until => {
-                self.crashes.probed();
-                self.spawn(target, Cause::Again, turn)
-            }
+            Event::DeadlineReached => self.deadline_reached(state, turn),
 
-            // Judgements.
-            (State::Starting { worker, wait, memory }, Event::MemorySample { sample, .. }) if self.minded() => {
-                match Self::sampled(worker, None, memory, sample, turn) {
-                    Ok((worker, memory)) => State::Starting { worker, wait, memory },
-                    Err(stopping) => stopping,
-                }
-            }
-            (State::Ready { worker, since, memory }, Event::MemorySample { sample, .. }) if self.minded() => {
-                match Self::sampled(worker, Some(since), memory, sample, turn) {
-                    Ok((worker, memory)) => State::Ready { worker, since, memory },
-                    Err(stopping) => stopping,
-                }
-            }
-            (mut state @ (State::Starting { .. } | State::Ready { .. } | State::Stopping { .. }), Event::StaleJob { job, .. })
-                if self.minded() =>
-            {
-                if let State::Starting { worker, .. } | State::Ready { worker, .. } | State::Stopping { worker, .. } = &mut state {
-                    self.kill_job(worker, job, turn);
-                }
-                state
-            }
+            Event::MemorySample { sample, .. } => self.memory_sample(state, sample, turn),
+            Event::StaleJob { job, .. } => self.stale_job(state, job, turn),
 
-            // The agent came back.
-            (State::Recalled { start: recalled, target, plan: Recall::Clear { end, after } }, Event::Adopted { start, .. })
-                if start == recalled =>
-            {
-                turn.act(Effect::ClearTree { start });
-                State::Clearing { start, target, end, after }
+            Event::Adopted { start, process, target, since, ready_since } => {
+                self.taken_up(state, Found { start, process, target, since, ready: ready_since }, turn)
             }
-            // Paused: not touched by the next agent either.
-            (State::Recalled { start: recalled, target, plan: Recall::Leave { end } }, Event::Adopted { start, .. })
-                if start == recalled =>
-            {
-                State::Exited { start, target, end }
-            }
-            (
-                State::Recalled { start: recalled, plan: Recall::Stop { order, ladder }, .. },
-                Event::Adopted { start, process, target, since, ready_since },
-            ) if start == recalled => {
-                let worker = self.adopted(start, process, target, since, turn);
-                match ladder {
-                    Some(ladder) => {
-                        if let Ladder::Polite { signal, .. } = ladder {
-                            // The rung was saved before its signal was sent: the former agent may have died in between, and a worker that
-                            // was never asked would be killed for not having heard. Twice is better than never; its time goes on.
-                            turn.act(Effect::Signal { start, signal });
-                        }
-                        State::Stopping { worker, ready: ready_since, order, ladder }
-                    }
-                    None => Self::begin_stop(worker, ready_since, order, Manner::Ladder, turn),
-                }
-            }
-            (
-                State::Recalled { start: recalled, plan: Recall::Mind { ready, signalled }, .. },
-                Event::Adopted { start, process, target, since, ready_since },
-            ) if start == recalled => {
-                let worker = Worker { signalled, ..self.adopted(start, process, target, since, turn) };
-                self.mind_again(worker, ready_since.or(ready), turn)
-            }
-            // A later start than the one that was saved: what was saved says nothing about it.
-            (State::Recalled { start: recalled, .. }, Event::Adopted { start, process, target, since, ready_since })
-                if start > recalled =>
-            {
-                let worker = self.adopted(start, process, target, since, turn);
-                self.mind_again(worker, ready_since, turn)
-            }
-            // What was saved is older than what lives.
-            (
-                State::Stopped | State::Backoff { .. } | State::Quarantined { .. },
-                Event::Adopted { start, process, target, since, ready_since },
-            ) => {
-                let worker = self.adopted(start, process, target, since, turn);
-                self.mind_again(worker, ready_since, turn)
-            }
-            (State::Recalled { start, target, plan }, Event::Exited { how, jitter, .. }) => match plan {
-                Recall::Mind { ready, signalled } => {
-                    let stop = self.ordered(signalled, &target, how);
-                    self.exited(Ending { start, target, since: ready.unwrap_or(turn.now), ready, stop }, how, jitter, turn)
-                }
-                Recall::Stop { order, ladder } => {
-                    let stop = Some((order, ladder.map(Ladder::rung)));
-                    self.exited(Ending { start, target, since: turn.now, ready: None, stop }, how, jitter, turn)
-                }
-                Recall::Clear { end, after } => {
-                    turn.act(Effect::ClearTree { start });
-                    State::Clearing { start, target, end, after }
-                }
-                Recall::Leave { end } => State::Exited { start, target, end },
-            },
-            (State::Recalled { start, target, plan }, Event::Vanished { jitter, .. }) => {
-                let (end, after) = match plan {
-                    Recall::Clear { end, after } => (*end, after),
-                    // Its end is told already, and nothing is left of it.
-                    Recall::Leave { .. } => return State::Backoff { until: turn.now, target, why: Wait::Resume },
-                    Recall::Mind { ready, .. } => {
-                        let ending = Ending { start, target: Arc::clone(&target), since: ready.unwrap_or(turn.now), ready, stop: None };
-                        self.ended(ending, ExitHow::Unknown, jitter, turn)
-                    }
-                    Recall::Stop { order, ladder } => {
-                        let stop = Some((order, ladder.map(Ladder::rung)));
-                        let ending = Ending { start, target: Arc::clone(&target), since: turn.now, ready: None, stop };
-                        self.ended(ending, ExitHow::Unknown, jitter, turn)
-                    }
-                };
-                let pace = Pace::of(&end);
-                self.judge_end(start, &target, end, 0, &after, turn);
-                self.leave(after, pace, turn)
-            }
-
-            // All else does not apply.
-            (state, _) => state,
         }
     }
 
@@ -319,6 +142,211 @@ impl Slot {
     fn minded(&self) -> bool {
         self.minding == Minding::Minded
     }
+
+    // ---- what became of a start ----
+
+    fn spawned(&mut self, state: State, process: ProcessId, turn: &mut Turn<'_>) -> State {
+        let worker = |start, target, since| Worker { start, process, target, since, job_killed: None, signalled: None };
+        match state {
+            State::Spawning { start, target, .. } => {
+                turn.tell(Happening::Started { start, process });
+                self.starting(worker(start, target, turn.now), turn)
+            }
+            State::Cancelling { start, target, order, manner, .. } => {
+                turn.tell(Happening::Started { start, process });
+                Self::begin_stop(worker(start, target, turn.now), None, order, manner, turn)
+            }
+            state => state,
+        }
+    }
+
+    fn spawn_failed(&mut self, state: State, error: Box<str>, jitter: Jitter, turn: &mut Turn<'_>) -> State {
+        match state {
+            State::Spawning { start, target, .. } => {
+                let after = self.crash(&target, jitter, turn);
+                self.start_failed(start, &target, error, after, turn)
+            }
+            State::Cancelling { start, target, order, .. } => {
+                let after = self.after_stop(order.then, &target, jitter, turn);
+                self.start_failed(start, &target, error, after, turn)
+            }
+            state => state,
+        }
+    }
+
+    fn ready_seen(&mut self, state: State, turn: &mut Turn<'_>) -> State {
+        match state {
+            State::Starting { worker, wait: ReadyWait::Proof { .. }, memory } if self.minded() => Self::ready(worker, memory, turn),
+            state => state,
+        }
+    }
+
+    // ---- the end of a worker ----
+
+    fn main_gone(&mut self, state: State, how: ExitHow, jitter: Jitter, turn: &mut Turn<'_>) -> State {
+        let ending = match state {
+            State::Spawning { start, target, since } => Ending { start, target, since, ready: None, stop: None },
+            State::Cancelling { start, target, since, order, .. } => {
+                Ending { start, target, since, ready: None, stop: Some((order, None)) }
+            }
+            State::Starting { worker, .. } => {
+                let stop = self.ordered(worker.signalled, &worker.target, how);
+                Ending::of(worker, None, stop)
+            }
+            State::Ready { worker, since, .. } => {
+                let stop = self.ordered(worker.signalled, &worker.target, how);
+                Ending::of(worker, Some(since), stop)
+            }
+            State::Stopping { worker, ready, order, ladder } => Ending::of(worker, ready, Some((order, Some(ladder.rung())))),
+            State::Recalled { start, target, plan } => match plan {
+                Recall::Mind { ready, signalled } => {
+                    let stop = self.ordered(signalled, &target, how);
+                    Ending::recalled(start, target, ready, stop, turn.now)
+                }
+                Recall::Stop { order, ladder } => Ending::recalled(start, target, None, Some((order, ladder.map(Ladder::rung))), turn.now),
+                Recall::Clear { end, after } => {
+                    turn.act(Effect::ClearTree { start });
+                    return State::Clearing { start, target, end, after };
+                }
+                Recall::Leave { end } => return State::Exited { start, target, end },
+            },
+            state => return state,
+        };
+        self.exited(ending, how, jitter, turn)
+    }
+
+    fn tree_gone(&mut self, state: State, killed: u32, turn: &mut Turn<'_>) -> State {
+        match state {
+            State::Clearing { start, target, end, after } => {
+                let pace = Pace::of(&end);
+                self.judge_end(start, &target, *end, killed, &after, turn);
+                self.leave(after, pace, turn)
+            }
+            state => state,
+        }
+    }
+
+    fn vanished(&mut self, state: State, jitter: Jitter, turn: &mut Turn<'_>) -> State {
+        let State::Recalled { start, target, plan } = state else { return state };
+        let (end, after) = match plan {
+            Recall::Clear { end, after } => (*end, after),
+            // Its end is told already, and nothing is left of it.
+            Recall::Leave { .. } => return State::Backoff { until: turn.now, target, why: Wait::Resume },
+            Recall::Mind { ready, .. } => {
+                let ending = Ending::recalled(start, Arc::clone(&target), ready, None, turn.now);
+                self.ended(ending, ExitHow::Unknown, jitter, turn)
+            }
+            Recall::Stop { order, ladder } => {
+                let ending = Ending::recalled(start, Arc::clone(&target), None, Some((order, ladder.map(Ladder::rung))), turn.now);
+                self.ended(ending, ExitHow::Unknown, jitter, turn)
+            }
+        };
+        let pace = Pace::of(&end);
+        self.judge_end(start, &target, end, 0, &after, turn);
+        self.leave(after, pace, turn)
+    }
+
+    // ---- time ----
+
+    fn deadline_reached(&mut self, state: State, turn: &mut Turn<'_>) -> State {
+        match state {
+            State::Starting { worker, wait: ReadyWait::Up { until }, memory } if self.minded() && turn.now >= until => {
+                Self::ready(worker, memory, turn)
+            }
+            State::Starting { worker, wait: ReadyWait::Proof { by, within }, .. } if self.minded() && turn.now >= by => {
+                let order = StopOrder { why: StopWhy::NotReady(within), then: Then::AsAfterCrash };
+                Self::begin_stop(worker, None, order, Manner::Ladder, turn)
+            }
+            State::Stopping { worker, ready, order, ladder } if turn.now >= ladder.due() => {
+                let ladder = match ladder {
+                    Ladder::Polite { rung, .. } => Self::take_rung(worker.start, rung.saturating_add(1), turn),
+                    Ladder::Killed { .. } => Self::kill(worker.start, turn),
+                };
+                State::Stopping { worker, ready, order, ladder }
+            }
+            State::Backoff { until, target, why } if self.minded() && turn.now >= until => {
+                if why == Wait::Pace {
+                    self.last_policy_start = Some(turn.now);
+                }
+                self.spawn(target, Cause::Again, turn)
+            }
+            State::Quarantined { until, target } if self.minded() && turn.now >= until => {
+                self.crashes.probed();
+                self.spawn(target, Cause::Again, turn)
+            }
+            state => state,
+        }
+    }
+
+    // ---- judgements ----
+
+    fn memory_sample(&mut self, state: State, sample: Option<Bytes>, turn: &mut Turn<'_>) -> State {
+        match state {
+            State::Starting { worker, wait, memory } if self.minded() => match Self::sampled(worker, None, memory, sample, turn) {
+                Ok((worker, memory)) => State::Starting { worker, wait, memory },
+                Err(stopping) => stopping,
+            },
+            State::Ready { worker, since, memory } if self.minded() => match Self::sampled(worker, Some(since), memory, sample, turn) {
+                Ok((worker, memory)) => State::Ready { worker, since, memory },
+                Err(stopping) => stopping,
+            },
+            state => state,
+        }
+    }
+
+    fn stale_job(&mut self, mut state: State, job: StaleJobSeen, turn: &mut Turn<'_>) -> State {
+        if let State::Starting { worker, .. } | State::Ready { worker, .. } | State::Stopping { worker, .. } = &mut state
+            && self.minded()
+        {
+            self.kill_job(worker, job, turn);
+        }
+        state
+    }
+
+    // ---- the agent came back ----
+
+    fn taken_up(&mut self, state: State, found: Found, turn: &mut Turn<'_>) -> State {
+        match state {
+            State::Recalled { start, target, plan } if found.start == start => match plan {
+                Recall::Clear { end, after } => {
+                    turn.act(Effect::ClearTree { start });
+                    State::Clearing { start, target, end, after }
+                }
+                // Paused: not touched by the next agent either.
+                Recall::Leave { end } => State::Exited { start, target, end },
+                Recall::Stop { order, ladder: None } => {
+                    let (worker, ready) = self.adopted(found, turn);
+                    Self::begin_stop(worker, ready, order, Manner::Ladder, turn)
+                }
+                Recall::Stop { order, ladder: Some(ladder) } => {
+                    let (worker, ready) = self.adopted(found, turn);
+                    if let Ladder::Polite { signal, .. } = ladder {
+                        // The rung was saved before its signal was sent: the former agent may have died in between, and a worker that
+                        // was never asked would be killed for not having heard. Twice is better than never; its time goes on.
+                        turn.act(Effect::Signal { start, signal });
+                    }
+                    State::Stopping { worker, ready, order, ladder }
+                }
+                Recall::Mind { ready: before, signalled } => {
+                    let (worker, ready) = self.adopted(found, turn);
+                    self.mind_again(Worker { signalled, ..worker }, ready.or(before), turn)
+                }
+            },
+            // A later start than the one that was saved: what was saved says nothing about it.
+            State::Recalled { start, .. } if found.start > start => {
+                let (worker, ready) = self.adopted(found, turn);
+                self.mind_again(worker, ready, turn)
+            }
+            // What was saved is older than what lives.
+            State::Stopped | State::Backoff { .. } | State::Quarantined { .. } => {
+                let (worker, ready) = self.adopted(found, turn);
+                self.mind_again(worker, ready, turn)
+            }
+            state => state,
+        }
+    }
+
+    // ---- what is wanted ----
 
     /// A worker of `target` is wanted.
     fn started(&mut self, state: State, target: Arc<Target>, urgency: Urgency, turn: &mut Turn<'_>) -> State {
@@ -460,6 +488,14 @@ impl Slot {
         }
     }
 
+    fn signal(mut state: State, signal: Signal, turn: &mut Turn<'_>) -> State {
+        if let State::Starting { worker, .. } | State::Ready { worker, .. } | State::Stopping { worker, .. } = &mut state {
+            worker.signalled = Some(signal);
+            turn.act(Effect::Signal { start: worker.start, signal });
+        }
+        state
+    }
+
     fn pause(&mut self, state: State, turn: &mut Turn<'_>) -> State {
         if self.minded() {
             self.minding = Minding::Paused;
@@ -490,6 +526,8 @@ impl Slot {
             state => state,
         }
     }
+
+    // ---- what several of them do ----
 
     /// Starts a worker, or, while the slot is paused, waits for its resume.
     fn begin(&mut self, target: Arc<Target>, cause: Cause, turn: &mut Turn<'_>) -> State {
@@ -527,10 +565,12 @@ impl Slot {
         State::Ready { worker, since: turn.now, memory }
     }
 
-    fn adopted(&mut self, start: StartNo, process: ProcessId, target: Arc<Target>, since: MonoTime, turn: &mut Turn<'_>) -> Worker {
+    /// Takes over a worker that lives; returns it, and since when it has been ready.
+    fn adopted(&mut self, found: Found, turn: &mut Turn<'_>) -> (Worker, Option<MonoTime>) {
+        let Found { start, process, target, since, ready } = found;
         self.last_start = self.last_start.max(start);
         turn.tell(Happening::Adopted { start, process });
-        Worker { start, process, target, since, job_killed: None, signalled: None }
+        (Worker { start, process, target, since, job_killed: None, signalled: None }, ready)
     }
 
     fn mind_again(&self, worker: Worker, ready: Option<MonoTime>, turn: &mut Turn<'_>) -> State {
@@ -690,7 +730,7 @@ impl Slot {
         worker: Worker,
         ready: Option<MonoTime>,
         mut memory: MemoryHistory,
-        sample: Option<crate::units::Bytes>,
+        sample: Option<Bytes>,
         turn: &mut Turn<'_>,
     ) -> Result<(Worker, MemoryHistory), State> {
         let Some(policy) = &turn.policy.memory else { return Ok((worker, memory)) };
@@ -736,6 +776,15 @@ enum Urgency {
     Now,
 }
 
+/// A worker that the agent found when it came back.
+struct Found {
+    start: StartNo,
+    process: ProcessId,
+    target: Arc<Target>,
+    since: MonoTime,
+    ready: Option<MonoTime>,
+}
+
 /// A worker that ended.
 struct Ending {
     start: StartNo,
@@ -748,6 +797,17 @@ struct Ending {
 impl Ending {
     fn of(worker: Worker, ready: Option<MonoTime>, stop: Option<(StopOrder, Option<Rung>)>) -> Self {
         Self { start: worker.start, target: worker.target, since: worker.since, ready, stop }
+    }
+
+    /// One that ended while no agent was there: it ran since it was ready, as far as is known.
+    fn recalled(
+        start: StartNo,
+        target: Arc<Target>,
+        ready: Option<MonoTime>,
+        stop: Option<(StopOrder, Option<Rung>)>,
+        now: MonoTime,
+    ) -> Self {
+        Self { start, target, since: ready.unwrap_or(now), ready, stop }
     }
 
     fn end(&self, how: ExitHow, now: MonoTime) -> End {

@@ -337,6 +337,25 @@ fn ends_by_a_memory_limit_are_no_crashes_and_at_most_one_in_ten_seconds_restarts
 }
 
 #[test]
+fn an_end_by_the_kernels_limit_is_an_end_by_memory_and_no_crash() {
+    let starved = |start, peak: Option<u64>| {
+        (Event::Exited { start: StartNo(start), how: ExitHow::OutOfMemory { peak: peak.map(Bytes) }, jitter: Jitter(0) }, 0)
+    };
+    let life = ready(policy()).then(&[starved(1, Some(67_200_000)), event::gone(1)]);
+    assert_eq!(life.verdict(), "killed by the kernel for want of memory (at most it had 67 MB) after 1s; restarted");
+    assert_eq!((life.deeds(), life.slot.crashes_in_a_row()), (vec![spawn(2, 1)], 0));
+    assert_eq!(life.slot.last_verdict().map(|verdict| verdict.kind()), Some(VerdictKind::Oom));
+    // A limit that is too low must not become a hot loop.
+    let life = life.then(&[event::spawned(2), starved(2, None), event::gone(2)]);
+    assert_eq!(life.verdict(), "killed by the kernel for want of memory after 0s; next start in 10s");
+    assert_eq!((life.deeds(), life.slot.crashes_in_a_row()), (vec![], 0));
+    assert_eq!(life.due().deeds(), [spawn(3, 1)]);
+    // What we were ending anyway was ended by us.
+    let life = ready(policy()).then(&[event::stop(Then::Stay), starved(1, None), event::gone(1)]);
+    assert_eq!(life.slot.last_verdict().map(|verdict| verdict.kind()), Some(VerdictKind::Operator));
+}
+
+#[test]
 fn a_worker_that_is_not_ready_in_time_is_stopped_and_counts_as_a_crash() {
     let life = Life::new(proof()).then(&[event::start(1), event::spawned(1)]);
     assert_eq!(life.deeds(), [Effect::WatchReady { start: ONE }]);

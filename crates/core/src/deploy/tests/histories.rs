@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
+use super::mistakes::Mistake;
 use super::*;
 
 /// What happens next.
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     /// Somebody pushes a new revision.
     Push,
     /// The source comes within reach or leaves it.
@@ -46,7 +47,7 @@ enum Op {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Ending {
+pub(super) enum Ending {
     Well,
     RevisionsFault,
     MachinesFault,
@@ -54,7 +55,7 @@ enum Ending {
     NoSuchRef,
 }
 
-fn ops() -> impl Strategy<Value = Vec<Op>> {
+pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
     let ending = prop_oneof![6 => Just(Ending::Well), 2 => Just(Ending::RevisionsFault), 2 => Just(Ending::MachinesFault), 1 => Just(Ending::NoSuchRef)];
     let force = prop_oneof![3 => Just(Force::No), 1 => Just(Force::Yes)];
     let start = || prop_oneof![Just(Start::Boot), Just(Start::Again)];
@@ -93,6 +94,7 @@ enum Owed {
 }
 
 struct World {
+    mistake: Mistake,
     deploy: Deploy,
     policy: DeployPolicy,
     now: Now,
@@ -110,6 +112,8 @@ struct World {
     open: BTreeSet<RequestId>,
     crash_amid: Option<(Start, u8)>,
     owed: Owed,
+    /// What did not come up in its last roll out.
+    unwell: Option<ReleaseId>,
     /// (revision, build) that failed, and did not go live since.
     failed: BTreeSet<(Revision, Fingerprint)>,
     /// Trials that the machine may have begun: one for each trigger and each wait.
@@ -120,11 +124,12 @@ struct World {
     force_requests: u32,
 }
 
-type Check = Result<(), TestCaseError>;
+pub(super) type Check = Result<(), TestCaseError>;
 
 impl World {
-    fn new() -> Self {
+    fn new(mistake: Mistake) -> Self {
         Self {
+            mistake,
             deploy: Deploy::new(Saved::default()),
             policy: DeployPolicy { keep: KeepPolicy { keep: 2, keep_failed: 1 }, ..policy() },
             now: Now { wall: WallTime::from_unix_millis(1_795_342_530_000), ..Now::default() },
@@ -142,6 +147,7 @@ impl World {
             open: BTreeSet::new(),
             crash_amid: None,
             owed: Owed::Head([1].into()),
+            unwell: None,
             failed: BTreeSet::new(),
             allowance: 0,
             fetches: 0,
@@ -164,6 +170,7 @@ impl World {
             self.trigger(Wanted::Configured);
         }
         self.under_way.clear();
+        self.unwell = None;
         self.open.clear();
         self.disk_full = false;
         self.save_again = false;
@@ -235,7 +242,7 @@ impl World {
             self.save_again = false;
         }
         let by_deadline = event == Event::DeadlineReached;
-        let (deploy, effects) = step(self.deploy.clone(), event, self.now, &self.policy);
+        let (deploy, effects) = self.mistake.step(self.deploy.clone(), event, self.now, &self.policy);
         self.deploy = deploy;
         if let Phase::Waiting { at, .. } = self.deploy.phase() {
             if self.wait_until != Some(*at) {
@@ -288,7 +295,8 @@ impl World {
                 return Ok(());
             }
             Effect::Tell(news) => {
-                if let News::Live { revision, .. } = news {
+                if let News::Live { revision, release } = news {
+                    prop_assert!(self.unwell.as_ref() != Some(release), "{} is said to be live, on which no pool comes up", release);
                     self.failed.retain(|(failed, _)| failed != revision);
                 }
                 prop_assert!(!news.to_string().is_empty() && !news.kind().is_empty());
@@ -313,6 +321,7 @@ impl World {
                 prop_assert_eq!(start, self.workers.is_none(), "{:?} with workers on {:?}", &effect, &self.workers);
                 prop_assert_eq!(Some(release), self.current.as_ref(), "pools on what is not current");
                 self.workers = Some(release.clone());
+                self.unwell = None;
                 // A newer one ends an older one.
                 self.under_way.retain(|other| !matches!(other, Effect::StartPools { .. } | Effect::RollOut { .. }));
             }
@@ -410,8 +419,24 @@ impl World {
         if blame.is_none() && !matches!(effect, Effect::Prune { .. }) || half {
             self.on_disk(&effect)?;
         }
+        if let (Effect::StartPools { release, .. } | Effect::RollOut { release, .. }, Some(_)) = (&effect, blame) {
+            self.unwell = Some(release.clone());
+        }
+        // Neither of a build that was given up, nor if the agent ends before it can remember.
+        let at_fault = match (self.deploy.phase(), &effect, blame) {
+            (Phase::Building { plan, time: BuildTime::Until(_), .. }, Effect::RunStep { .. }, Some(Blame::Revision))
+                if self.crash_amid.is_none() =>
+            {
+                Some((plan.revision.clone(), plan.build.clone()))
+            }
+            _ => None,
+        };
         let quarantined = self.deploy.quarantined().len();
         self.send(event)?;
+        if let Some((revision, build)) = at_fault {
+            let known = self.deploy.quarantined().iter().any(|it| it.revision == revision && it.build == build);
+            prop_assert!(known, "{} failed, and is not remembered", revision);
+        }
         if self.deploy.quarantined().len() > quarantined
             && let Some(last) = self.deploy.quarantined().last()
         {
@@ -535,6 +560,39 @@ impl World {
     }
 }
 
+/// Lives that history, lets all go well after it, and holds what is there then against what is owed.
+pub(super) fn live(mistake: Mistake, ops: Vec<Op>) -> Check {
+    let mut world = World::new(mistake);
+    world.boot(Start::Boot)?;
+    for op in ops {
+        world.apply(op)?;
+    }
+    world.settle()?;
+
+    let deploy = &world.deploy;
+    prop_assert!(world.open.is_empty(), "never answered: {:?}", world.open);
+    prop_assert_eq!(deploy.live().map(|entry| &entry.id), world.current.as_ref(), "the book and the link differ");
+    prop_assert_eq!(&world.workers, &world.current, "the workers and the link differ");
+    prop_assert_eq!(&world.disk, &deploy.saved(), "something was not saved");
+    prop_assert_eq!(&world.disk.journal, &None, "something is left half done");
+    for (id, built) in &world.dirs {
+        let entry = deploy.book().get(id);
+        let failed = entry.is_some_and(|entry| matches!(entry.state, ReleaseState::Failed { .. }));
+        prop_assert!(built.is_some() || failed, "{} is neither whole nor failed", id);
+    }
+    prop_assert_eq!(deploy.book().entries().len(), world.dirs.len());
+    let quarantined = |n: &u32| deploy.quarantined().iter().any(|it| it.revision == rev(*n));
+    let live = deploy.live().map(|entry| entry.revision.clone());
+    match &world.owed {
+        Owed::Open => {}
+        Owed::Exactly(n) => prop_assert!(live == Some(rev(*n)) || quarantined(n), "{n} was owed, {live:?} is live"),
+        Owed::Head(heads) => {
+            prop_assert!(heads.iter().any(|n| live == Some(rev(*n)) || quarantined(n)), "one of {heads:?} was owed, {live:?} is live")
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     // 512 histories, a few seconds; `PROPTEST_CASES=10000` for a longer look.
     #![proptest_config(ProptestConfig {
@@ -545,34 +603,6 @@ proptest! {
 
     #[test]
     fn whatever_happens_the_newest_wish_is_live_in_the_end_and_current_is_always_whole(ops in ops()) {
-        let mut world = World::new();
-        world.boot(Start::Boot)?;
-        for op in ops {
-            world.apply(op)?;
-        }
-        world.settle()?;
-
-        let deploy = &world.deploy;
-        prop_assert!(world.open.is_empty(), "never answered: {:?}", world.open);
-        prop_assert_eq!(deploy.live().map(|entry| &entry.id), world.current.as_ref(), "the book and the link differ");
-        prop_assert_eq!(&world.workers, &world.current, "the workers and the link differ");
-        prop_assert_eq!(&world.disk, &deploy.saved(), "something was not saved");
-        prop_assert_eq!(&world.disk.journal, &None, "something is left half done");
-        for (id, built) in &world.dirs {
-            let entry = deploy.book().get(id);
-            let failed = entry.is_some_and(|entry| matches!(entry.state, ReleaseState::Failed { .. }));
-            prop_assert!(built.is_some() || failed, "{} is neither whole nor failed", id);
-        }
-        prop_assert_eq!(deploy.book().entries().len(), world.dirs.len());
-        let quarantined = |n: &u32| deploy.quarantined().iter().any(|it| it.revision == rev(*n));
-        let live = deploy.live().map(|entry| entry.revision.clone());
-        match &world.owed {
-            Owed::Open => {}
-            Owed::Exactly(n) => prop_assert!(live == Some(rev(*n)) || quarantined(n), "{n} was owed, {live:?} is live"),
-            Owed::Head(heads) => prop_assert!(
-                heads.iter().any(|n| live == Some(rev(*n)) || quarantined(n)),
-                "one of {heads:?} was owed, {live:?} is live"
-            ),
-        }
+        live(Mistake::None, ops)?;
     }
 }

@@ -2,6 +2,7 @@
 
 mod examples;
 mod histories;
+mod mistakes;
 mod table;
 
 use std::time::Duration;
