@@ -586,7 +586,7 @@ fn an_end_by_an_operators_signal_is_no_crash_if_the_agent_was_killed_in_between(
     let starting = || Life::new(policy()).then(&[event::start(1), event::spawned(1)]);
     for (was, up) in [("starting", &starting as &dyn Fn() -> Life), ("ready", &|| ready(policy()))] {
         // Two agents are killed, one after the other, the second before it has heard of the worker.
-        let life = || agent_killed(agent_killed(up().then(&[send.clone()])));
+        let life = || agent_killed(agent_killed(up().then(std::slice::from_ref(&send))));
         for (heard, told) in [("adopted", &[adopted(), killed(15)][..]), ("told of its end only", &[killed(15)])] {
             let life = life().then(told).then(&[event::gone(1)]);
             let said = "ended by TERM because selfstart sent it by an operator's order; restarted";
@@ -598,7 +598,7 @@ fn an_end_by_an_operators_signal_is_no_crash_if_the_agent_was_killed_in_between(
         let process = ProcessId { pid: 102, start_ticks: 2 };
         let later = Event::Adopted { start: StartNo(2), process, target: target(1), since: at(0), ready_since: None };
         let by_term = Event::Exited { start: StartNo(2), how: ExitHow::Signal { number: 15, core: false }, jitter: Jitter(0) };
-        let life = agent_killed(up().then(&[send.clone()])).then(&[(later, 0), (by_term, 0), event::gone(2)]);
+        let life = agent_killed(up().then(std::slice::from_ref(&send))).then(&[(later, 0), (by_term, 0), event::gone(2)]);
         assert_eq!(life.slot.crashes_in_a_row(), 1, "{was}");
     }
 }
