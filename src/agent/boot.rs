@@ -295,7 +295,7 @@ async fn put_together(
     notes.extend(layout.create(owner).map_err(doing("make the folders below `root`"))?);
     let root = settings.root.display().to_string();
     // Before anybody is adopted: a worker's cgroup says best who belongs to it.
-    line.ask(&Ask::Tree { app: settings.app.clone() }, None)?;
+    line.ask(&Ask::Tree { name: tree_name(&settings.app, &settings.root) }, None)?;
     found.take(line, &mut backlog, |tell| matches!(tell, Tell::Tree { .. })).await?;
     let lock = if found.kept.contains_key(KEPT_LOCK) { None } else { Some(lock(&layout, welcome.keeper_pid)?) };
     let saved: PoolsSaved = remembered(&layout.state(), &mut notes)?;
@@ -332,6 +332,14 @@ async fn put_together(
         bytes: loaded.bytes,
         settings,
     })
+}
+
+/// Names the cgroups of a node: two of one app on a machine (a demo, say) have their own.
+fn tree_name(app: &str, root: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    // FNV-1a: only to be the same next time.
+    let hash = root.as_os_str().as_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("selfstart-{app}-{hash:08x}")
 }
 
 fn init_log(settings: &Settings) {

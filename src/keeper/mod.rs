@@ -160,6 +160,8 @@ struct Keeper {
     kept: BTreeMap<String, OwnedFd>,
     /// Leftovers that are not our children and have been killed: their pidfds say when they are gone.
     dying: BTreeMap<i32, OwnedFd>,
+    /// The tree of cgroups that we have made ourselves: where, and its name.
+    own_tree: Option<(std::path::PathBuf, String)>,
     /// Cgroups that have been killed, by child, with a number each: what is watched says when they are empty.
     emptying: BTreeMap<Key, (u64, OwnedFd)>,
     groups_watched: u64,
@@ -253,6 +255,7 @@ impl Keeper {
             table: Table::default(),
             kept: BTreeMap::new(),
             dying: BTreeMap::new(),
+            own_tree: None,
             emptying: BTreeMap::new(),
             groups_watched: 0,
             notes: VecDeque::new(),
@@ -682,8 +685,8 @@ impl Keeper {
             Ask::Hello { protocol } => self.greet(protocol),
             Ask::Spawn(start) => self.start_child(&start, None, fds.pop()),
             Ask::SpawnIn { start, settings } => self.start_child(&start, Some(&settings), fds.pop()),
-            Ask::Tree { app } => {
-                let why = match self.open_tree(&app) {
+            Ask::Tree { name } => {
+                let why = match self.open_tree(&name) {
                     Ok(()) => String::new(),
                     Err(error) => error.to_string(),
                 };
@@ -732,7 +735,13 @@ impl Keeper {
                 }
                 watchdog();
             }
-            Ask::Quit { code } => self.quit = Some(code),
+            Ask::Quit { code } => {
+                self.quit = Some(code);
+                if let Some((mount, name)) = &self.own_tree {
+                    // Nobody is in it any more, or it stays for who comes next.
+                    let _stays = cgroup::Tree::open(mount).and_then(|mount| mount.remove(name));
+                }
+            }
         }
     }
 
@@ -783,7 +792,7 @@ impl Keeper {
 
     /// Opens the tree of cgroups that is ours: the one that a service manager names, or else, where there is no systemd to whom all
     /// others belong, one that we make.
-    fn open_tree(&mut self, app: &str) -> io::Result<()> {
+    fn open_tree(&mut self, name: &str) -> io::Result<()> {
         let path = match std::env::var_os(CGROUP_VARIABLE) {
             Some(path) => std::path::PathBuf::from(path),
             None if std::path::Path::new("/run/systemd/system").exists() => {
@@ -791,11 +800,13 @@ impl Keeper {
             }
             None => {
                 let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-                if app.is_empty() || !app.bytes().all(plain) {
+                if !name.strip_prefix("selfstart-").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(plain)) {
                     return Err(io::Error::from(io::ErrorKind::InvalidInput));
                 }
                 let mount = cgroup::mount_point()?;
-                cgroup::make_tree(&mount, &format!("selfstart-{app}"))?
+                let path = cgroup::make_tree(&mount, name)?;
+                self.own_tree = Some((mount, name.to_owned()));
+                path
             }
         };
         if self.table.tree.as_ref().is_none_or(|tree| tree.path() != path) {

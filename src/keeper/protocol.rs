@@ -94,8 +94,8 @@ pub(crate) enum Ask {
     Alive,
     /// Use cgroups for what [`Ask::SpawnIn`] starts, if this machine has a tree of them for us; answered by [`Tell::Tree`].
     Tree {
-        /// Names the tree where nobody else has made one.
-        app: String,
+        /// Names the tree where nobody else has made one: `selfstart-`, and small letters, digits and `-`.
+        name: String,
     },
     /// As [`Ask::Spawn`], in a cgroup of its own if there is a tree.
     SpawnIn {
@@ -293,7 +293,7 @@ mod tests {
             Ask::Notify { state: "READY=1".into() },
             Ask::Quit { code: 78 },
             Ask::Alive,
-            Ask::Tree { app: "flipper".into() },
+            Ask::Tree { name: "selfstart-flipper-1".into() },
         ]
     }
 
