@@ -225,10 +225,18 @@ fn the_service_manager_is_told_when_the_node_is_minded_and_when_it_ends() {
     for (name, address) in sockets {
         let socket = UnixDatagram::bind_addr(&address).expect("a socket");
         socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let statuses = std::cell::RefCell::new(Vec::new());
         let heard = || {
             let mut text = [0; 512];
-            let length = socket.recv(&mut text).expect("a message in time");
-            String::from_utf8(text[..length].to_vec()).expect("text")
+            loop {
+                let length = socket.recv(&mut text).expect("a message in time");
+                let said = std::str::from_utf8(&text[..length]).expect("text");
+                // What it does, step by step.
+                match said.strip_prefix("STATUS=") {
+                    Some(status) => statuses.borrow_mut().push(status.to_owned()),
+                    None => return said.to_owned(),
+                }
+            }
         };
         node.start_with(&["env", &format!("NOTIFY_SOCKET={name}")]);
         // Not after the first build, which may take for ever: a unit's TimeoutStartSec would end that again and again.
@@ -244,7 +252,15 @@ fn the_service_manager_is_told_when_the_node_is_minded_and_when_it_ends() {
         assert_eq!(heard(), "STOPPING=1\nSTATUS=draining");
         node.same(node.ended(), Some(0));
         socket.set_nonblocking(true).expect("non-blocking");
-        assert!(socket.recv(&mut [0; 512]).is_err(), "nothing else was said");
+        let mut text = [0; 512];
+        while let Ok(length) = socket.recv(&mut text) {
+            let said = std::str::from_utf8(&text[..length]).expect("text");
+            statuses.borrow_mut().push(said.strip_prefix("STATUS=").expect("nothing else is said").to_owned());
+        }
+        let statuses = statuses.into_inner();
+        let step = if name.starts_with('@') { "fetching" } else { "building" };
+        assert!(statuses.contains(&format!("minding, {step} `e2e`: 0 of 1 workers ready")), "{statuses:?}");
+        assert!(statuses.last().is_some_and(|last| last.starts_with("ending `e2e`: ")), "{statuses:?}");
     }
     // What does not start is not ready.
     let socket = UnixDatagram::bind(node.path("notify-2")).expect("a socket");

@@ -302,6 +302,21 @@ impl Node {
     }
 }
 
+impl Node {
+    /// A keeper that is killed leaves the directories that it has made, all empty by now.
+    fn remove_cgroups(&self) {
+        let root = self.path("root").display().to_string();
+        let hash = root.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        for mount in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+            let tree = Path::new(mount).join(format!("selfstart-e2e-{hash:08x}"));
+            for entry in fs_err::read_dir(&tree).into_iter().flatten().filter_map(Result::ok) {
+                let _a_file = fs_err::remove_dir(entry.path());
+            }
+            let _there_was_none = fs_err::remove_dir(&tree);
+        }
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -325,6 +340,7 @@ impl Drop for Node {
                 let _else_again = ended(pid, end.saturating_duration_since(Instant::now()));
             }
         }
+        self.remove_cgroups();
     }
 }
 
