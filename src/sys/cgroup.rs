@@ -11,9 +11,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstatfs, mkdirat, openat, unlinkat};
 
-/// What `statfs(2)` says of a cgroup v2 file system.
-const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
-
 /// The longest file that is read here: a list of controllers, a few counters. `cgroup.procs` is read in pieces.
 const SMALL_FILE_BYTES: usize = 4096;
 
@@ -69,10 +66,7 @@ impl Tree {
     /// When there is none, or it is no cgroup v2.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let dir = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        // The type of the field differs between architectures.
-        #[expect(clippy::cast_sign_loss, clippy::unnecessary_cast, reason = "a magic number, compared bit by bit")]
-        let magic = fstatfs(&dir)?.f_type as u64;
-        if magic != CGROUP2_SUPER_MAGIC {
+        if fstatfs(&dir)?.f_type != libc::CGROUP2_SUPER_MAGIC {
             return Err(io::Error::other(format!("`{}` is no cgroup v2", path.display())));
         }
         Ok(Self { dir, path: path.to_owned() })

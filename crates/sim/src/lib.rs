@@ -226,7 +226,9 @@ impl World {
         let process = ProcessId { pid, start_ticks: u64::try_from(now.since_boot().as_millis()).unwrap_or(0) };
         worker.phase = Phase::Up { process, since: now };
         if let Some(lives) = worker.temper.lives {
-            self.at(lives, Coming::Exit(slot, start, ExitHow::Code(1)));
+            // Some by a limit that the kernel keeps.
+            let how = if start.0 % 5 == 4 { ExitHow::OutOfMemory { peak: None } } else { ExitHow::Code(1) };
+            self.at(lives, Coming::Exit(slot, start, how));
         }
         Some(Event::Spawned { start, process })
     }

@@ -117,7 +117,7 @@ impl Node {
         let (What::Ended { sequel, .. } | What::StartFailed { sequel, .. }) = &verdict.what else { return };
         let crash = match verdict.kind() {
             VerdictKind::Exit | VerdictKind::Signal | VerdictKind::Unknown | VerdictKind::NotReady | VerdictKind::StartFailed => true,
-            VerdictKind::Memory | VerdictKind::Stale | VerdictKind::Deploy | VerdictKind::Scale => false,
+            VerdictKind::Memory | VerdictKind::Oom | VerdictKind::Stale | VerdictKind::Deploy | VerdictKind::Scale => false,
             VerdictKind::Operator | VerdictKind::Reload | VerdictKind::Drain => false,
         };
         let punished = matches!(sequel, Sequel::Quarantined { .. } | Sequel::Backoff { crashes: 1.., .. });
