@@ -506,7 +506,7 @@ impl Parts {
         for (tell, fds) in self.backlog {
             agent.told(tell, fds);
         }
-        for text in agent.limits_not_kept() {
+        for text in agent.limits_not_kept().into_iter().chain(agent.longer_than_a_container_waits()) {
             if agent.welcome.agent_starts == 1 {
                 agent.telling.warn(&text);
             }

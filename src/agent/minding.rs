@@ -11,7 +11,7 @@ use selfstart_core::deploy::Event as DeployEvent;
 use selfstart_core::id::{Generation, PoolName, ProcessId, ReleaseId, Revision, SlotId, StartNo, WorkerKey};
 use selfstart_core::policy::{PoolPolicy, ReadyHow, StopLadder};
 use selfstart_core::pool::{self, Effect, Event, Pool, SavedPool};
-use selfstart_core::time::{MonoTime, WallTime};
+use selfstart_core::time::{Human, MonoTime, WallTime};
 use selfstart_core::units::Bytes;
 use selfstart_core::worker::{self, ExitHow, SlotState, Target};
 use serde::{Deserialize, Serialize};
@@ -750,6 +750,21 @@ impl Agent {
             }
         }
         missing
+    }
+
+    /// What an operator of a container must know: who stops one waits so long, and kills all in it then.
+    pub(crate) fn longer_than_a_container_waits(&self) -> Option<String> {
+        /// Of `docker stop` (docs.docker.com/reference/cli/docker/container/stop, `--timeout`).
+        const WAITS: Duration = Duration::from_secs(10);
+        let longest = self.settings.pools.iter().map(|pool| pool.policy.worker.stop.patience()).max()?;
+        let text = || {
+            let longest = Human(longest);
+            format!(
+                "this is process 1, of a container: stopping workers may take {longest}, and `docker stop` kills after 10s; start it with \
+                 `--stop-timeout`, or make the ladders (`stop:`) shorter"
+            )
+        };
+        (self.welcome.keeper_pid == 1 && longest > WAITS).then(text)
     }
 
     fn why_no(&self, controller: &str) -> String {

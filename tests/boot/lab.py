@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Scenario runner for the boot lab (stdlib only).   lab.py SCENARIO.py [--binary PATH] [--set k=v ...] [--run DIR] [--keep]
+"""Scenario runner for the boot lab (stdlib only; README.md says what it is for).   lab.py SCENARIO.py [--binary PATH] [--set k=v ...] [--run DIR] [--keep]
 A scenario is a Python file with  def scenario(lab): ...  ; exit status 0 = every step held, 1 = one failed, 2 = could not run."""
-import argparse, importlib.util, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.request
+import argparse, importlib.util, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -17,7 +17,7 @@ class Lab:
     def __init__(self, run, args):
         self.run, self.args = run, args; self.opt = dict(x.split("=", 1) for x in args.set); self.procs = []; self.qemu = None
         self.t0 = time.time(); self.pos = {}; self.fwds = []; self.sock = None; self.nid = 0; self.buf = b""; self.payload = os.path.join(run, "payload")
-        self.binary = args.binary; self.project = os.path.dirname(os.path.dirname(HERE)); self.ec2 = False; self.seed = None; self.mem = 1024; self.smp = 2; self.append = ""   # append: kernel command line, e.g. "cloud-init=disabled" (saves most of the boot)
+        self.binary = args.binary; self.project = os.path.dirname(os.path.dirname(HERE)); self.seed = None; self.mem = 1024; self.smp = 2; self.append = ""   # append: kernel command line, e.g. "cloud-init=disabled" (saves most of the boot)
         os.makedirs(os.path.join(self.payload, "rootfs"), exist_ok=True)
 
     def fail(self, why): raise Fail(why)
@@ -37,17 +37,6 @@ class Lab:
         raise Fail("port %d did not open" % port)
 
     def forward(self, guest, hostport): self.fwds.append("%s=127.0.0.1:%d" % (guest, hostport))
-
-    def start_imds(self, user_data=None, extra=()):
-        p, c = freeport(), freeport(); argv = [sys.executable, os.path.join(HERE, "imds.py"), "--port", str(p), "--control-port", str(c), "--verbose", *extra]
-        if user_data is not None:
-            f = os.path.join(self.run, "imds-user-data"); open(f, "w").write(user_data); argv += ["--user-data", f]
-        self.spawn(argv); self.wait_port(c); self.imds_control = c; self.forward("169.254.169.254:80", p)
-
-    def imds(self, what, **body):
-        r = urllib.request.Request("http://127.0.0.1:%d/_control/%s" % (self.imds_control, what), data=json.dumps(body).encode(), method="POST"); return urllib.request.urlopen(r, timeout=10).read()
-
-    def imds_requests(self): return json.load(urllib.request.urlopen("http://127.0.0.1:%d/_control/requests" % self.imds_control, timeout=10))
 
     def start_git(self, files, branch="main", name="app.git"):
         """a bare repository served as git://git.lab/<name> ; returns a push(files, message) function"""
@@ -91,7 +80,6 @@ class Lab:
     def boot(self, keep=False):
         a = [os.path.join(HERE, "boot.sh"), self.run, "--payload", self.payload, "--mem", str(self.mem), "--smp", str(self.smp)]
         if self.seed: a += ["--seed", self.seed]
-        if self.ec2: a += ["--ec2"]
         if keep: a += ["--keep-disk"]
         if self.append: a += ["--append", self.append]
         for f in self.fwds: a += ["--fwd", f]

@@ -14,6 +14,7 @@ mod waiting;
 mod boot;
 mod commands;
 mod config;
+mod container;
 mod deploy;
 mod disk;
 mod end;
