@@ -23,9 +23,9 @@ fn process_1_of_a_container_reaps_what_workers_leave_and_ends_when_it_is_told() 
     let orphans = "for i in 1 2 3 4 5 6 7 8 9 10; do (sleep 0.2 & echo $! >> @DIR@/orphans); done; exec @FIXTURE@ --daemonise @DIR@/daemon";
     node.configure(&format!("  w:\n    shell: '{orphans}'\n    count: 2\n    {}", QUICK.replace(", ", "\n    ")), "");
     let first = start(&node);
-    for slot in ["0", "1"] {
+    for slot in [0, 1] {
         node.until("both workers ready", || {
-            node.since(0, &["worker_ready"]).iter().any(|event| event["slot"].to_string() == slot).then_some(())
+            node.since(0, &["worker_ready"]).iter().any(|event| event["slot"] == slot).then_some(())
         });
     }
     node.until("all orphans to be made", || (node.text("orphans").lines().count() == 20).then_some(()));
