@@ -198,6 +198,12 @@ pub(crate) mod tests {
         let mut starter = Starter::default();
         let Ok(Started::Hangs(first)) = starter.start(job(&hanging.path())) else { panic!("it does not hang") };
         assert!(starter.hangs() && starter.late().is_empty());
+        // Nor does it hold open what is ours: the lock of the root would be taken for as long as it hangs.
+        let open = fs_err::read_dir(format!("/proc/{first}/fd")).expect("it lives").map(|fd| fd.expect("listed").file_name());
+        assert_eq!(
+            open.map(|fd| fd.to_string_lossy().into_owned()).collect::<std::collections::BTreeSet<_>>(),
+            ["0", "1", "2"].map(str::to_owned).into()
+        );
         let Ok(Started::Executed(other)) = starter.start(job("/bin/sleep")) else { panic!("not started") };
         assert_eq!((starter.spawners.len(), end(other)), (2, Some(libc::SIGKILL)));
         let Ok(Started::Hangs(second)) = starter.start(job(&hanging.path())) else { panic!("it does not hang") };
