@@ -19,6 +19,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
+use selfstart_core::worker::signal_name;
 
 use crate::sys::process::{self, Ended};
 use crate::sys::signals::{self, SignalFd};
@@ -1012,7 +1013,7 @@ fn notify(state: &str) {
 pub(crate) fn describe(how: Ended) -> String {
     match how {
         Ended::Code(code) => format!("exit {code}"),
-        Ended::Signal { number, .. } => format!("signal {number}"),
+        Ended::Signal { number, .. } => signal_name(number).map_or_else(|| format!("signal {number}"), str::to_owned),
         Ended::Unknown => "nobody knows how".to_owned(),
     }
 }
