@@ -60,14 +60,8 @@ fn load(path: &Path) -> Result<Loaded, Vec<String>> {
 /// Becomes the keeper.
 fn run(config: &Path, _args: &cli::run::RunArgs) -> Result<Exit, Stop> {
     // The agent would say so too, but not what to do about it.
-    if let Err(error) = fs_err::metadata(config) {
-        return Err(if error.kind() == std::io::ErrorKind::NotFound {
-            cli::site::broken(config, &[]).into()
-        } else {
-            Failure::because(Exit::Configuration, format!("the configuration `{}` cannot be read", config.display()), &error)
-                .hint("name another one with --config")
-                .into()
-        });
+    if fs_err::File::open(config).is_err() {
+        return Err(cli::site::broken(config, &[]).into());
     }
     // The agent may be started from another working directory than ours is later.
     let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());

@@ -196,11 +196,9 @@ fn a_deploy_tells_each_phase_and_step_once() {
         done(live),
     ]]);
     let told = node.run("deploy");
-    assert_eq!(
-        told.out,
-        "fetching\nbuilding 1/2: make\nbuilding 2/2: make\ncheckins/0 is ready (1 of 2)\n20261122T101530Z-1a2b3c4 is live after 1m12s: revision 1a2b3c4\n"
-    );
-    assert_eq!((told.code, told.err.as_str()), (0, ""));
+    // How far it is goes elsewhere than the answer, which somebody may keep.
+    assert_eq!(told.err, "fetching\nbuilding 1/2: make\nbuilding 2/2: make\ncheckins/0 is ready (1 of 2)\n");
+    assert_eq!((told.code, told.out.as_str()), (0, "20261122T101530Z-1a2b3c4 is live after 1m12s: revision 1a2b3c4\n"));
     agent.join().expect("the agent");
 }
 
@@ -214,16 +212,33 @@ fn wait_waits_for_an_agent_that_is_not_there_yet_and_asks_again_when_it_dies() {
 }
 
 #[test]
+fn wait_without_any_patience_still_hears_that_it_is_so() {
+    let node = Node::new();
+    let agent = node.agent(vec![vec![json!({"done": {"text": "every pool is ready"}})]]);
+    let told = node.run("wait --timeout 0s");
+    assert_eq!((told.code, told.out.as_str(), told.err.as_str()), (0, "every pool is ready\n", ""));
+    agent.join().expect("asked");
+}
+
+#[test]
 fn wrong_usage_is_2_and_a_missing_configuration_78() {
     let node = Node::new();
-    for line in ["", "fly", "stop A", "scale checkins", "exec", "status --pretty"] {
+    for line in ["", "fly", "stop A", "scale checkins", "exec", "status --pretty", "status --app ../config"] {
         assert_eq!(node.run(line).code, 2, "{line}");
     }
     assert_eq!((node.run("--help").code, node.run("help stop").code, node.run("--version").code), (0, 0, 0));
     for line in ["status --config /nowhere.yaml", "--config /nowhere.yaml status"] {
         let told = node.run(line);
         assert_eq!(told.code, 78, "{told:?}");
-        assert!(told.err.starts_with("error: there is no configuration at `/nowhere.yaml`\n"), "{}", told.err);
+        assert_eq!(told.err, "error: there is no configuration at `/nowhere.yaml`\nhint: name it with --config or SELFSTART_CONFIG\n");
+    }
+    // There is something, but it cannot be read: nothing is said of what is in it.
+    let below_a_file = node.config().join("c.yaml");
+    for verb in ["status", "run"] {
+        let told = node.run(&format!("{verb} --config {}", below_a_file.display()));
+        assert_eq!(told.code, 78, "{told:?}");
+        let what = format!("error: the configuration `{}` cannot be read\n  caused by: ", below_a_file.display());
+        assert!(told.err.starts_with(&what) && told.err.contains("\nhint: run this as who may read it"), "{}", told.err);
     }
 }
 

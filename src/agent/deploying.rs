@@ -12,6 +12,7 @@ use selfstart_core::deploy::{
 use selfstart_core::id::{ReleaseId, Revision};
 use selfstart_core::retention::KeepPolicy;
 use selfstart_core::time::MonoTime;
+use selfstart_core::worker::signal_name;
 use serde::{Deserialize, Serialize};
 
 use super::errands::{Over, What};
@@ -638,7 +639,9 @@ fn cut_short(over: &Over) -> String {
 fn how(ended: Option<Ended>) -> String {
     match ended {
         Some(Ended::Code(code)) => format!("exit {code}"),
-        Some(Ended::Signal { number, .. }) => format!("killed by signal {number}"),
+        Some(Ended::Signal { number, .. }) => {
+            format!("killed by {}", signal_name(number).map_or_else(|| format!("signal {number}"), str::to_owned))
+        }
         Some(Ended::Unknown) => "nobody knows how".into(),
         None => "it could not be started".into(),
     }

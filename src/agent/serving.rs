@@ -11,7 +11,7 @@ use selfstart_core::deploy::{
     Asker, Event as DeployEvent, Force, Hold, Origin, Outcome as DeployOutcome, PhaseName, Refusal, Request, RequestId, RollbackTo, Wanted,
 };
 use selfstart_core::drain;
-use selfstart_core::id::{Generation, PoolName, ProcessId, SlotId, StartNo, WorkerKey};
+use selfstart_core::id::{Generation, PoolName, ProcessId, ReleaseId, SlotId, StartNo, WorkerKey};
 use selfstart_core::pool::{self, Event, Pool, RestartWhy, Scale, Which};
 use selfstart_core::status::{ReleaseState, ReleaseStatus};
 use selfstart_core::time::MonoTime;
@@ -61,6 +61,8 @@ struct Asked {
     /// Whether it has been tried to write it once more for this answer.
     tried_again: bool,
     what: Asking,
+    /// What was live when it was asked.
+    live: Option<ReleaseId>,
 }
 
 /// What the machine of deploys was asked.
@@ -121,6 +123,17 @@ enum Goal {
     Deployed(Option<selfstart_core::time::WallTime>),
     /// All of these, in this order.
     All(Vec<Goal>),
+}
+
+impl Goal {
+    /// Whether a deploy is part of it, and so something to be shown while it is waited for.
+    fn has_a_deploy(&self) -> bool {
+        match self {
+            Self::Deployed(_) => true,
+            Self::All(goals) => goals.iter().any(Self::has_a_deploy),
+            _ => false,
+        }
+    }
 }
 
 impl Serving {
@@ -223,7 +236,8 @@ impl Agent {
             Request::Unhold => Asking::Unhold,
         };
         let saved = asking != Asking::Deploy;
-        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now(), saved, tried_again: false, what: asking });
+        let live = self.deploying.machine().live().map(|entry| entry.id.clone());
+        self.serving.deploys.insert(id, Asked { reply, wait, since: clock::now(), saved, tried_again: false, what: asking, live });
         self.serving.shown = None;
         self.deploy_event(DeployEvent::Requested { id, by, what });
     }
@@ -247,7 +261,13 @@ impl Agent {
         asked.reply.finish(match outcome {
             DeployOutcome::Done { release, changed } => {
                 let live = release.and_then(|id| self.deploying.machine().book().get(&id).cloned());
-                let warning = if changed { self.not_ready() } else { None };
+                // Of slots that are not ready it can only be said why after a rollout, which waits for those that it has to.
+                let rolled_out = match asked.what {
+                    Asking::Deploy | Asking::Rollback => changed,
+                    Asking::Unhold => live.as_ref().map(|entry| &entry.id) != asked.live.as_ref(),
+                    Asking::Hold => false,
+                };
+                let warning = if rolled_out { self.not_ready() } else { None };
                 let facts =
                     live.map(|entry| Facts::Live(Live { release: entry.id, revision: entry.revision, seconds: Some(seconds), warning }));
                 let already = matches!(asked.what, Asking::Deploy | Asking::Rollback) && !changed;
@@ -333,7 +353,7 @@ impl Agent {
                 }
             }
         }
-        if !self.serving.deploys.is_empty() {
+        if !self.serving.deploys.is_empty() || self.serving.pending.iter().any(|waiting| waiting.goal.has_a_deploy()) {
             self.show_deploy();
         }
         if self.serving.pending.is_empty() {
@@ -384,8 +404,9 @@ impl Agent {
         if self.serving.shown.as_ref().is_some_and(|(at, shown)| *shown == key || now.since(*at) < SHOW_EVERY && same_phase(shown, &key)) {
             return;
         }
-        for asked in self.serving.deploys.values() {
-            asked.reply.progress(Progress::deploy(status.clone()));
+        let reloads = self.serving.pending.iter().filter(|waiting| waiting.goal.has_a_deploy()).map(|waiting| &waiting.reply);
+        for reply in self.serving.deploys.values().map(|asked| &asked.reply).chain(reloads) {
+            reply.progress(Progress::deploy(status.clone()));
         }
         self.serving.shown = Some((now, key));
     }

@@ -124,6 +124,7 @@ impl Agent {
         }
         match machine.phase_name() {
             PhaseName::Idle => return None,
+            _ if !self.deploying.booted => progress.detail = Some("first, what a former agent left running is ended".into()),
             PhaseName::Fetching => progress.detail = Some("receiving objects".into()),
             PhaseName::Staging => progress.detail = Some("writing files".into()),
             PhaseName::Building => {

@@ -205,7 +205,9 @@ impl Telling {
     }
 
     pub(crate) fn scaled(&mut self, pool: &PoolName, count: u32) {
-        self.tell(Happening::new(Kind::Scaled, format!("{count} workers are wanted")).pool(pool));
+        self.tell(
+            Happening::new(Kind::Scaled, format!("{count} {} wanted", if count == 1 { "worker is" } else { "workers are" })).pool(pool),
+        );
     }
 
     /// `by`: the operator who asked for it; `None`: HUP.

@@ -197,10 +197,10 @@ impl Teller {
         }
         let Some(deploy) = &progress.deploy else { return };
         match &self.how {
-            How::Bar(bar) => draw(bar, deploy),
+            How::Bar(bar) if deploy.phase != DeployPhase::Idle => draw(bar, deploy),
             // A pipe gets a line for each phase and step, not one for each object.
             How::Lines if deploy.phase != DeployPhase::Idle => self.say(phase_line(deploy)),
-            How::Lines | How::Silence => {}
+            How::Bar(_) | How::Lines | How::Silence => {}
         }
     }
 
@@ -210,8 +210,8 @@ impl Teller {
         }
         match &self.how {
             How::Bar(bar) => bar.println(&line),
-            // A reader who went away: the outcome is what matters, and tells it.
-            How::Lines => drop(print(&format!("{line}\n"))),
+            // What is on stdout is the answer alone, for whoever keeps it.
+            How::Lines => note(&line),
             How::Silence => {}
         }
         self.told = Some(line);
@@ -225,20 +225,18 @@ impl Teller {
 }
 
 fn draw(bar: &ProgressBar, deploy: &DeployStatus) {
-    bar.set_message(with_detail(deploy));
     let counted =
         deploy.progress.as_ref().and_then(|progress| Some((progress.objects?, progress.total_objects.filter(|total| *total > 0)?)));
-    let template = match counted {
-        Some((objects, total)) => {
-            bar.set_length(total);
-            bar.set_position(objects);
-            "{spinner} {msg} {wide_bar}"
-        }
-        None => "{spinner} {wide_msg} {elapsed}",
-    };
+    let template = if counted.is_some() { "{spinner} {msg} {wide_bar}" } else { "{spinner} {wide_msg} {elapsed}" };
+    // Its style comes first: whatever is set is drawn at once.
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+    if let Some((objects, total)) = counted {
+        bar.set_length(total);
+        bar.set_position(objects);
+    }
+    bar.set_message(with_detail(deploy));
     bar.enable_steady_tick(Duration::from_millis(100));
 }
 
@@ -281,7 +279,7 @@ pub(crate) fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "{} {}", paint.on(Style::Warn, "warning:"), clean(text));
 }
 
-/// Says on stderr why a command that goes on by itself is over.
+/// Says something on stderr that is neither: how far it is, why a command that goes on by itself is over.
 pub(crate) fn note(text: &str) {
     // Nobody reads stderr: there is nobody to tell.
     let _ = writeln!(std::io::stderr(), "{}", clean(text));

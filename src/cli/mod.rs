@@ -51,10 +51,17 @@ struct Cli {
     #[arg(long, global = true, value_name = "PATH", help_heading = "Which app")]
     config: Option<PathBuf>,
     /// The app, where there are several: its configuration is /etc/selfstart/APP.yaml
-    #[arg(long, global = true, value_name = "APP", help_heading = "Which app")]
+    #[arg(long, global = true, value_name = "APP", value_parser = app_name, help_heading = "Which app")]
     app: Option<String>,
     #[command(subcommand)]
     verb: Verb,
+}
+
+/// A part of a path is made of it.
+fn app_name(text: &str) -> Result<String, String> {
+    let begins = text.starts_with(|first: char| first.is_ascii_lowercase());
+    let goes_on = text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if begins && goes_on { Ok(text.to_owned()) } else { Err("not the name of an app: [a-z][a-z0-9-]*".to_owned()) }
 }
 
 const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent answers, 4 refused, 78 wrong configuration.

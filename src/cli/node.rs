@@ -91,7 +91,8 @@ pub(crate) fn reload(site: &Site, args: &ReloadArgs) -> Result<Exit, Stop> {
 
 /// Waits until the pools are up. An agent that dies meanwhile comes back, and is asked again.
 pub(crate) fn wait(site: &Site, args: &WaitArgs) -> Result<Exit, Stop> {
-    let deadline = args.timeout.and_then(|patience| clock::instant().checked_add(patience));
+    // Who does not wait at all still hears how it is: an answer takes a moment.
+    let deadline = args.timeout.and_then(|patience| clock::instant().checked_add(patience.max(ask::LOOK_AGAIN)));
     let request = Request::new(Command::Wait {});
     loop {
         match ask::try_act(site, &request, Format::Text, deadline) {

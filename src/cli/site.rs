@@ -1,5 +1,6 @@
 //! Which app is meant, and where its files are.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use selfstart_core::command::{PoolShape, Target, TargetError, resolve};
@@ -99,14 +100,22 @@ pub(crate) fn locate(config: &Path, app: Option<&str>, load: Load) -> Result<Sit
 
 /// The failure of a verb that needs the configuration.
 pub(crate) fn broken(config: &Path, problems: &[String]) -> Failure {
-    let failure = match fs_err::metadata(config) {
-        Err(error) => Failure::because(Exit::Configuration, format!("there is no configuration at `{}`", config.display()), &error),
-        Ok(_) => {
-            let what = format!("the configuration `{}` is wrong", config.display());
-            Failure { exit: Exit::Configuration, what, causes: problems.to_vec(), hint: None }
+    let path = config.display();
+    match fs_err::File::open(config) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let failure = Failure::new(Exit::Configuration, format!("there is no configuration at `{path}`"));
+            failure.hint(format!("name it with --config or {CONFIG_VARIABLE}"))
         }
-    };
-    failure.hint(format!("name it with --config or {CONFIG_VARIABLE}; `selfstart check` tells all that is wrong with it"))
+        Err(error) => {
+            let failure = Failure::because(Exit::Configuration, format!("the configuration `{path}` cannot be read"), &error);
+            failure.hint(format!("run this as who may read it, or name another one with --config or {CONFIG_VARIABLE}"))
+        }
+        Ok(_) => {
+            let what = format!("the configuration `{path}` is wrong");
+            let failure = Failure { exit: Exit::Configuration, what, causes: problems.to_vec(), hint: None };
+            failure.hint(format!("name it with --config or {CONFIG_VARIABLE}; `selfstart check` tells all that is wrong with it"))
+        }
+    }
 }
 
 /// Reads only the lines `app: NAME` and `root: PATH` of a configuration that is broken elsewhere.

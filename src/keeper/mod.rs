@@ -19,6 +19,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
+use selfstart_core::worker::signal_name;
 
 use crate::sys::cgroup;
 use crate::sys::process::{self, Ended};
@@ -547,7 +548,7 @@ impl Keeper {
         epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN).map_err(doing("watch the agent"))?;
         self.agent_starts += 1;
         let fds = [out, err, theirs].map(Arc::new);
-        let started = self.starter.start(Job {
+        let started = self.starter.start_at_any_rate(Job {
             programs: vec![c"/proc/self/exe".to_owned()],
             argv: self.agent_command.clone(),
             env,
@@ -1189,7 +1190,7 @@ fn notify(state: &str) {
 pub(crate) fn describe(how: Ended) -> String {
     match how {
         Ended::Code(code) => format!("exit {code}"),
-        Ended::Signal { number, .. } => format!("signal {number}"),
+        Ended::Signal { number, .. } => signal_name(number).map_or_else(|| format!("signal {number}"), str::to_owned),
         Ended::Unknown => "nobody knows how".to_owned(),
     }
 }
@@ -1555,6 +1556,28 @@ mod tests {
         assert_eq!(started, ["w/0#1", "w/1#1", "w/3#1", "w/2#1"].map(|key| format!("Child(\"{key}\")")));
         assert_eq!((quit, executed), ((None, Some(libc::SIGKILL)), (None, Some(libc::SIGQUIT))));
         assert_eq!((streams, ends), (Some(2), [(None, Some(libc::SIGTERM)), (Some(127), None)]));
+    }
+
+    #[test]
+    fn an_agent_is_started_however_many_workers_hang() {
+        use crate::sys::starter::tests::{Hanging, Then};
+        let hanging = Hanging::new(Then::Runs);
+        let mut keeper = keeper();
+        let mut slot = 0;
+        // Until no more may.
+        while !keeper.notes.iter().any(|note| matches!(note, Note::SpawnFailed(..))) {
+            let start = Start { programs: vec![hanging.path()], ..sleep("/many", &format!("w/{slot}#1"), &[]) };
+            keeper.start_child(&start, None);
+            slot += 1;
+        }
+        // This program: it has no test of the agent's name.
+        keeper.start_agent().expect("nothing else fails");
+        let agent = keeper.agent.as_ref().and_then(|agent| agent.pid);
+        let everybody = keeper.table.running_children();
+        for pid in everybody.iter().map(|key| keeper.table.get(key).expect("a child").id.pid).chain(agent) {
+            end(pid);
+        }
+        assert!(agent.is_some() && slot > 1, "{slot}");
     }
 
     #[test]

@@ -114,6 +114,8 @@ pub(crate) struct Spawner {
     /// What is ignored here (Rust ignores SIGPIPE, nohup SIGHUP) and must not be in a worker. Whatever else is set, exec resets.
     ignored: Vec<i32>,
     pad: Option<Pad>,
+    /// This process: a child whose parent is another one does not execute.
+    us: i32,
 }
 
 /// A child between clone and exec, with all that it borrows.
@@ -325,7 +327,10 @@ struct Plan {
 impl Spawner {
     /// Returns one that is ready. What is ignored must be so by now.
     pub(crate) fn new() -> Self {
-        Self { stack: vec![0; STACK_BYTES / size_of::<u128>()], running: None, ignored: ignored(), pad: Pad::reserve() }
+        // SAFETY: takes and returns integers.
+        #[expect(unsafe_code, reason = "as the kernel has it, in a namespace too")]
+        let us = unsafe { libc::getpid() };
+        Self { stack: vec![0; STACK_BYTES / size_of::<u128>()], running: None, ignored: ignored(), pad: Pad::reserve(), us }
     }
 
     /// Whether a child has neither executed nor ended yet.
@@ -371,8 +376,7 @@ impl Spawner {
             argv: terminated(&job.argv),
             env,
             own_pid: own_pid.map_or(ptr::null_mut(), |(_, offset, text)| text.cast::<u8>().wrapping_add(offset)),
-            // SAFETY: takes and returns integers.
-            parent: unsafe { libc::getpid() },
+            parent: self.us,
             cwd: job.cwd.as_ref().map_or(ptr::null(), |text| text.as_ptr()),
             credentials: job.credentials.as_ref().map(|who| (who.uid, who.gid, who.groups.clone())),
             fds,
@@ -491,6 +495,11 @@ extern "C" fn child(plan: *mut c_void) -> libc::c_int {
         plan.failed = Some(match prepare(plan) {
             Err(failed) => failed,
             Ok(()) => {
+                if call(libc::SYS_getppid, 0, 0, 0, 0) != plan.parent as isize {
+                    // The keeper is gone, while we hung perhaps. The next one may not know of us: what we would become could be a second
+                    // worker in its slot.
+                    end();
+                }
                 let mut failed = libc::ENOENT;
                 for &program in &plan.programs {
                     let errno =
@@ -572,15 +581,8 @@ unsafe fn prepare(plan: &mut Plan) -> Result<(), (Step, i32)> {
             check(call(libc::SYS_setresuid, uid, uid, uid, 0), Step::User)?;
         }
         if plan.dies_with_us {
-            // After the change of user, which clears it (prctl(2)).
+            // After the change of user, which clears it (prctl(2)). One that ended before this is seen below.
             check(call(libc::SYS_prctl, int(libc::PR_SET_PDEATHSIG), int(libc::SIGKILL), 0, 0), Step::Limits)?;
-            if call(libc::SYS_getppid, 0, 0, 0, 0) != plan.parent as isize {
-                // It ended before we asked to be told.
-                end();
-            }
-        }
-        if !plan.cwd.is_null() {
-            check(call(libc::SYS_chdir, plan.cwd as usize, 0, 0, 0), Step::Directory)?;
         }
         for (target, &fd) in plan.fds.iter().enumerate() {
             if fd as usize == target {
@@ -588,6 +590,12 @@ unsafe fn prepare(plan: &mut Plan) -> Result<(), (Step, i32)> {
             } else {
                 check(call(libc::SYS_dup3, int(fd), target, 0, 0), Step::Descriptors)?;
             }
+        }
+        // Before anything that may hang: whoever finds us must find our own output, and what is the keeper's (the lock of its root, the pipes
+        // of others) must not stay open with us when it is gone. A kernel without this call leaves it to exec.
+        call(libc::SYS_close_range, plan.fds.len().max(3), libc::c_uint::MAX as usize, 0, 0);
+        if !plan.cwd.is_null() {
+            check(call(libc::SYS_chdir, plan.cwd as usize, 0, 0, 0), Step::Directory)?;
         }
         // The kernel's `struct sigaction` (four words) and `sigset_t` (one): all zeros are SIG_DFL, no flags, nothing blocked.
         let nothing = [0_u64; 4];
@@ -695,6 +703,20 @@ mod tests {
         let error = start(&mut spawner, &[c"/nowhere/at/all".to_owned()], &[theirs.as_fd(), theirs.as_fd()]).expect_err("refused");
         assert!(error.step == Step::Execute && error.source.raw_os_error() == Some(libc::ENOENT), "{error:?}");
         drop(theirs);
+        assert_eq!(drained(&out), "");
+    }
+
+    #[test]
+    fn a_child_whose_parent_is_gone_does_not_execute() {
+        let mut spawner = Spawner::new();
+        // As if it had been given to another one meanwhile.
+        spawner.us = 1;
+        let (out, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+        let argv = [c"/bin/sh".to_owned(), c"-c".to_owned(), c"echo runs".to_owned()];
+        let pid = start(&mut spawner, &argv, &[theirs.as_fd(), theirs.as_fd(), theirs.as_fd()]).expect("made");
+        drop(theirs);
+        let ended = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
+        assert_eq!(ended.expect("ours").expect("its end").1.exit_status(), Some(127));
         assert_eq!(drained(&out), "");
     }
 

@@ -44,14 +44,26 @@ impl Starter {
     /// # Errors
     /// With the step at which it failed; no process is left behind then. With EAGAIN when [`HANGING_MAX`] starts hang.
     pub(crate) fn start(&mut self, job: Job) -> Result<Started, SpawnError> {
-        let at = match self.spawners.iter().position(|spawner| !spawner.is_busy()) {
-            Some(at) => at,
-            None if self.spawners.len() < HANGING_MAX => {
-                self.spawners.push(Spawner::new());
-                self.spawners.len() - 1
-            }
-            None => return Err(SpawnError { step: Step::Clone, source: io::Error::from_raw_os_error(libc::EAGAIN) }),
-        };
+        self.start_beside(job, HANGING_MAX)
+    }
+
+    /// As [`Self::start`], also when [`HANGING_MAX`] others hang: for the one that must not wait for them.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub(crate) fn start_at_any_rate(&mut self, job: Job) -> Result<Started, SpawnError> {
+        self.start_beside(job, HANGING_MAX + 1)
+    }
+
+    /// `most`: so many may hang, this one included.
+    fn start_beside(&mut self, job: Job, most: usize) -> Result<Started, SpawnError> {
+        if self.spawners.iter().filter(|spawner| spawner.is_busy()).count() >= most {
+            return Err(SpawnError { step: Step::Clone, source: io::Error::from_raw_os_error(libc::EAGAIN) });
+        }
+        let at = self.spawners.iter().position(|spawner| !spawner.is_busy()).unwrap_or_else(|| {
+            self.spawners.push(Spawner::new());
+            self.spawners.len() - 1
+        });
         let pid = self.spawners[at].begin(job)?;
         match self.spawners[at].wait(EXECUTED_WITHIN) {
             None => Ok(Started::Hangs(pid)),
@@ -199,6 +211,12 @@ pub(crate) mod tests {
         let mut starter = Starter::default();
         let Ok(Started::Hangs(first)) = starter.start(job(&hanging.path())) else { panic!("it does not hang") };
         assert!(starter.hangs() && starter.late().is_empty());
+        // Nor does it hold open what is ours: the lock of the root would be taken for as long as it hangs.
+        let open = fs_err::read_dir(format!("/proc/{first}/fd")).expect("it lives").map(|fd| fd.expect("listed").file_name());
+        assert_eq!(
+            open.map(|fd| fd.to_string_lossy().into_owned()).collect::<std::collections::BTreeSet<_>>(),
+            ["0", "1", "2"].map(str::to_owned).into()
+        );
         let Ok(Started::Executed(other)) = starter.start(job("/bin/sleep")) else { panic!("not started") };
         assert_eq!((starter.spawners.len(), end(other)), (2, Some(libc::SIGKILL)));
         let Ok(Started::Hangs(second)) = starter.start(job(&hanging.path())) else { panic!("it does not hang") };
@@ -246,6 +264,10 @@ pub(crate) mod tests {
             .collect();
         let refused = starter.start(job("/bin/sleep")).expect_err("too many");
         assert_eq!((refused.step, refused.source.raw_os_error()), (Step::Clone, Some(libc::EAGAIN)));
+        // The agent, who can end them, must not be kept away by them.
+        let Ok(Started::Executed(agent)) = starter.start_at_any_rate(job("/bin/sleep")) else { panic!("not started") };
+        let refused = starter.start(job("/bin/sleep")).expect_err("what the agent has left is for the next agent");
+        assert_eq!((refused.source.raw_os_error(), end(agent)), (Some(libc::EAGAIN), Some(libc::SIGKILL)));
         hanging.release();
         let mut failed = Vec::new();
         let mut late = Vec::new();

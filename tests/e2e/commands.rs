@@ -290,3 +290,20 @@ fn no_wait_answers_at_once() {
     assert!(alive(pid));
     node.state("w", "stopping");
 }
+
+#[test]
+fn a_hold_and_its_end_say_nothing_of_workers_that_only_start() {
+    let node = Node::new();
+    node.write("up", "");
+    node.configure("  w: {command: '@FIXTURE@', ready: {command: 'test -e @DIR@/up', within: 1m}}", "");
+    node.boot();
+    fs_err::remove_file(node.path("up")).expect("removed");
+    node.cli(&["restart", "w", "--no-wait"]).exits(0);
+    node.state("w", "starting");
+    let held = node.cli(&["hold", "--json"]).exits(0);
+    let unheld = node.cli(&["unhold", "--json"]).exits(0).says(&["is live"]);
+    node.state("w", "starting");
+    for told in [held, unheld] {
+        assert!(!told.out.contains("failed") && !told.out.contains("warning"), "{told:?}");
+    }
+}

@@ -858,11 +858,15 @@ impl Deploy {
         &self.phase
     }
 
-    /// Returns what is under way, in a word. A try that waits for its time shows as fetching.
+    /// Returns what is under way, in a word. A try that waits for its time shows as fetching; what a former agent was cut short in, as that.
     #[must_use]
     pub fn phase_name(&self) -> PhaseName {
         match &self.phase {
-            Phase::Asleep(_) | Phase::Idle | Phase::Ending(_) => PhaseName::Idle,
+            Phase::Asleep(Some(Journal::Preparing { .. })) => PhaseName::Staging,
+            Phase::Asleep(Some(Journal::Changing { why: ChangeKind::Deploy(_) | ChangeKind::Repair, .. })) => PhaseName::Switching,
+            Phase::Asleep(Some(Journal::Changing { why: ChangeKind::Rollback, .. } | Journal::Returning { .. })) => PhaseName::RollingBack,
+            Phase::Asleep(None) if self.next.is_some() && self.held.is_none() => PhaseName::Fetching,
+            Phase::Asleep(None) | Phase::Idle | Phase::Ending(_) => PhaseName::Idle,
             Phase::Waiting { why: WaitWhy::NothingLive, .. } => PhaseName::Idle,
             Phase::Waiting { .. } | Phase::Fetching { .. } => PhaseName::Fetching,
             Phase::Staging(_) | Phase::Linking(_) => PhaseName::Staging,

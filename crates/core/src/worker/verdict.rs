@@ -197,7 +197,8 @@ impl Verdict {
 }
 
 /// Returns the name of a signal's number on x86-64 and arm64 (`signal(7)`).
-const fn signal_name(number: i32) -> Option<&'static str> {
+#[must_use]
+pub const fn signal_name(number: i32) -> Option<&'static str> {
     Some(match number {
         1 => "HUP",
         2 => "INT",

@@ -905,3 +905,21 @@ fn what_was_saved_is_read_back_also_from_an_older_version() {
     assert_eq!(serde_json::from_str::<Saved>(&text).expect("it is read"), saved);
     assert_eq!(serde_json::from_str::<Saved>("{}").expect("nothing is something"), Saved::default());
 }
+
+#[test]
+fn before_it_is_booted_it_shows_what_a_former_agent_was_cut_short_in() {
+    let mut node = Node::at_rest();
+    let shown = |node: &Node| Deploy::new(node.deploy.saved()).phase_name().as_str();
+    let mut seen = vec![shown(&node)];
+    node.deploy_now(Force::No);
+    seen.push(shown(&node));
+    node.fetched(2);
+    seen.push(shown(&node));
+    let release = node.build_all();
+    seen.push(shown(&node));
+    node.acts(Event::Switched { release: release.clone() });
+    seen.push(shown(&node));
+    node.acts(Event::RolloutFailed { release, text: "bad".to_owned() });
+    seen.push(shown(&node));
+    assert_eq!(seen, ["idle", "fetching", "staging", "switching", "switching", "rolling_back"]);
+}
