@@ -18,3 +18,4 @@ mod tell;
 
 pub(crate) use boot::{load, main, total_memory};
 pub(crate) use deploying::{ask_source, chain};
+pub(crate) use launch::PATH;

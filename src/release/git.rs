@@ -17,7 +17,7 @@ use selfstart_core::time::Human;
 use serde::{Deserialize, Serialize};
 
 use super::{mirror, prune, stage};
-use crate::sys::clock;
+use crate::sys::{clock, process};
 
 /// What the helper is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,13 +87,27 @@ pub(crate) enum Credentials {
         /// The password.
         password: Secret,
     },
-    /// For `ssh://` and `user@host:path`.
+    /// For `ssh://` and `user@host:path`. Neither key nor agent: the keys in the user's `~/.ssh`.
     Ssh {
-        /// The private key's file; `None`: what the user's ssh would take.
-        key: Option<PathBuf>,
+        /// The private key.
+        #[serde(default)]
+        key: Option<SshKey>,
+        /// The socket of an agent that has the key.
+        #[serde(default)]
+        agent: Option<PathBuf>,
         /// The pinned host keys; `None`: the user's and the system's.
+        #[serde(default)]
         known_hosts: Option<PathBuf>,
     },
+}
+
+/// A private key, as the agent read it: the helper's user may not read its file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SshKey {
+    /// Where it came from, for messages.
+    pub path: PathBuf,
+    /// What the file holds.
+    pub text: Secret,
 }
 
 /// Text that is never shown.
@@ -377,6 +391,8 @@ pub(crate) fn main() -> ExitCode {
 
 fn read_request() -> Result<Request, Failure> {
     let wrong = |why: String| Failure::new(ErrorKind::Internal, format!("not a request: {why}"));
+    // Before anything secret is read: workers and builds of this user are somebody else's code.
+    process::keep_secrets().map_err(|error| Failure::new(ErrorKind::Internal, format!("failed to hide the helper's memory: {error}")))?;
     let mut text = Vec::new();
     io::stdin().lock().take(MAX_REQUEST).read_to_end(&mut text).map_err(|error| wrong(error.to_string()))?;
     // Only where it is wrong: what is wrong may be a secret.

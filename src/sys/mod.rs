@@ -59,13 +59,15 @@ pub(crate) fn inherited_line(number: i32) -> Option<std::os::fd::OwnedFd> {
 }
 
 /// Makes an anonymous file with this content, ready to be read from its beginning (`memfd_create(2)`): for what must be in nobody's
-/// argument list and on no disk.
+/// argument list and on no disk. Who is given the descriptor reads it; opened anew (through `/proc/PID/fd`) it is by our user only.
 ///
 /// # Errors
 /// When there is no memory or no descriptor for it.
 pub(crate) fn memory_file(content: &[u8]) -> std::io::Result<std::os::fd::OwnedFd> {
     use std::io::{Seek, Write};
     let fd = rustix::fs::memfd_create("selfstart", rustix::fs::MemfdFlags::CLOEXEC)?;
+    // As made it is 0777: whoever finds the descriptor in /proc could read it, and read it again.
+    rustix::fs::fchmod(&fd, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
     let mut file = std::fs::File::from(fd);
     file.write_all(content)?;
     file.rewind()?;
