@@ -206,6 +206,8 @@ impl Reader<'_> {
                 "use https://: what is fetched is run"
             } else if start.is_empty() || start.starts_with('.') {
                 "begin with the scheme in plain, or with `/`"
+            } else if start.starts_with("ssh://") {
+                "ssh://[USER@]HOST[:PORT]/PATH"
             } else if start.contains("://") {
                 "no other scheme is known"
             } else {
@@ -1004,7 +1006,7 @@ impl Transport {
             [("https://", Self::Https), ("ssh://", Self::Ssh), ("git://", Self::Git), ("file:///", Self::Local), ("/", Self::Local)];
         if let Some((scheme, transport)) = known.into_iter().find(|(scheme, _)| start.starts_with(scheme)) {
             let rest = &start[scheme.len()..];
-            return ((!rest.is_empty() || text.as_plain().is_none()) && (transport != Self::Ssh || is_ssh(rest))).then_some(transport);
+            return ((!rest.is_empty() || text.as_plain().is_none()) && (transport != Self::Ssh || is_ssh(rest, text.as_plain().is_some()))).then_some(transport);
         }
         // user@host:path, as scp has it.
         let (host, path) = start.split_once(':')?;
@@ -1025,11 +1027,11 @@ impl Transport {
 
 /// Whether this, behind `ssh://`, has a plain host and a path: neither may look like an option to the ssh client. What is looked up
 /// later is judged when it is used.
-fn is_ssh(rest: &str) -> bool {
-    let Some((authority, path)) = rest.split_once('/') else { return !rest.starts_with('-') && !rest.contains(' ') };
+fn is_ssh(rest: &str, whole: bool) -> bool {
+    let Some((authority, path)) = rest.split_once('/') else { return !whole && !rest.starts_with('-') };
     let (user, host) = authority.rsplit_once('@').unwrap_or(("x", authority));
     let plain = |part: &str| !part.is_empty() && !part.starts_with(['-', ':']) && !part.contains([' ', '@']);
-    plain(user) && plain(host) && !path.is_empty()
+    plain(user) && plain(host) && !(whole && path.is_empty())
 }
 
 /// The time between two samples of memory when nothing else is said.

@@ -73,3 +73,18 @@ pub(crate) fn memory_file(content: &[u8]) -> std::io::Result<std::os::fd::OwnedF
     file.rewind()?;
     Ok(file.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_file_in_memory_is_read_by_who_is_given_it_and_opened_by_its_owner_only() {
+        let mut file = std::fs::File::from(super::memory_file(b"a secret").expect("made"));
+        assert_eq!(file.metadata().expect("there").permissions().mode() & 0o777, 0o600);
+        let mut text = String::new();
+        file.read_to_string(&mut text).expect("read");
+        assert_eq!(text, "a secret");
+    }
+}

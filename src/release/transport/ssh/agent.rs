@@ -185,3 +185,81 @@ impl Session {
         read().unwrap_or(false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ring::signature::Ed25519KeyPair;
+
+    use super::*;
+
+    fn session() -> Session {
+        let document = Ed25519KeyPair::generate_pkcs8(&ring::rand::SystemRandom::new()).expect("a key");
+        let body = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, document);
+        let key = PrivateKey::parse(&format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n")).expect("a key");
+        Session { key: Arc::new(key), name: "k".into(), user: Some("git".into()) }
+    }
+
+    fn log_in(user: &str, service: &str, method: &str, blob: &[u8]) -> Vec<u8> {
+        let texts: Vec<u8> = [user, service, method].iter().flat_map(|text| string(text.as_bytes())).collect();
+        [string(b"a session"), vec![USERAUTH_REQUEST], texts, vec![1], string(b"ssh-ed25519"), string(blob)].concat()
+    }
+
+    fn asked(session: &Session, blob: &[u8], message: &[u8]) -> u8 {
+        session.answer(&[vec![SIGN_REQUEST], string(blob), string(message), vec![0; 4]].concat())[0]
+    }
+
+    #[test]
+    fn signs_the_log_in_of_our_user_with_our_key_and_nothing_else() {
+        let session = session();
+        let blob = session.key.blob().to_vec();
+        let good = log_in("git", "ssh-connection", "publickey", &blob);
+        assert_eq!(asked(&session, &blob, &good), SIGN_RESPONSE);
+        let bound = log_in("git", "ssh-connection", "publickey-hostbound-v00@openssh.com", &blob);
+        assert_eq!(asked(&session, &blob, &bound), SIGN_RESPONSE);
+        for (what, message) in [
+            ("another user", log_in("root", "ssh-connection", "publickey", &blob)),
+            ("another service", log_in("git", "ssh-userauth", "publickey", &blob)),
+            ("another method", log_in("git", "ssh-connection", "hostbased", &blob)),
+            ("another key", log_in("git", "ssh-connection", "publickey", b"x")),
+            ("no log-in", b"a commit to be signed".to_vec()),
+            ("nothing", Vec::new()),
+            ("a cut one", good[..good.len() - 1].to_vec()),
+        ] {
+            assert_eq!(asked(&session, &blob, &message), FAILURE, "{what}");
+        }
+        assert_eq!(asked(&session, b"x", &good), FAILURE);
+        // SSH_AGENTC_ADD_IDENTITY, EXTENSION, and what does not exist.
+        for message in [[17_u8].as_slice(), &[27], &[255], &[], &[SIGN_REQUEST], &[SIGN_REQUEST, 255, 255, 255, 255]] {
+            assert_eq!(session.answer(message), [FAILURE]);
+        }
+    }
+
+    #[test]
+    fn answers_its_client_only_and_cannot_be_found_once_that_is_there() {
+        let session = session();
+        let us = std::process::id();
+        let waiting = Waiting::new().expect("a socket");
+        let (path, folder) = (waiting.path(), waiting.folder.clone());
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs_err::metadata(&folder).expect("there").permissions());
+        assert_eq!(mode & 0o777, 0o700);
+        let stranger = waiting.serve(Arc::clone(&session.key), "k".into(), None, us + 1).expect("served");
+        let mut stream = UnixStream::connect(&path).expect("a socket");
+        assert_eq!(stream.read(&mut [0]).expect("hung up"), 0, "we are not the client");
+        drop(stranger);
+        assert!(!folder.exists());
+
+        let waiting = Waiting::new().expect("a socket");
+        let (path, folder) = (waiting.path(), waiting.folder.clone());
+        let running = waiting.serve(Arc::clone(&session.key), "k".into(), None, us).expect("served");
+        let mut stream = UnixStream::connect(&path).expect("a socket");
+        stream.write_all(&string(&[REQUEST_IDENTITIES])).expect("asked");
+        let mut head = [0; 5];
+        stream.read_exact(&mut head).expect("answered");
+        assert_eq!(head[4], IDENTITIES_ANSWER);
+        assert!(!folder.exists());
+        // Too long a message is the end.
+        stream.write_all(&u32::MAX.to_be_bytes()).expect("asked");
+        drop(running);
+        drop(stream);
+    }
+}
