@@ -244,6 +244,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o700);
         let stranger = waiting.serve(Arc::clone(&session.key), "k".into(), None, us + 1).expect("served");
         let mut stream = UnixStream::connect(&path).expect("a socket");
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("a limit");
         assert_eq!(stream.read(&mut [0]).expect("hung up"), 0, "we are not the client");
         drop(stranger);
         assert!(!folder.exists());
