@@ -111,7 +111,9 @@ fn of_limits(settings: &Settings, controllers: &[String]) -> Vec<Finding> {
             ("memory", limits.memory.is_some(), "memory", "is kept by sampling only"),
             ("memory_high", limits.memory_high.is_some(), "memory", "is not kept"),
         ];
-        for (key, _, controller, so) in wanted.into_iter().filter(|(_, set, controller, _)| *set && !controllers.iter().any(|it| it == controller)) {
+        for (key, _, controller, so) in
+            wanted.into_iter().filter(|(_, set, controller, _)| *set && !controllers.iter().any(|it| it == controller))
+        {
             let text = format!("pools.{}.limits.{key}: {so}: this machine's cgroup v2 has no controller `{controller}`", pool.policy.name);
             found.push(finding(Weight::Warning, text, Some("boot with `systemd.unified_cgroup_hierarchy=1` if it has the old hierarchy")));
         }
@@ -207,7 +209,11 @@ fn of_ssh(settings: &Settings) -> Vec<Finding> {
         found.push(finding(Weight::Problem, text, Some("`chmod 0400` it")));
     } else if let Some(user) = user.filter(|user| user.credentials.uid != 0 && may_read(&file, user)) {
         let text = format!("{KEY}: user `{}` may read `{shown}`, and so may what the repository holds", user.name);
-        found.push(finding(Weight::Warning, text, Some("`chown root` and `chmod 0400` it: selfstart reads it and hands out signatures only")));
+        found.push(finding(
+            Weight::Warning,
+            text,
+            Some("`chown root` and `chmod 0400` it: selfstart reads it and hands out signatures only"),
+        ));
     }
     found
 }

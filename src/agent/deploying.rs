@@ -609,7 +609,11 @@ fn ssh_key(path: &Path) -> Result<git::SshKey, String> {
     let text = crate::config::secret::read_secret(path, KEY).map_err(|error| chain(&error))?;
     let mode = fs_err::metadata(path).map_err(|error| chain(&error))?.permissions().mode();
     if mode & 0o007 != 0 {
-        return Err(format!("{KEY}: everybody on this machine may read `{}`, of mode {:04o} (`chmod 0400` it)", path.display(), mode & 0o7777));
+        return Err(format!(
+            "{KEY}: everybody on this machine may read `{}`, of mode {:04o} (`chmod 0400` it)",
+            path.display(),
+            mode & 0o7777
+        ));
     }
     Ok(git::SshKey { path: path.to_owned(), text: Secret(text + "\n") })
 }
@@ -618,7 +622,8 @@ fn ssh_agent(agent: &SshAgent) -> Result<PathBuf, String> {
     match agent {
         SshAgent::Socket(socket) => Ok(socket.clone()),
         SshAgent::Environment => std::env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty()).map(Into::into).ok_or_else(|| {
-            "source.credentials.ssh_agent: SSH_AUTH_SOCK is not set in selfstart's environment (give the path of the agent's socket)".to_owned()
+            "source.credentials.ssh_agent: SSH_AUTH_SOCK is not set in selfstart's environment (give the path of the agent's socket)"
+                .to_owned()
         }),
     }
 }

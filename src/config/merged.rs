@@ -260,7 +260,9 @@ impl Reader<'_> {
             if transport != fits {
                 let what = format!("`{}` is of no use to a repository by {}", group[0], transport.name());
                 self.problems.push(self.problem(map.at, &map.key, what).hint(match (fits, transport) {
-                    (Transport::Ssh, Transport::Https) => "it is for ssh (`git@HOST:PATH`); https takes `token`, or `username` with `password`",
+                    (Transport::Ssh, Transport::Https) => {
+                        "it is for ssh (`git@HOST:PATH`); https takes `token`, or `username` with `password`"
+                    }
                     (Transport::Ssh, _) => "it is for ssh",
                     (_, Transport::Ssh) => "it is for https; ssh takes `ssh_key` or `ssh_agent`",
                     _ => "it is for https",
@@ -1006,7 +1008,9 @@ impl Transport {
             [("https://", Self::Https), ("ssh://", Self::Ssh), ("git://", Self::Git), ("file:///", Self::Local), ("/", Self::Local)];
         if let Some((scheme, transport)) = known.into_iter().find(|(scheme, _)| start.starts_with(scheme)) {
             let rest = &start[scheme.len()..];
-            return ((!rest.is_empty() || text.as_plain().is_none()) && (transport != Self::Ssh || is_ssh(rest, text.as_plain().is_some()))).then_some(transport);
+            return ((!rest.is_empty() || text.as_plain().is_none())
+                && (transport != Self::Ssh || is_ssh(rest, text.as_plain().is_some())))
+            .then_some(transport);
         }
         // user@host:path, as scp has it.
         let (host, path) = start.split_once(':')?;

@@ -65,7 +65,12 @@ pub const KEYS: &[Key] = &[
         NOTHING,
         "One of: `ssh_key` or `ssh_agent` (and `known_hosts`), `token`, `username` and `password`. ssh with neither: the keys in `user`'s `~/.ssh`.",
     ),
-    key("source.credentials.ssh_key", "absolute path", NOTHING, "The private key, for ssh: without a passphrase; read by selfstart, and not to be readable by `user`."),
+    key(
+        "source.credentials.ssh_key",
+        "absolute path",
+        NOTHING,
+        "The private key, for ssh: without a passphrase; read by selfstart, and not to be readable by `user`.",
+    ),
     key(
         "source.credentials.ssh_agent",
         "true, false or absolute path",

@@ -7,8 +7,8 @@
 compile_error!("selfstart is for 64-bit Linux");
 
 pub(crate) mod cgroup;
-mod clone_into;
 pub(crate) mod clock;
+mod clone_into;
 pub mod fault;
 #[cfg(test)]
 pub(crate) mod headless;

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::node::{Node, QUICK, run};
+use crate::node::{Node, QUICK, run, said};
 
 /// An sshd on loopback that ends with its test.
 struct Site {
@@ -143,4 +143,26 @@ fn a_node_lives_on_an_ssh_source_with_a_key_that_is_roots_and_refuses_a_changed_
     node.cli(&["check", "--offline"]).exits(0).says(&["warning: source.credentials.ssh_key: user `nobody` may read"]);
     run(Command::new("ssh-keygen").args(["-q", "-p", "-P", "", "-N", "a passphrase", "-f"]).arg(&user_key));
     node.cli(&["check", "--offline"]).exits(78).says(&["cannot be used: it is encrypted with a passphrase"]);
+}
+
+#[test]
+fn check_says_what_to_install_when_there_is_no_client() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let node = Node::new();
+    node.configure("  w: {command: '@FIXTURE@'}", "user: nobody\nsource: {repository: 'git@localhost:x', branch: main}");
+    // In a mount namespace of its own, the client is something that cannot be run.
+    let mut command = Command::new("unshare");
+    command.args([
+        "-m",
+        "sh",
+        "-ec",
+        "mount --bind /dev/null /usr/bin/ssh; exec \"$@\"",
+        "sh",
+        env!("CARGO_BIN_EXE_selfstart"),
+        "--config",
+    ]);
+    command.arg(node.path("config.yaml")).args(["check", "--offline"]).stdin(Stdio::null());
+    said(&mut command).exits(78).says(&["there is no `ssh` client on this machine", "hint: install openssh-client"]);
 }

@@ -325,7 +325,10 @@ fn the_client_is_told_no_secret_and_gets_nothing_of_our_environment() {
     let user_key = key(&scene, "user_key");
     std::fs::create_dir(scene.path("bin")).expect("made");
     let (fake, told) = (scene.path("bin/ssh"), scene.path("told"));
-    let text = format!("#!/bin/sh\ntr '\\0' '\\n' </proc/$$/cmdline >{0}\necho == >>{0}\ntr '\\0' '\\n' </proc/$$/environ >>{0}\nexit 255\n", told.display());
+    let text = format!(
+        "#!/bin/sh\ntr '\\0' '\\n' </proc/$$/cmdline >{0}\necho == >>{0}\ntr '\\0' '\\n' </proc/$$/environ >>{0}\nexit 255\n",
+        told.display()
+    );
     // Not by us: while we write it, a child of another test could hold it open, and it could not be executed.
     let mut write = Command::new("sh");
     write.args(["-c", "printf %s \"$1\" >\"$2\" && chmod 755 \"$2\"", "sh", &text]).arg(&fake);
@@ -334,13 +337,17 @@ fn the_client_is_told_no_secret_and_gets_nothing_of_our_environment() {
     let mut request = scene.fetch_request("me@[::1]:it's/x");
     request["fetch"]["credentials"] = json!({"ssh": {"key": given(&user_key), "known_hosts": scene.path("known_hosts")}});
     let path = format!("{}:{}", scene.path("bin").display(), std::env::var("PATH").expect("set"));
-    let answer = ask(helper_command().env("PATH", path).env("SSH_AUTH_SOCK", "/nowhere").env("LD_PRELOAD_X", "1").env("SSH_ASKPASS", "/x"), &request);
+    let answer = ask(
+        helper_command().env("PATH", path).env("SSH_AUTH_SOCK", "/nowhere").env("LD_PRELOAD_X", "1").env("SSH_ASKPASS", "/x"),
+        &request,
+    );
     refused(&answer, "unreachable", &[]);
     let told = std::fs::read_to_string(&told).expect("told");
     let (words, vars) = told.split_once("==\n").expect("both");
     let words: Vec<&str> = words.lines().collect();
     assert!(words.windows(2).any(|pair| pair == ["-F", "none"]), "{words:?}");
-    for wanted in ["BatchMode=yes", "StrictHostKeyChecking=yes", "UpdateHostKeys=no", "IdentityFile=none", "GlobalKnownHostsFile=/dev/null"] {
+    for wanted in ["BatchMode=yes", "StrictHostKeyChecking=yes", "UpdateHostKeys=no", "IdentityFile=none", "GlobalKnownHostsFile=/dev/null"]
+    {
         assert!(words.windows(2).any(|pair| pair == ["-o", wanted]), "{wanted}: {words:?}");
     }
     assert_eq!(words[words.len() - 3..], ["--", "me@::1", r"git-upload-pack 'it'\''s/x'"], "{words:?}");

@@ -34,7 +34,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const SCAN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What has to be installed where there is no client.
-pub(crate) const INSTALL: &str = "install openssh-client (Debian, Ubuntu) or openssh-clients (Fedora, Amazon Linux), or use an https address";
+pub(crate) const INSTALL: &str =
+    "install openssh-client (Debian, Ubuntu) or openssh-clients (Fedora, Amazon Linux), or use an https address";
 
 /// The client that runs now, for the watchdog.
 static RUNNING: Mutex<Option<Arc<Mutex<Child>>>> = Mutex::new(None);
@@ -94,9 +95,8 @@ impl Command {
             }
         };
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let program = client(&path).ok_or_else(|| {
-            Failure::new(ErrorKind::Unsupported, "there is no `ssh` client on this machine".to_owned()).hint(INSTALL)
-        })?;
+        let program = client(&path)
+            .ok_or_else(|| Failure::new(ErrorKind::Unsupported, "there is no `ssh` client on this machine".to_owned()).hint(INSTALL))?;
         // No file of people's settings: what is fetched, and from where, is said by our configuration alone.
         let mut words: Vec<OsString> = ["-F", "none", "-T"].map(Into::into).into();
         let mut option = |text: String| words.extend(["-o".into(), text.into()]);

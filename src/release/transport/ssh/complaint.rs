@@ -76,7 +76,9 @@ impl Complaint {
         }
         if let Some(rest) = line.strip_prefix("debug1: ") {
             // The first one only: later a server may say what it likes.
-            if let (None, Some((kind, fingerprint))) = (&self.shown, rest.strip_prefix("Server host key: ").and_then(|it| it.split_once(' '))) {
+            if let (None, Some((kind, fingerprint))) =
+                (&self.shown, rest.strip_prefix("Server host key: ").and_then(|it| it.split_once(' ')))
+            {
                 self.shown = Some((kind.to_owned(), fingerprint.to_owned()));
             } else if rest.starts_with("Host '") && rest.contains(" is known and matches the ") {
                 self.known = true;
@@ -134,7 +136,8 @@ impl Complaint {
                 return failure(ErrorKind::Unsupported, "this machine's ssh client is too old").hint("install OpenSSH 7.6 or later");
             }
             if self.has(&["no user exists for uid"]) {
-                return failure(ErrorKind::Unsupported, "the ssh client wants its user to have an account").hint("set `user:` to a user that has one");
+                return failure(ErrorKind::Unsupported, "the ssh client wants its user to have an account")
+                    .hint("set `user:` to a user that has one");
             }
             if self.has(&["unable to negotiate with", "no matching host key type", "no matching key exchange"]) {
                 return failure(ErrorKind::Unsupported, &format!("{host} and this machine's ssh client have no common algorithm"))
@@ -145,8 +148,13 @@ impl Complaint {
                 Some(code) => failure(ErrorKind::Unreachable, &format!("failed to reach {host} (ssh ended with {code})")),
             };
         }
-        let nowhere =
-            ["not appear to be a git repository", "repository not found", "does not exist", "no such file or directory", "could not be found"];
+        let nowhere = [
+            "not appear to be a git repository",
+            "repository not found",
+            "does not exist",
+            "no such file or directory",
+            "could not be found",
+        ];
         if self.has(&nowhere) {
             return failure(ErrorKind::NotFound, &format!("{host} has no such repository, or not for this key"));
         }
@@ -171,7 +179,8 @@ impl Complaint {
         );
         if self.has(&["was revoked", "is marked as revoked"]) {
             let text = format!("the ssh host key of {host} is REVOKED: it shows {kind} {fingerprint}");
-            return Failure::new(ErrorKind::HostKey, text).hint("whoever shows it is not to be trusted: ask its operator for the present key");
+            return Failure::new(ErrorKind::HostKey, text)
+                .hint("whoever shows it is not to be trusted: ask its operator for the present key");
         }
         if self.has(&["remote host identification has changed"]) {
             let pinned = self.lines.iter().find_map(|line| {
@@ -195,20 +204,29 @@ impl Complaint {
     fn of_refusal(&self, whom: &Whom, tail: &str) -> Failure {
         let host = whom.marker();
         let who = whom.user.as_deref().unwrap_or("us");
-        let tried = if self.offered.is_empty() { "no key was offered".to_owned() } else { format!("offered was {}", self.offered.join(", ")) };
-        Failure::new(ErrorKind::Refused, format!("{host} does not let `{who}` in, {tried}: {tail}")).hint(match (whom.by, self.offered.is_empty()) {
-            (By::Key, _) => "is that key registered there, and is the user in the address right (`git@` for most)?",
-            (By::Agent, true) => "has the agent a key? `SSH_AUTH_SOCK=... ssh-add -l`, as the app's user",
-            (By::Agent, false) => "is one of the agent's keys registered there, and is the user in the address right (`git@` for most)?",
-            (By::Home, _) => "set `source.credentials.ssh_key` or `source.credentials.ssh_agent`",
-        })
+        let tried =
+            if self.offered.is_empty() { "no key was offered".to_owned() } else { format!("offered was {}", self.offered.join(", ")) };
+        Failure::new(ErrorKind::Refused, format!("{host} does not let `{who}` in, {tried}: {tail}")).hint(
+            match (whom.by, self.offered.is_empty()) {
+                (By::Key, _) => "is that key registered there, and is the user in the address right (`git@` for most)?",
+                (By::Agent, true) => "has the agent a key? `SSH_AUTH_SOCK=... ssh-add -l`, as the app's user",
+                (By::Agent, false) => {
+                    "is one of the agent's keys registered there, and is the user in the address right (`git@` for most)?"
+                }
+                (By::Home, _) => "set `source.credentials.ssh_key` or `source.credentials.ssh_agent`",
+            },
+        )
     }
 }
 
 /// Returns the fingerprint of the key in a line (from 1) of a file of host keys.
 fn fingerprint_in(file: &Path, number: usize) -> Option<String> {
     let text = fs_err::read_to_string(file).ok()?;
-    text.lines().nth(number.checked_sub(1)?)?.split_whitespace().rev().find_map(|word| (word.len() > 40).then(|| fingerprint_of_base64(word))?)
+    text.lines()
+        .nth(number.checked_sub(1)?)?
+        .split_whitespace()
+        .rev()
+        .find_map(|word| (word.len() > 40).then(|| fingerprint_of_base64(word))?)
 }
 
 /// Returns what `ssh-keyscan -t` calls a kind of key.
@@ -239,7 +257,9 @@ mod tests {
 
     #[test]
     fn complaints_are_told_apart() {
-        let unknown = format!("{SHOWN}No ED25519 host key is known for [h]:22 and you have requested strict checking.\nHost key verification failed.");
+        let unknown = format!(
+            "{SHOWN}No ED25519 host key is known for [h]:22 and you have requested strict checking.\nHost key verification failed."
+        );
         let changed = format!("{SHOWN}@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.");
         for (said, kind) in [
             (unknown.as_str(), ErrorKind::HostKey),

@@ -346,7 +346,9 @@ mod tests {
     #[test]
     fn remainders_are_right() {
         let bytes = |value: u64| without_zeros(&value.to_be_bytes()).to_vec();
-        for (value, prime) in [(0_u64, 257_u64), (1, 257), (65_537, 257), (u64::MAX, 65_537), (12_345_678_901_234, 4_294_967_291), (256, 257)] {
+        for (value, prime) in
+            [(0_u64, 257_u64), (1, 257), (65_537, 257), (u64::MAX, 65_537), (12_345_678_901_234, 4_294_967_291), (256, 257)]
+        {
             assert_eq!(remainder_of_less_one(&bytes(value), &bytes(prime)), Ok(bytes(value % (prime - 1))), "{value} {prime}");
         }
         assert_eq!(remainder_of_less_one(&[1], &[]), Err(KeyError::Damaged));
