@@ -33,6 +33,18 @@ pub(crate) enum Request {
     Uses(UsesRequest),
 }
 
+impl Request {
+    /// Whether it may hold a key, a token or a password.
+    fn holds_secrets(&self) -> bool {
+        match self {
+            Self::Fetch(fetch) | Self::Look(fetch) => {
+                fetch.url.0.contains('@') || !matches!(fetch.credentials, Credentials::None | Credentials::Ssh { key: None, .. })
+            }
+            Self::Stage(_) | Self::Uses(_) => false,
+        }
+    }
+}
+
 /// Bring the mirror up to date.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fetch {
@@ -396,7 +408,13 @@ fn read_request() -> Result<Request, Failure> {
     let mut text = Vec::new();
     io::stdin().lock().take(MAX_REQUEST).read_to_end(&mut text).map_err(|error| wrong(error.to_string()))?;
     // Only where it is wrong: what is wrong may be a secret.
-    serde_json::from_slice(&text).map_err(|error| wrong(format!("line {}, column {}", error.line(), error.column())))
+    let request: Request =
+        serde_json::from_slice(&text).map_err(|error| wrong(format!("line {}, column {}", error.line(), error.column())))?;
+    if !request.holds_secrets() {
+        // Else an agent that is not root could not see whether this one is in a release's way. Refused, it is only that.
+        let _ = process::keep_no_secrets();
+    }
+    Ok(request)
 }
 
 /// Ends the helper when its time is over, in whatever C code or system call it is.
@@ -408,4 +426,29 @@ fn watch(out: Arc<Out>, timeout: Duration, hint: &'static str) {
         super::transport::abandon();
         std::process::exit(i32::from(!good));
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_may_hold_a_secret_is_known() {
+        let fetch = |url: &str, credentials: serde_json::Value| {
+            let request = json!({"fetch": {
+                "mirror": "/m", "url": url, "wanted": {"branch": "main"}, "depth": 1, "timeout_millis": 1, "credentials": credentials,
+            }});
+            serde_json::from_value::<Request>(request).expect("a request").holds_secrets()
+        };
+        assert!(!fetch("/srv/r", json!("none")));
+        assert!(!fetch("ssh://h/r", json!({"ssh": {"agent": "/s"}})));
+        assert!(fetch("ssh://h/r", json!({"ssh": {"key": {"path": "/k", "text": "x"}}})));
+        assert!(fetch("https://h/r", json!({"token": "x"})));
+        assert!(fetch("https://h/r", json!({"password": {"username": "u", "password": "p"}})));
+        assert!(fetch("https://u:p@h/r", json!("none")));
+        let debug = format!("{:?}", SshKey { path: "/k".into(), text: Secret("hunter2".into()) });
+        assert!(!debug.contains("hunter2"), "{debug}");
+    }
 }

@@ -111,6 +111,14 @@ pub(crate) fn keep_secrets() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
 }
 
+/// Undoes [`keep_secrets`]: who has none is seen like any other process.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn keep_no_secrets() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?)
+}
+
 /// Opens a process by number and start, so that it can be signalled and awaited whatever happens to the number.
 ///
 /// # Errors

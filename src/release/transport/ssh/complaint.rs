@@ -82,6 +82,8 @@ impl Complaint {
                 self.shown = Some((kind.to_owned(), fingerprint.to_owned()));
             } else if rest.starts_with("Host '") && rest.contains(" is known and matches the ") {
                 self.known = true;
+            } else if rest.starts_with("Entering interactive session") {
+                self.inside = true;
             } else if let Some(key) = rest.strip_prefix("Offering public key: ").filter(|_| self.offered.len() < MAX_OFFERED) {
                 self.offered.push(key.trim_end_matches(" explicit").trim_end_matches(" agent").to_owned());
             }
