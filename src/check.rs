@@ -6,8 +6,10 @@ use std::time::Duration;
 use crate::agent;
 use crate::cli::check::{Checkup, Finding, Weight};
 use crate::config::problem::Problem;
+use crate::config::secret::read_secret;
 use crate::config::settings::{Credentials, PoolSettings, QueueKind, Settings};
 use crate::config::{ConfigErrors, Loaded, process_env};
+use crate::release::transport::ssh;
 use crate::sys::cgroup;
 use crate::sys::links;
 use crate::sys::users::{self, UserError};
@@ -90,6 +92,7 @@ fn of_machine(settings: &Settings) -> Vec<Finding> {
     }
     found.extend(of_root(settings));
     found.extend(of_files(settings));
+    found.extend(of_ssh(settings));
     found.extend(of_secrets(settings));
     found.extend(of_memory(settings));
     found.extend(of_queues(settings));
@@ -151,13 +154,12 @@ fn of_root(settings: &Settings) -> Vec<Finding> {
 /// Files that helpers and workers need; what holds secrets of `${file:...}` is looked at in [`of_secrets`].
 fn of_files(settings: &Settings) -> Vec<Finding> {
     let source = &settings.source;
-    let (key, known_hosts) = match &source.credentials {
-        Credentials::Ssh { key, known_hosts } => (key.as_ref(), known_hosts.as_ref()),
-        _ => (None, None),
+    let known_hosts = match &source.credentials {
+        Credentials::Ssh { known_hosts, .. } => known_hosts.as_ref(),
+        _ => None,
     };
     let user = settings.user.as_ref().and_then(|spec| users::user(&spec.user, spec.group.as_deref()).ok());
-    let for_helper =
-        [("source.ca", source.ca.as_ref()), ("source.credentials.ssh_key", key), ("source.credentials.known_hosts", known_hosts)];
+    let for_helper = [("source.ca", source.ca.as_ref()), ("source.credentials.known_hosts", known_hosts)];
     let for_helper = for_helper.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?, user.as_ref())));
     // Read by the agent.
     let of_pool = |pool: &'_ PoolSettings| format!("pools.{}.env_files", pool.policy.name);
@@ -177,6 +179,43 @@ fn of_files(settings: &Settings) -> Vec<Finding> {
             Some(finding(Weight::Problem, text, Some("put the file there, readable for who needs it, or name another")))
         })
         .collect()
+}
+
+/// What a source over ssh needs here: the client, and a key that can be used and that the app's user cannot read.
+fn of_ssh(settings: &Settings) -> Vec<Finding> {
+    const KEY: &str = "source.credentials.ssh_key";
+    let source = &settings.source;
+    let mut found = Vec::new();
+    if source.is_ssh() && ssh::client(agent::PATH.as_ref()).is_none() {
+        found.push(finding(Weight::Problem, "source.repository: there is no `ssh` client on this machine", Some(ssh::INSTALL)));
+    }
+    let Credentials::Ssh { key: Some(path), .. } = &source.credentials else { return found };
+    let shown = path.display();
+    let text = match read_secret(path, KEY) {
+        Ok(text) => text,
+        Err(error) => {
+            let hint = "put the key there, readable for selfstart and not for `user`, or name another";
+            found.push(finding(Weight::Problem, agent::chain(&error), Some(hint)));
+            return found;
+        }
+    };
+    if let Err(error) = ssh::key::PrivateKey::parse(&text) {
+        found.push(finding(Weight::Problem, format!("{KEY}: `{shown}` cannot be used: {error}"), Some(error.hint())));
+    }
+    let Ok(file) = fs_err::metadata(path) else { return found };
+    let user = settings.user.as_ref().and_then(|spec| users::user(&spec.user, spec.group.as_deref()).ok());
+    if std::os::unix::fs::MetadataExt::mode(&file) & 0o007 != 0 {
+        let text = format!("{KEY}: everybody on this machine may read `{shown}`");
+        found.push(finding(Weight::Problem, text, Some("`chmod 0400` it")));
+    } else if let Some(user) = user.filter(|user| user.credentials.uid != 0 && may_read(&file, user)) {
+        let text = format!("{KEY}: user `{}` may read `{shown}`, and so may what the repository holds", user.name);
+        found.push(finding(
+            Weight::Warning,
+            text,
+            Some("`chown root` and `chmod 0400` it: selfstart reads it and hands out signatures only"),
+        ));
+    }
+    found
 }
 
 /// By the file's own mode (`path_resolution(7)`); an access list may say otherwise.

@@ -2,7 +2,7 @@
 //! behind it is begun.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use selfstart_core::deploy::{
@@ -19,7 +19,7 @@ use super::errands::{Over, What};
 use super::launch;
 use super::run::{Agent, Worked};
 use super::store;
-use crate::config::settings::{Credentials, Settings, SourceSettings, WantedRef};
+use crate::config::settings::{Credentials, Settings, SourceSettings, SshAgent, WantedRef};
 use crate::keeper::protocol::Ask;
 use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
 use crate::release::layout::Layout;
@@ -542,7 +542,6 @@ fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: 
 /// # Errors
 /// What the helper says, with its hint.
 pub(crate) fn ask_source(settings: &Settings, longest: Duration) -> Result<(), (String, Option<String>)> {
-    use std::io::Write;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
 
@@ -553,15 +552,12 @@ pub(crate) fn ask_source(settings: &Settings, longest: Duration) -> Result<(), (
     let start = launch::own_helper(settings, &known, "internal-git", String::new(), &proxies()).map_err(|error| other(&error))?;
     let mut command = Command::new(start.programs.first().map_or("", String::as_str));
     command.args(start.argv.iter().skip(1)).env_clear().envs(start.env).current_dir("/");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let input = crate::sys::memory_file(&request).map_err(|error| other(&error))?;
+    command.stdin(Stdio::from(input)).stdout(Stdio::piped()).stderr(Stdio::null());
     if let Some((uid, gid, _)) = start.user.filter(|_| rustix::process::geteuid().is_root()) {
         command.uid(uid).gid(gid);
     }
-    let mut helper = command.spawn().map_err(|error| other(&error))?;
-    if let Some(mut input) = helper.stdin.take() {
-        // Whatever becomes of that, its answer or its end tells.
-        let _told_by_its_end = input.write_all(&request);
-    }
+    let helper = command.spawn().map_err(|error| other(&error))?;
     // It ends itself when its time is over.
     let output = helper.wait_with_output().map_err(|error| other(&error))?;
     let last = output.stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
@@ -600,8 +596,38 @@ fn credentials(source: &SourceSettings) -> Result<git::Credentials, String> {
             username: Secret(resolve(username, "source.credentials.username")?),
             password: Secret(resolve(password, "source.credentials.password")?),
         },
-        Credentials::Ssh { key, known_hosts } => git::Credentials::Ssh { key: key.clone(), known_hosts: known_hosts.clone() },
+        Credentials::Ssh { key, agent, known_hosts } => git::Credentials::Ssh {
+            key: key.as_deref().map(ssh_key).transpose()?,
+            agent: agent.as_ref().map(ssh_agent).transpose()?,
+            known_hosts: known_hosts.clone(),
+        },
     })
+}
+
+/// Reads a private key: its file is not the helper's to read.
+fn ssh_key(path: &Path) -> Result<git::SshKey, String> {
+    use std::os::unix::fs::PermissionsExt;
+    const KEY: &str = "source.credentials.ssh_key";
+    let text = crate::config::secret::read_secret(path, KEY).map_err(|error| chain(&error))?;
+    let mode = fs_err::metadata(path).map_err(|error| chain(&error))?.permissions().mode();
+    if mode & 0o007 != 0 {
+        return Err(format!(
+            "{KEY}: everybody on this machine may read `{}`, of mode {:04o} (`chmod 0400` it)",
+            path.display(),
+            mode & 0o7777
+        ));
+    }
+    Ok(git::SshKey { path: path.to_owned(), text: Secret(text + "\n") })
+}
+
+fn ssh_agent(agent: &SshAgent) -> Result<PathBuf, String> {
+    match agent {
+        SshAgent::Socket(socket) => Ok(socket.clone()),
+        SshAgent::Environment => std::env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty()).map(Into::into).ok_or_else(|| {
+            "source.credentials.ssh_agent: SSH_AUTH_SOCK is not set in selfstart's environment (give the path of the agent's socket)"
+                .to_owned()
+        }),
+    }
 }
 
 fn resolve(text: &crate::config::secret::Text, key: &str) -> Result<String, String> {
@@ -611,7 +637,7 @@ fn resolve(text: &crate::config::secret::Text, key: &str) -> Result<String, Stri
 
 /// The proxy settings that git helpers take over from the agent's environment: nothing else of it.
 fn proxies() -> BTreeMap<String, String> {
-    ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "SSH_AUTH_SOCK"]
+    ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"]
         .into_iter()
         .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
         .collect()
@@ -619,7 +645,8 @@ fn proxies() -> BTreeMap<String, String> {
 
 fn trouble(kind: ErrorKind) -> FetchTrouble {
     match kind {
-        ErrorKind::Refused => FetchTrouble::Refused,
+        // A host key does not become right by itself, but by a person: asked for slowly, not once a second.
+        ErrorKind::Refused | ErrorKind::HostKey => FetchTrouble::Refused,
         ErrorKind::NotFound | ErrorKind::Unsupported => FetchTrouble::NoSuchRef,
         ErrorKind::DiskFull => FetchTrouble::Disk,
         _ => FetchTrouble::Network,

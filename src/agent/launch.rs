@@ -17,7 +17,7 @@ use crate::sys::clock;
 use crate::sys::users::{self, Known, User, UserError};
 
 /// Where programs are looked for when nothing else is said.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why something cannot be started.
 #[derive(Debug, thiserror::Error)]

@@ -19,3 +19,4 @@ mod tell;
 
 pub(crate) use boot::{load, main, total_memory};
 pub(crate) use deploying::{ask_source, chain};
+pub(crate) use launch::PATH;

@@ -17,7 +17,7 @@ use super::problem::Mark;
 use super::raw::{Node, Value, join};
 use super::schema::{self, Left};
 use super::secret::Text;
-use super::settings::{Command, Credentials, PoolSettings, QueueSettings, Settings, UserSpec, WantedRef};
+use super::settings::{Command, Credentials, PoolSettings, QueueSettings, Settings, SshAgent, UserSpec, WantedRef};
 
 /// Each value of a configuration and where it comes from, in the order of the reference.
 #[derive(Clone, Debug, PartialEq)]
@@ -416,8 +416,13 @@ impl Collector<'_> {
                 self.add(&["source", "credentials", "username"], text(username));
                 self.add(&["source", "credentials", "password"], text(password));
             }
-            Credentials::Ssh { key, known_hosts } => {
+            Credentials::Ssh { key, agent, known_hosts } => {
                 self.add(&["source", "credentials", "ssh_key"], or_nothing(key.as_deref(), path));
+                let agent = agent.as_ref().map_or(Shown::Nothing, |agent| match agent {
+                    SshAgent::Environment => Shown::Bool(true),
+                    SshAgent::Socket(socket) => path(socket),
+                });
+                self.add(&["source", "credentials", "ssh_agent"], agent);
                 self.add(&["source", "credentials", "known_hosts"], or_nothing(known_hosts.as_deref(), path));
             }
         }

@@ -4,7 +4,7 @@
 //! (`reader`), the form of the file (`raw`), looking at users, files or repositories (`check`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use selfstart_core::id::{PoolName, Revision};
@@ -22,7 +22,7 @@ use super::reader::{At, Between, Map, Reader, duration, size};
 use super::secret::{Plain, Text, is_variable_name};
 use super::settings::{
     BuildSettings, BuildStep, Command, ControlSettings, Credentials, Limits, LogFormat, LogSettings, PoolLog, PoolSettings, QueueKind,
-    QueueSettings, ReleaseSettings, Settings, SourceSettings, UserSpec, WantedRef,
+    QueueSettings, ReleaseSettings, Settings, SourceSettings, SshAgent, UserSpec, WantedRef,
 };
 
 /// The longest `root`: `<root>/run/control.sock` with its NUL must fit into the 108 bytes of `sun_path` (`unix(7)`).
@@ -206,6 +206,8 @@ impl Reader<'_> {
                 "use https://: what is fetched is run"
             } else if start.is_empty() || start.starts_with('.') {
                 "begin with the scheme in plain, or with `/`"
+            } else if start.starts_with("ssh://") {
+                "ssh://[USER@]HOST[:PORT]/PATH"
             } else if start.contains("://") {
                 "no other scheme is known"
             } else {
@@ -221,6 +223,7 @@ impl Reader<'_> {
     fn credentials(&mut self, source: &Map<'_>, repository: Option<&Text>) -> Credentials {
         let map = self.section(source, "credentials");
         let key = self.opt(&map, "ssh_key", Self::absolute_path);
+        let agent = self.opt(&map, "ssh_agent", Self::ssh_agent).flatten();
         let known_hosts = self.opt(&map, "known_hosts", Self::absolute_path);
         let token = self.opt(&map, "token", |reader, at| reader.secret_text(at, Plain::Masked));
         let username = self.opt(&map, "username", |reader, at| reader.secret_text(at, Plain::Shown));
@@ -234,13 +237,17 @@ impl Reader<'_> {
             }
         }
         let written = |names: &[&'static str]| names.iter().copied().filter(|name| map.get(name).is_some()).collect::<Vec<_>>();
-        let groups = [written(&["ssh_key", "known_hosts"]), written(&["token"]), written(&["username", "password"])];
+        let groups = [written(&["ssh_key", "ssh_agent", "known_hosts"]), written(&["token"]), written(&["username", "password"])];
         let groups: Vec<_> = groups.into_iter().filter(|group| !group.is_empty()).collect();
         if let [first, second, ..] = groups.as_slice() {
             let what = format!("more than one source of credentials: `{}` and `{}`", first[0], second[0]);
             let problem = self.problem(map.at, &map.key, what);
-            self.problems.push(problem.allowed("one of ssh_key with known_hosts, token, username with password"));
+            self.problems.push(problem.allowed(CREDENTIALS));
             return Credentials::None;
+        }
+        if key.is_some() && agent.is_some() {
+            let problem = self.problem(map.at, &map.key, "more than one source of credentials: `ssh_key` and `ssh_agent`".to_owned());
+            self.problems.push(problem.allowed(CREDENTIALS));
         }
         for (name, other) in [("username", "password"), ("password", "username")] {
             if map.get(name).is_some() && map.get(other).is_none() {
@@ -248,10 +255,18 @@ impl Reader<'_> {
             }
         }
         if let (Some(group), Some(transport)) = (groups.first(), repository.and_then(Transport::of)) {
-            let fits = if matches!(group[0], "ssh_key" | "known_hosts") { Transport::Ssh } else { Transport::Https };
+            let of_ssh = matches!(group[0], "ssh_key" | "ssh_agent" | "known_hosts");
+            let fits = if of_ssh { Transport::Ssh } else { Transport::Https };
             if transport != fits {
                 let what = format!("`{}` is of no use to a repository by {}", group[0], transport.name());
-                self.problems.push(self.problem(map.at, &map.key, what).hint(format!("it is for {}", fits.name())));
+                self.problems.push(self.problem(map.at, &map.key, what).hint(match (fits, transport) {
+                    (Transport::Ssh, Transport::Https) => {
+                        "it is for ssh (`git@HOST:PATH`); https takes `token`, or `username` with `password`"
+                    }
+                    (Transport::Ssh, _) => "it is for ssh",
+                    (_, Transport::Ssh) => "it is for https; ssh takes `ssh_key` or `ssh_agent`",
+                    _ => "it is for https",
+                }));
             }
             // `https://user:password@host` and credentials beside it: which would count?
             if repository.is_some_and(|text| transport == Transport::Https && (text.is_masked() || text.plain_start().contains('@'))) {
@@ -262,9 +277,25 @@ impl Reader<'_> {
         match (key, known_hosts, token, username, password) {
             (None, None, Some(token), ..) => Credentials::Token(token),
             (None, None, None, Some(username), Some(password)) => Credentials::Password { username, password },
-            (None, None, ..) => Credentials::None,
-            (key, known_hosts, ..) => Credentials::Ssh { key, known_hosts },
+            (None, None, ..) if agent.is_none() => Credentials::None,
+            (key, known_hosts, ..) => Credentials::Ssh { key, agent, known_hosts },
         }
+    }
+
+    fn ssh_agent(&mut self, at: &At<'_>) -> Option<Option<SshAgent>> {
+        let text = self.text(at)?;
+        match text {
+            "true" => return Some(Some(SshAgent::Environment)),
+            "false" => return Some(None),
+            _ => {}
+        }
+        let path = Path::new(text);
+        if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+            let allowed = "true (what SSH_AUTH_SOCK of selfstart's environment names), false, or the absolute path of its socket";
+            self.tell(at, "no ssh agent", |problem| problem.found(text).allowed(allowed));
+            return None;
+        }
+        Some(Some(SshAgent::Socket(path.components().collect())))
     }
 
     fn wanted(&mut self, map: &Map<'_>) -> Option<WantedRef> {
@@ -958,6 +989,9 @@ impl Reader<'_> {
     }
 }
 
+/// How the source may know us.
+const CREDENTIALS: &str = "one of ssh_key with known_hosts, ssh_agent with known_hosts, token, username with password";
+
 /// How a repository is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transport {
@@ -973,7 +1007,10 @@ impl Transport {
         let known =
             [("https://", Self::Https), ("ssh://", Self::Ssh), ("git://", Self::Git), ("file:///", Self::Local), ("/", Self::Local)];
         if let Some((scheme, transport)) = known.into_iter().find(|(scheme, _)| start.starts_with(scheme)) {
-            return (start.len() > scheme.len() || text.as_plain().is_none()).then_some(transport);
+            let rest = &start[scheme.len()..];
+            return ((!rest.is_empty() || text.as_plain().is_none())
+                && (transport != Self::Ssh || is_ssh(rest, text.as_plain().is_some())))
+            .then_some(transport);
         }
         // user@host:path, as scp has it.
         let (host, path) = start.split_once(':')?;
@@ -990,6 +1027,15 @@ impl Transport {
             Self::Local => "path",
         }
     }
+}
+
+/// Whether this, behind `ssh://`, has a plain host and a path: neither may look like an option to the ssh client. What is looked up
+/// later is judged when it is used.
+fn is_ssh(rest: &str, whole: bool) -> bool {
+    let Some((authority, path)) = rest.split_once('/') else { return !whole && !rest.starts_with('-') };
+    let (user, host) = authority.rsplit_once('@').unwrap_or(("x", authority));
+    let plain = |part: &str| !part.is_empty() && !part.starts_with(['-', ':']) && !part.contains([' ', '@']);
+    plain(user) && plain(host) && !(whole && path.is_empty())
 }
 
 /// The time between two samples of memory when nothing else is said.

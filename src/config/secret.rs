@@ -310,8 +310,11 @@ fn mask_userinfo(text: &str) -> String {
     }
 }
 
-/// Reads one secret, without the line ends at its end.
-fn read_secret(path: &Path, key: &str) -> Result<String, SecretError> {
+/// Reads one secret, without the line ends at its end; `key` is named in errors.
+///
+/// # Errors
+/// If the file cannot be read or is no text.
+pub fn read_secret(path: &Path, key: &str) -> Result<String, SecretError> {
     let unreadable = |source| SecretError::Unreadable { key: key.to_owned(), path: path.to_owned(), source };
     if !fs_err::metadata(path).map_err(unreadable)?.is_file() {
         return Err(SecretError::NotAFile { key: key.to_owned(), path: path.to_owned() });

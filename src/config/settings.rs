@@ -63,6 +63,15 @@ pub struct SourceSettings {
     pub boot_timeout: Duration,
 }
 
+impl SourceSettings {
+    /// Whether it is reached over ssh.
+    #[must_use]
+    pub fn is_ssh(&self) -> bool {
+        let start = self.repository.plain_start();
+        start.starts_with("ssh://") || (!start.starts_with('/') && !start.contains("://") && start.contains(':'))
+    }
+}
+
 /// What is deployed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WantedRef {
@@ -89,13 +98,24 @@ pub enum Credentials {
         /// The password.
         password: Text,
     },
-    /// `ssh_key:`, and `known_hosts:`.
+    /// `ssh_key:` or `ssh_agent:`, and `known_hosts:`.
     Ssh {
         /// The private key's file.
         key: Option<PathBuf>,
+        /// The agent that has the key; never beside one.
+        agent: Option<SshAgent>,
         /// The pinned host keys.
         known_hosts: Option<PathBuf>,
     },
+}
+
+/// `source.credentials.ssh_agent:`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SshAgent {
+    /// `true`: the one that `SSH_AUTH_SOCK` of selfstart's own environment names.
+    Environment,
+    /// Its socket.
+    Socket(PathBuf),
 }
 
 /// `release:`.

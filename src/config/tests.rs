@@ -356,6 +356,9 @@ fn takes_every_kind_of_repository() {
         "https://h/r.git",
         "https://u:p@h/r",
         "ssh://git@h:22/r",
+        "ssh://h/r",
+        "ssh://git@[::1]:22/~/r",
+        "ssh://git@${env:DB}/r",
         "git@h:r.git",
         "git://h/r",
         "file:///r",
@@ -364,6 +367,27 @@ fn takes_every_kind_of_repository() {
     ] {
         good(&SMALLEST.replace("/srv/a.git", &format!("'{repository}'")));
     }
+}
+
+#[test]
+fn ssh_has_a_key_or_an_agent_or_what_its_user_has() {
+    use super::settings::{Credentials, SshAgent};
+    let of = |credentials: &str| {
+        let text = SMALLEST.replace("/srv/a.git", "git@h:r").replace("branch: main", &format!("branch: main, credentials: {credentials}"));
+        good(&text).settings.source.credentials
+    };
+    let ssh = |key: Option<&str>, agent, known_hosts: Option<&str>| Credentials::Ssh {
+        key: key.map(Into::into),
+        agent,
+        known_hosts: known_hosts.map(Into::into),
+    };
+    assert_eq!(of("{}"), Credentials::None);
+    assert_eq!(of("{ssh_key: /k}"), ssh(Some("/k"), None, None));
+    assert_eq!(of("{known_hosts: /h}"), ssh(None, None, Some("/h")));
+    assert_eq!(of("{ssh_agent: true, known_hosts: /h}"), ssh(None, Some(SshAgent::Environment), Some("/h")));
+    assert_eq!(of("{ssh_agent: /run/a.sock}"), ssh(None, Some(SshAgent::Socket("/run/a.sock".into())), None));
+    assert_eq!(of("{ssh_agent: false, ssh_key: /k}"), ssh(Some("/k"), None, None));
+    assert_eq!(of("{ssh_agent: false}"), Credentials::None);
 }
 
 #[test]

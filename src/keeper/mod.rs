@@ -1567,7 +1567,7 @@ mod tests {
         // Until no more may.
         while !keeper.notes.iter().any(|note| matches!(note, Note::SpawnFailed(..))) {
             let start = Start { programs: vec![hanging.path()], ..sleep("/many", &format!("w/{slot}#1"), &[]) };
-            keeper.start_child(&start, None);
+            keeper.start_child(&start, None, None);
             slot += 1;
         }
         // This program: it has no test of the agent's name.

@@ -17,7 +17,7 @@ use selfstart_core::time::Human;
 use serde::{Deserialize, Serialize};
 
 use super::{mirror, prune, stage};
-use crate::sys::clock;
+use crate::sys::{clock, process};
 
 /// What the helper is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,18 @@ pub(crate) enum Request {
     Stage(Stage),
     /// Look which processes use which release, with the eyes of the configured user; answered by [`Done::Uses`].
     Uses(UsesRequest),
+}
+
+impl Request {
+    /// Whether it may hold a key, a token or a password.
+    fn holds_secrets(&self) -> bool {
+        match self {
+            Self::Fetch(fetch) | Self::Look(fetch) => {
+                fetch.url.0.contains('@') || !matches!(fetch.credentials, Credentials::None | Credentials::Ssh { key: None, .. })
+            }
+            Self::Stage(_) | Self::Uses(_) => false,
+        }
+    }
 }
 
 /// Bring the mirror up to date.
@@ -87,13 +99,27 @@ pub(crate) enum Credentials {
         /// The password.
         password: Secret,
     },
-    /// For `ssh://` and `user@host:path`.
+    /// For `ssh://` and `user@host:path`. Neither key nor agent: the keys in the user's `~/.ssh`.
     Ssh {
-        /// The private key's file; `None`: what the user's ssh would take.
-        key: Option<PathBuf>,
+        /// The private key.
+        #[serde(default)]
+        key: Option<SshKey>,
+        /// The socket of an agent that has the key.
+        #[serde(default)]
+        agent: Option<PathBuf>,
         /// The pinned host keys; `None`: the user's and the system's.
+        #[serde(default)]
         known_hosts: Option<PathBuf>,
     },
+}
+
+/// A private key, as the agent read it: the helper's user may not read its file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SshKey {
+    /// Where it came from, for messages.
+    pub path: PathBuf,
+    /// What the file holds.
+    pub text: Secret,
 }
 
 /// Text that is never shown.
@@ -377,10 +403,18 @@ pub(crate) fn main() -> ExitCode {
 
 fn read_request() -> Result<Request, Failure> {
     let wrong = |why: String| Failure::new(ErrorKind::Internal, format!("not a request: {why}"));
+    // Before anything secret is read: workers and builds of this user are somebody else's code.
+    process::keep_secrets().map_err(|error| Failure::new(ErrorKind::Internal, format!("failed to hide the helper's memory: {error}")))?;
     let mut text = Vec::new();
     io::stdin().lock().take(MAX_REQUEST).read_to_end(&mut text).map_err(|error| wrong(error.to_string()))?;
     // Only where it is wrong: what is wrong may be a secret.
-    serde_json::from_slice(&text).map_err(|error| wrong(format!("line {}, column {}", error.line(), error.column())))
+    let request: Request =
+        serde_json::from_slice(&text).map_err(|error| wrong(format!("line {}, column {}", error.line(), error.column())))?;
+    if !request.holds_secrets() {
+        // Else an agent that is not root could not see whether this one is in a release's way. Refused, it is only that.
+        let _ = process::keep_no_secrets();
+    }
+    Ok(request)
 }
 
 /// Ends the helper when its time is over, in whatever C code or system call it is.
@@ -392,4 +426,29 @@ fn watch(out: Arc<Out>, timeout: Duration, hint: &'static str) {
         super::transport::abandon();
         std::process::exit(i32::from(!good));
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_may_hold_a_secret_is_known() {
+        let fetch = |url: &str, credentials: serde_json::Value| {
+            let request = json!({"fetch": {
+                "mirror": "/m", "url": url, "wanted": {"branch": "main"}, "depth": 1, "timeout_millis": 1, "credentials": credentials,
+            }});
+            serde_json::from_value::<Request>(request).expect("a request").holds_secrets()
+        };
+        assert!(!fetch("/srv/r", json!("none")));
+        assert!(!fetch("ssh://h/r", json!({"ssh": {"agent": "/s"}})));
+        assert!(fetch("ssh://h/r", json!({"ssh": {"key": {"path": "/k", "text": "x"}}})));
+        assert!(fetch("https://h/r", json!({"token": "x"})));
+        assert!(fetch("https://h/r", json!({"password": {"username": "u", "password": "p"}})));
+        assert!(fetch("https://u:p@h/r", json!("none")));
+        let debug = format!("{:?}", SshKey { path: "/k".into(), text: Secret("hunter2".into()) });
+        assert!(!debug.contains("hunter2"), "{debug}");
+    }
 }

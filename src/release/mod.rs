@@ -10,4 +10,4 @@ mod mirror;
 pub(crate) mod prune;
 mod stage;
 pub(crate) mod switch;
-mod transport;
+pub(crate) mod transport;

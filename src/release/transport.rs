@@ -6,7 +6,7 @@
 
 mod address;
 mod http;
-mod ssh;
+pub(crate) mod ssh;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

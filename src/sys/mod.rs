@@ -60,15 +60,32 @@ pub(crate) fn inherited_line(number: i32) -> Option<std::os::fd::OwnedFd> {
 }
 
 /// Makes an anonymous file with this content, ready to be read from its beginning (`memfd_create(2)`): for what must be in nobody's
-/// argument list and on no disk.
+/// argument list and on no disk. Who is given the descriptor reads it; opened anew (through `/proc/PID/fd`) it is by our user only.
 ///
 /// # Errors
 /// When there is no memory or no descriptor for it.
 pub(crate) fn memory_file(content: &[u8]) -> std::io::Result<std::os::fd::OwnedFd> {
     use std::io::{Seek, Write};
     let fd = rustix::fs::memfd_create("selfstart", rustix::fs::MemfdFlags::CLOEXEC)?;
+    // As made it is 0777: whoever finds the descriptor in /proc could read it, and read it again.
+    rustix::fs::fchmod(&fd, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
     let mut file = std::fs::File::from(fd);
     file.write_all(content)?;
     file.rewind()?;
     Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_file_in_memory_is_read_by_who_is_given_it_and_opened_by_its_owner_only() {
+        let mut file = std::fs::File::from(super::memory_file(b"a secret").expect("made"));
+        assert_eq!(file.metadata().expect("there").permissions().mode() & 0o777, 0o600);
+        let mut text = String::new();
+        file.read_to_string(&mut text).expect("read");
+        assert_eq!(text, "a secret");
+    }
 }

@@ -93,6 +93,32 @@ pub(crate) fn apart(command: &mut std::process::Command) {
     }
 }
 
+/// Has a command killed when the thread that starts it is gone, however that ended.
+pub(crate) fn ends_with_us(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only one system call is made; nothing is allocated and no lock is taken.
+    #[expect(unsafe_code, reason = "no safe way to a death signal before exec")]
+    unsafe {
+        command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?));
+    }
+}
+
+/// Hides our memory and descriptors from other processes of our user, and from core dumps (`PR_SET_DUMPABLE`, `proc(5)`).
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn keep_secrets() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
+}
+
+/// Undoes [`keep_secrets`]: who has none is seen like any other process.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn keep_no_secrets() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?)
+}
+
 /// Opens a process by number and start, so that it can be signalled and awaited whatever happens to the number.
 ///
 /// # Errors

@@ -27,4 +27,5 @@ mod redis;
 mod releases;
 mod reload;
 mod remote;
+mod ssh;
 mod users;
