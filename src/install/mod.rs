@@ -219,7 +219,8 @@ impl Planning<'_> {
             Some((there, stat)) => {
                 let ours = own_program()?;
                 let size = ours.metadata().map_err(InstallError::Program)?.len();
-                let there = if u64::try_from(stat.st_size) == Ok(size) { sum(there).map_err(InstallError::Program)? } else { String::new() };
+                let there =
+                    if u64::try_from(stat.st_size) == Ok(size) { sum(there).map_err(InstallError::Program)? } else { String::new() };
                 if there == sum(ours).map_err(InstallError::Program)? {
                     return Ok(());
                 }
@@ -277,7 +278,9 @@ impl Planning<'_> {
             match packaged {
                 // It would be hidden, and what its package brings later too.
                 Some(packaged) => {
-                    self.report.notes.push(format!("`{}` is there (a package's), and is used", self.tree.shown(Path::new(&packaged)).display()));
+                    self.report
+                        .notes
+                        .push(format!("`{}` is there (a package's), and is used", self.tree.shown(Path::new(&packaged)).display()));
                     if name == units::MAIN {
                         main = packaged;
                     }
@@ -298,7 +301,11 @@ impl Planning<'_> {
         if let Some(target) = self.tree.link(Path::new(&path))? {
             let masked = target == Path::new("/dev/null");
             let what = format!("`{shown}` is {}", if masked { "masked".to_owned() } else { format!("a link to `{}`", target.display()) });
-            let hint = if masked { format!("systemctl unmask {}", name(&path)) } else { "remove the link, or keep it and enable it yourself".to_owned() };
+            let hint = if masked {
+                format!("systemctl unmask {}", name(&path))
+            } else {
+                "remove the link, or keep it and enable it yourself".to_owned()
+            };
             return Err(InstallError::Refused { what, hint });
         }
         match self.tree.read(Path::new(&path))? {
@@ -336,7 +343,9 @@ impl Planning<'_> {
             self.report.notes.push(match note {
                 Note::MayEndEarly => format!("`{shown}` has an `exit` in a condition: when that is taken, selfstart is not started"),
                 Note::EndsInFailure(code) => {
-                    format!("`{shown}` ends with `exit {code}`: systemd takes that for a failure and ends all that it started, selfstart too")
+                    format!(
+                        "`{shown}` ends with `exit {code}`: systemd takes that for a failure and ends all that it started, selfstart too"
+                    )
                 }
             });
         }
@@ -535,7 +544,9 @@ pub(crate) fn uninstall(root: &Path, force: bool) -> Result<Report, InstallError
         report.notes.push(format!("there is no {}: `install` made nothing here", tree.shown(Path::new(RECORD)).display()));
     }
     if tree.is_there(Path::new(DIRECTORY.0))? {
-        report.notes.push(format!("{} stays, and so do the releases and logs below each `root`", tree.shown(Path::new(DIRECTORY.0)).display()));
+        report
+            .notes
+            .push(format!("{} stays, and so do the releases and logs below each `root`", tree.shown(Path::new(DIRECTORY.0)).display()));
     }
     if !report.done.is_empty() && tree.is_live() && is_running_systemd() {
         if running.is_empty() {
@@ -634,8 +645,7 @@ fn read_record(tree: &Tree) -> Result<Option<Record>, InstallError> {
 
 fn write_record(tree: &Tree, record: &Record) -> Result<(), InstallError> {
     let path = Path::new(RECORD);
-    let mut bytes =
-        serde_json::to_vec_pretty(record).map_err(|source| InstallError::Record { path: tree.shown(path), source })?;
+    let mut bytes = serde_json::to_vec_pretty(record).map_err(|source| InstallError::Record { path: tree.shown(path), source })?;
     bytes.push(b'\n');
     Ok(tree.write(path, &mut bytes.as_slice(), 0o644)?)
 }

@@ -195,7 +195,12 @@ impl Tree {
             let mut file: File = rustix::fs::openat(&at.dir, &temporary, flags, Mode::RUSR | Mode::WUSR)?.into();
             io::copy(content, &mut file)?;
             file.flush()?;
-            match rustix::fs::openat(&at.dir, &at.name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+            match rustix::fs::openat(
+                &at.dir,
+                &at.name,
+                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
+                Mode::empty(),
+            ) {
                 Ok(old) => keep_owner_and_labels(&old, &file)?,
                 Err(Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
@@ -368,7 +373,11 @@ mod tests {
         let (dir, tree) = scene();
         rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("image/etc/fifo"), FileType::Fifo, Mode::RWXU, 0).expect("made");
         symlink("loop", dir.path().join("image/etc/loop")).expect("linked");
-        assert!(tree.read(Path::new("/etc/fifo")).is_err() && tree.read(Path::new("/etc/loop")).is_err() && tree.read(Path::new("/etc")).is_err());
+        assert!(
+            tree.read(Path::new("/etc/fifo")).is_err()
+                && tree.read(Path::new("/etc/loop")).is_err()
+                && tree.read(Path::new("/etc")).is_err()
+        );
         assert!(tree.read(Path::new("/etc/none")).expect("read").is_none());
     }
 }

@@ -42,7 +42,10 @@ mod tests {
             assert_eq!(with_binary(text, BINARY), text, "{name}");
             let changed = with_binary(text, "/opt/bin/x");
             let starts = |text: &str, program: &str| text.lines().filter(|line| line.starts_with("Exec") && line.contains(program)).count();
-            assert!(starts(text, BINARY) > 0 && starts(&changed, BINARY) == 0 && starts(&changed, "/opt/bin/x") == starts(text, BINARY), "{name}");
+            assert!(
+                starts(text, BINARY) > 0 && starts(&changed, BINARY) == 0 && starts(&changed, "/opt/bin/x") == starts(text, BINARY),
+                "{name}"
+            );
             assert_eq!(changed.replace("/opt/bin/x", BINARY), text, "{name}");
         }
     }

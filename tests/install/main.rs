@@ -101,7 +101,8 @@ impl Image {
 /// becomes `program`, the log's `log`.
 fn boot(script: &str, dir: &Path, program: &str, log: &Path) -> Told {
     let file = dir.join("rc.local");
-    let text = script.replace("/usr/bin/selfstart </", &format!("{program} </")).replace("/usr/bin/selfstart /var", &format!("{program} /var"));
+    let text =
+        script.replace("/usr/bin/selfstart </", &format!("{program} </")).replace("/usr/bin/selfstart /var", &format!("{program} /var"));
     fs_err::write(&file, text.replace("/var/log/selfstart.log", log.to_str().expect("text"))).expect("written");
     fs_err::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("set");
     let mut command = Command::new("timeout");
@@ -296,11 +297,9 @@ fn links_are_followed_below_the_root_and_never_out_of_it() {
 
 #[test]
 fn what_cannot_be_followed_is_refused_before_anything_is_touched() {
-    for (text, why) in [
-        ("#!/usr/bin/perl\nexit 0;\n", "is no shell"),
-        ("#!/bin/sh\r\nexit 0\r\n", "CR LF"),
-        ("#!/bin/sh\nif a; then\n", "line 2"),
-    ] {
+    for (text, why) in
+        [("#!/usr/bin/perl\nexit 0;\n", "is no shell"), ("#!/bin/sh\r\nexit 0\r\n", "CR LF"), ("#!/bin/sh\nif a; then\n", "line 2")]
+    {
         let image = Image::new();
         image.write("/etc/rc.local", text, 0o755);
         let before = image.snapshot();
@@ -323,7 +322,11 @@ fn one_way_at_a_time_and_a_warning_where_nothing_runs_rc_local() {
     let told = image.done("install --rc-local");
     assert!(told.err.contains("TERM to all of them at once"), "{}", told.err);
     let told = image.run("install --systemd");
-    assert!(told.code == 1 && told.err.contains("starts selfstart already") && told.err.contains("`selfstart uninstall` first"), "{}", told.err);
+    assert!(
+        told.code == 1 && told.err.contains("starts selfstart already") && told.err.contains("`selfstart uninstall` first"),
+        "{}",
+        told.err
+    );
     image.done("uninstall");
     image.done("install --systemd");
     let told = image.run("install --rc-local");
@@ -347,7 +350,10 @@ fn the_program_is_copied_where_there_is_none_and_stays_while_it_runs() {
     assert!(told.out.contains("nothing was changed") && told.err.is_empty(), "{}{}", told.out, told.err);
     // The holder waits until its input, or a signal, ends it: any process of ours that stays will do.
     let config = image.at("/config.yaml");
-    let text = format!("app: x\nroot: {}\nsource: {{repository: /nowhere, branch: main}}\npools: {{a: {{command: sleep 9}}}}\n", image.at("/r").display());
+    let text = format!(
+        "app: x\nroot: {}\nsource: {{repository: /nowhere, branch: main}}\npools: {{a: {{command: sleep 9}}}}\n",
+        image.at("/r").display()
+    );
     fs_err::write(&config, text).expect("written");
     let mut node = Command::new(image.at("/usr/bin/selfstart"));
     node.arg("--config").arg(&config).arg("run").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -397,7 +403,13 @@ fn a_real_shell_starts_selfstart_and_boot_goes_on() {
         rustix::fs::mknodat(rustix::fs::CWD, &go, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("made");
         // Its output is a pipe that `output` reads to the end: that it returns while the keeper lives shows that nothing holds it.
         let told = boot(&image.read("/etc/rc.local"), &dir, program.to_str().expect("text"), &log);
-        assert!(told.code == 0 && told.out.contains("before") && told.out.contains("after"), "{script}: {} {}{}", told.code, told.out, told.err);
+        assert!(
+            told.code == 0 && told.out.contains("before") && told.out.contains("after"),
+            "{script}: {} {}{}",
+            told.code,
+            told.out,
+            told.err
+        );
         let lines = |count: usize| move || fs_err::read_to_string(&ran).ok().filter(|text| text.lines().count() == count);
         for count in [1, 2] {
             let sids = until("it runs", lines.clone()(count));
