@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod control;
 mod holder;
+mod install;
 mod keeper;
 mod release;
 mod sys;

@@ -16,6 +16,7 @@ mod events;
 mod exec;
 pub(crate) mod exit;
 pub(crate) mod failure;
+mod install;
 mod logs;
 mod look;
 mod node;
@@ -169,6 +170,17 @@ enum Verb {
     /// Ends as the command ends; 126: it cannot be executed; 127: there is no such command.
     #[command(after_help = "Examples:\n  selfstart exec -- bundle exec rake -T\n  selfstart exec --pool checkins -- sh")]
     Exec(exec::ExecArgs),
+    /// Have selfstart started at boot, by systemd or rc.local
+    ///
+    /// Copies this program to where it is to be if there is none, and needs no configuration. A second time changes nothing.
+    #[command(after_help = "Examples:\n  selfstart install\n  selfstart install --rc-local --root /mnt/image")]
+    Install(install::InstallArgs),
+    /// Take away what `install` made
+    ///
+    /// Files get their bytes and modes back. The configuration, the releases and their logs stay; running workers too: while selfstart
+    /// runs it is refused, unless forced.
+    #[command(after_help = "Example:\n  selfstart uninstall")]
+    Uninstall(install::UninstallArgs),
     /// Show a whole life on this machine, in a temporary folder
     ///
     /// Workers work, leak, hang, crash and are minded; a commit is pushed and rolled out; the agent is killed and comes back. Exit 1 if
@@ -204,11 +216,13 @@ fn dispatch(cli: &Cli, wiring: &Wiring) -> Result<Exit, Stop> {
         Verb::Run(args) => return (wiring.run)(&config, args),
         Verb::Check(args) => return check::check(&(wiring.check)(&config, args.offline), args),
         Verb::Demo(args) => return (wiring.demo)(*args),
+        Verb::Install(args) => return install::install(args),
+        Verb::Uninstall(args) => return install::uninstall(args),
         _ => {}
     }
     let site = &site::locate(&config, cli.app.as_deref(), wiring.load)?;
     match &cli.verb {
-        Verb::Run(_) | Verb::Check(_) | Verb::Demo(_) => Ok(Exit::Done),
+        Verb::Run(_) | Verb::Check(_) | Verb::Demo(_) | Verb::Install(_) | Verb::Uninstall(_) => Ok(Exit::Done),
         Verb::Wait(args) => node::wait(site, args),
         Verb::Status(args) => status::status(site, args),
         Verb::Deploy(args) => deploy::deploy(site, args),
