@@ -24,9 +24,7 @@ fn process_1_of_a_container_reaps_what_workers_leave_and_ends_when_it_is_told() 
     node.configure(&format!("  w:\n    shell: '{orphans}'\n    count: 2\n    {}", QUICK.replace(", ", "\n    ")), "");
     let first = start(&node);
     for slot in [0, 1] {
-        node.until("both workers ready", || {
-            node.since(0, &["worker_ready"]).iter().any(|event| event["slot"] == slot).then_some(())
-        });
+        node.until("both workers ready", || node.since(0, &["worker_ready"]).iter().any(|event| event["slot"] == slot).then_some(()));
     }
     node.until("all orphans to be made", || (node.text("orphans").lines().count() == 20).then_some(()));
     // What is left: the agent, two workers and their daemons.
