@@ -238,8 +238,10 @@ fn of_source(settings: &Settings) -> Finding {
     match agent::ask_source(settings, SOURCE_TIMEOUT.min(settings.source.timeout)) {
         Ok(()) => finding(Weight::Good, format!("source: `{shown}` has what is wanted"), None),
         Err((text, hint)) => {
-            let hint =
-                hint.map_or_else(|| "`--offline` leaves the source out".to_owned(), |hint| format!("{hint}; `--offline` leaves it out"));
+            let hint = hint.map_or_else(
+                || "look at `source` and the network; `--offline` leaves it out".to_owned(),
+                |hint| format!("{hint}; `--offline` leaves it out"),
+            );
             finding(Weight::Warning, format!("source: {text}"), Some(&hint))
         }
     }

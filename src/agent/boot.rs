@@ -173,17 +173,18 @@ async fn start_on(mut line: Line, config: &Path) -> Result<u8, BootError> {
     let (loaded, notes) = match configuration(config) {
         Ok(loaded) => loaded,
         Err(error) => {
+            // Only a first start ends on it; an agent that came back is started again by the keeper until somebody mends the file.
+            if !first {
+                return Err(BootError::Config(error));
+            }
             complain(&error.to_string());
             let mut cause = std::error::Error::source(&*error);
             while let Some(error) = cause {
                 complain(&format!("  caused by: {error}"));
                 cause = error.source();
             }
-            // Only a first start ends on it; an agent that came back is started again by the keeper until somebody mends the file.
-            if first {
-                line.ask(&Ask::Quit { code: Exit::Configuration.code() }, None)?;
-            }
-            return Err(BootError::Config(error));
+            line.ask(&Ask::Quit { code: Exit::Configuration.code() }, None)?;
+            return Ok(Exit::Configuration.code());
         }
     };
     match assemble(config, loaded, notes, line, found, backlog, welcome).await {

@@ -161,8 +161,14 @@ impl Errands {
     pub(crate) fn listen(&mut self, key: &str, streams: Vec<(u8, OwnedFd)>) {
         let Some(errand) = self.running.get_mut(key) else { return };
         for (stream, fd) in streams {
-            // Only fails when epoll is out of memory or watches; then what the helper says is not heard, and its exit still is.
-            let Ok(fd) = watched(fd, tokio::io::Interest::READABLE) else { continue };
+            let fd = match watched(fd, tokio::io::Interest::READABLE) {
+                Ok(fd) => fd,
+                Err(error) => {
+                    // When epoll is out of memory or watches. Its exit is still heard, and what comes of it says why nothing else was.
+                    errand.remember(format!("output {stream} of this helper cannot be read: {error}"));
+                    continue;
+                }
+            };
             errand.open += 1;
             self.readers.spawn(read(key.to_owned(), stream, fd, self.chunks.0.clone()));
         }
@@ -347,4 +353,22 @@ async fn read(key: Key, stream: u8, fd: AsyncFd<OwnedFd>, chunks: mpsc::Sender<C
     }
     // The loop has ended, and nobody waits for the end of the output any more.
     let _nobody_waits = chunks.send(Chunk { key, stream, bytes: Vec::new() }).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_of_a_helper_that_cannot_be_watched_is_named_in_its_end() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
+        let _inside = runtime.enter();
+        let mut errands = Errands::new(0);
+        let key = errands.begin("git", What::Leftover, None);
+        // The kernel's poll takes no file on a disk.
+        let file = tempfile::tempfile().expect("a file");
+        errands.listen(&key, vec![(1, file.into())]);
+        let over = errands.exited(&key, Ended::Code(0), true, MonoTime::ZERO).expect("nothing else is waited for");
+        assert!(matches!(&over.last_lines[..], [line] if line.starts_with("output 1 of this helper cannot be read: ")), "{over:?}");
+    }
 }

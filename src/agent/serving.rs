@@ -30,7 +30,7 @@ use crate::control::server::{Call, FAREWELL, Gate, Peer, Reply, Verdict};
 use crate::control::socket;
 use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, Progress, RefusalCode, Refused, ValueChange};
 use crate::keeper::protocol::Ask;
-use crate::release::layout::Owner;
+use crate::release::layout::{Layout, Owner};
 use crate::release::prune;
 use crate::sys::process::Variable;
 use crate::sys::{clock, process, users};
@@ -1083,7 +1083,13 @@ impl Agent {
             slots.extend(run.machine().slots().filter_map(|(number, slot)| Some((slot.process()?.pid, format!("{name}/{number}")))));
         }
         self.work(move || {
-            let uses = prune::uses(&layout.releases()).unwrap_or_default();
+            let uses = match uses(&layout, entries.is_empty()) {
+                Ok(uses) => uses,
+                Err(outcome) => {
+                    reply.finish(outcome);
+                    return Worked::Nothing;
+                }
+            };
             let facts = entries.into_iter().rev().map(|entry| ReleaseStatus {
                 size_bytes: prune::size(&layout.release(&entry.id)),
                 used_by: uses
@@ -1133,6 +1139,7 @@ impl Agent {
         match launch::worker(&self.settings, &self.known, &run.settings, &which, &from, String::new(), &crate::config::process_env) {
             Ok(start) => {
                 let own = || {
+                    // The kernel refuses this to nobody (getgroups(2)); without, what is run would have fewer rights, never more.
                     let groups = rustix::process::getgroups().unwrap_or_default().into_iter().map(rustix::process::Gid::as_raw).collect();
                     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw(), groups)
                 };
@@ -1160,6 +1167,14 @@ impl Agent {
             }
             Err(error) => Failed::because(chain(&error)),
         }
+    }
+}
+
+/// Looks who uses each release: not seen is not unused. `none`: there is nothing that could be used, nor a folder perhaps.
+fn uses(layout: &Layout, none: bool) -> Result<prune::Uses, Outcome> {
+    match prune::uses(&layout.releases()) {
+        Err(_) if none => Ok(prune::Uses::default()),
+        seen => seen.map_err(|error| Failed::because(format!("who uses the releases cannot be seen: {}", chain(&error)))),
     }
 }
 
@@ -1364,6 +1379,17 @@ mod tests {
             std::thread::yield_now();
         }
         child
+    }
+
+    #[test]
+    fn who_uses_releases_is_said_or_why_it_cannot_be_seen() {
+        let root = tempfile::tempdir().expect("a folder");
+        let layout = Layout::new(root.path());
+        assert!(uses(&layout, true).is_ok());
+        let Err(Outcome::Failed(failed)) = uses(&layout, false) else { panic!("the folder is gone") };
+        assert!(failed.reason.starts_with("who uses the releases cannot be seen: "), "{}", failed.reason);
+        fs_err::create_dir(layout.releases()).expect("a folder");
+        assert!(uses(&layout, false).is_ok());
     }
 
     #[test]
