@@ -376,7 +376,9 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// Makes the server wait, once it has let us in, until `go` is there; it says so in `inside`.
 fn hold(scene: &Scene) {
     let dir = scene.dir.path().display();
-    let script = format!("touch {dir}/inside; while test -d {dir} && test ! -e {dir}/go; do sleep 0.05; done; eval exec \\\"$SSH_ORIGINAL_COMMAND\\\"");
+    let script = format!(
+        "touch {dir}/inside; while test -d {dir} && test ! -e {dir}/go; do sleep 0.05; done; eval exec \\\"$SSH_ORIGINAL_COMMAND\\\""
+    );
     let script = script.replace("\\\"", "");
     std::fs::write(scene.path("authorized_keys"), format!("command=\"{script}\" {}\n", public(&scene.path("user_key")))).expect("written");
 }
