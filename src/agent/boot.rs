@@ -447,7 +447,7 @@ impl Parts {
         let (calls_in, calls) = mpsc::channel(CALLS);
         let mut works = JoinSet::new();
         let serving = Serving::new(&self.settings);
-        let gate = serving::gate(&self.settings, &serving, welcome.keeper_pid);
+        let gate = serving::gate(&self.settings, &serving, welcome.keeper_pid, self.found.groups.path.as_deref());
         let listener = self.listener;
         works.spawn(async move {
             serve(listener, calls_in, gate, serving::name_of).await;

@@ -1,6 +1,7 @@
 //! Answers operators: each command when it took effect, at once if it is so already, or why not.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -33,7 +34,7 @@ use crate::keeper::protocol::Ask;
 use crate::release::layout::{Layout, Owner};
 use crate::release::prune;
 use crate::sys::process::Variable;
-use crate::sys::{clock, process, users};
+use crate::sys::{cgroup, clock, process, users};
 
 /// Progress of a deploy is shown at most this often.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
@@ -1296,13 +1297,14 @@ pub(crate) fn name_of(uid: u32) -> Option<String> {
 }
 
 /// Judges who may speak: workers may not, whoever their user is, unless `control.workers` says so. Others are judged by the socket's mode.
-pub(crate) fn gate(settings: &Arc<Settings>, serving: &Serving, keeper_pid: i32) -> Gate {
+pub(crate) fn gate(settings: &Arc<Settings>, serving: &Serving, keeper_pid: i32, groups: Option<&str>) -> Gate {
+    let groups = groups.and_then(|path| cgroup::below_mount(Path::new(path)));
     let (workers, root) = (Arc::clone(&serving.workers_may), settings.root.display().to_string());
     Arc::new(move |peer: &Peer| {
         if workers.load(Ordering::Relaxed) {
             return Verdict::Welcome;
         }
-        match who_asks(peer, keeper_pid, &root) {
+        match who_asks(peer, keeper_pid, &root, groups.as_deref()) {
             Standing::Outsider => Verdict::Welcome,
             Standing::Worker => Verdict::Refused("workers may not speak to the agent (`control.workers` is false)".into()),
             Standing::Unseen => Verdict::Refused(
@@ -1323,9 +1325,9 @@ enum Standing {
     Unseen,
 }
 
-/// Looks at who asks: whether its environment names a worker of this root, and whether the keeper is among its ancestors. What cannot be
-/// read is neither.
-fn who_asks(peer: &Peer, keeper_pid: i32, root: &str) -> Standing {
+/// Looks at who asks: whether it is in a worker's cgroup, where workers have some (`groups`), whether its environment names a worker of this
+/// root, and whether the keeper is among its ancestors. What cannot be read is neither.
+fn who_asks(peer: &Peer, keeper_pid: i32, root: &str, groups: Option<&str>) -> Standing {
     let Some(pid) = peer.pid.and_then(|pid| i32::try_from(pid.get()).ok()) else { return Standing::Unseen };
     let ours = |value: &str| value.split_once('@').is_some_and(|(_, of)| of == root);
     let mut next = pid;
@@ -1347,6 +1349,16 @@ fn who_asks(peer: &Peer, keeper_pid: i32, root: &str) -> Standing {
         next = stat.ppid;
     }
     let name = process::look_for(pid, crate::keeper::protocol::KEY_VARIABLE);
+    if let Some(groups) = groups {
+        match cgroup::of(pid) {
+            // Whatever it has made of its environment.
+            Ok(group) if group.strip_prefix(groups).is_some_and(|rest| rest.starts_with('/') && rest[1..] != *cgroup::HOLDER) => {
+                return Standing::Worker;
+            }
+            Ok(_) => {}
+            Err(_) => return Standing::Unseen,
+        }
+    }
     // Who has ended meanwhile, whichever of them, may have been a worker's; its number may be a stranger's by now, and who had it for a
     // parent is the keeper's child. So the same ones must still be there, after everything else was looked at.
     let still = |id: &ProcessId| process::stat(id.pid).is_ok_and(|stat| stat.start_ticks == id.start_ticks && !stat.zombie);
@@ -1404,7 +1416,7 @@ mod tests {
         let mut named = start(sleep().env(KEY_VARIABLE, "w/0#1:0000000001@/srv/x"));
         // A keeper that is none of theirs.
         const OTHER: i32 = 1 << 22;
-        let who = |child: &Child, keeper: i32, root: &str| who_asks(&peer(child.id()), keeper, root);
+        let who = |child: &Child, keeper: i32, root: &str| who_asks(&peer(child.id()), keeper, root, None);
         let seen = [who(&plain, OTHER, "/srv/x"), who(&plain, me, "/srv/x"), who(&named, OTHER, "/srv/x"), who(&named, OTHER, "/srv/y")];
         let blind = ["environ", "stat"].map(|what| {
             fault::set_proc(Some(what));
@@ -1424,6 +1436,24 @@ mod tests {
         named.wait().expect("its end");
         assert_eq!(seen, [Standing::Outsider, Standing::Worker, Standing::Worker, Standing::Outsider]);
         assert_eq!(blind, [[Standing::Unseen; 2]; 2]);
-        assert_eq!([zombie, gone, who_asks(&Peer { pid: None, ..peer(1) }, OTHER, "/srv/x")], [Standing::Unseen; 3]);
+        assert_eq!([zombie, gone, who_asks(&Peer { pid: None, ..peer(1) }, OTHER, "/srv/x", None)], [Standing::Unseen; 3]);
+    }
+
+    #[test]
+    fn who_is_in_a_workers_cgroup_is_a_worker_whatever_its_environment() {
+        let Some(own) = cgroup::tests::Own::make("gate") else { return eprintln!("skipped: no cgroup v2 to write to") };
+        let groups = cgroup::below_mount(own.0.path()).expect("below the mount");
+        let mut hidden = start(Program::new("sleep").arg("1000").env_clear());
+        let pid = i32::try_from(hidden.id()).expect("a pid");
+        let who = |groups| who_asks(&peer(hidden.id()), 1 << 22, "/srv/x", groups);
+        let before = who(Some(&groups));
+        own.0.make("w.0#1", &[]).and_then(|group| group.take(pid)).expect("moved");
+        let (inside, blind, beside) = (who(Some(&groups)), who(None), who(Some(&groups[..groups.len() - 1])));
+        own.0.make(cgroup::HOLDER, &[]).and_then(|group| group.take(pid)).expect("moved");
+        let holder = who(Some(&groups));
+        hidden.kill().expect("ours");
+        hidden.wait().expect("its end");
+        use Standing::{Outsider, Worker};
+        assert_eq!([before, inside, blind, beside, holder], [Outsider, Worker, Outsider, Outsider, Outsider]);
     }
 }

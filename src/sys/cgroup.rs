@@ -314,6 +314,22 @@ fn own_path() -> io::Result<PathBuf> {
     Ok(mount.join(own.trim_start_matches('/')))
 }
 
+/// Where a process is, as the kernel says it: below the mount.
+///
+/// # Errors
+/// When it is gone, or in no cgroup v2.
+pub(crate) fn of(pid: i32) -> io::Result<String> {
+    let text = fs_err::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+    own.map(str::to_owned).ok_or_else(|| io::Error::other("it is in no cgroup v2"))
+}
+
+/// Returns a path as [`of`] would say it; `None`: it is not below the mount.
+pub(crate) fn below_mount(path: &Path) -> Option<String> {
+    let below = path.strip_prefix(mount_point().ok()?).ok()?;
+    Some(format!("/{}", below.display()))
+}
+
 /// Where cgroup v2 is mounted.
 ///
 /// # Errors
@@ -367,9 +383,16 @@ pub(crate) mod tests {
         }
     }
 
+    impl Group {
+        /// Moves a process into it.
+        pub(crate) fn take(&self, pid: i32) -> io::Result<()> {
+            write_small(self.as_fd(), "cgroup.procs", &pid.to_string())
+        }
+    }
+
     fn sleep_in(group: &Group) -> Child {
         let child = Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().expect("sleep");
-        write_small(group.as_fd(), "cgroup.procs", &child.id().to_string()).expect("moved");
+        group.take(i32::try_from(child.id()).expect("a pid")).expect("moved");
         child
     }
 
