@@ -421,15 +421,15 @@ impl Keeper {
     /// Kills a whole cgroup, and has its emptiness told; false when it must be done one by one.
     fn kill_group(&mut self, key: &str) -> bool {
         let Some(Ok(group)) = self.table.group(key) else { return false };
+        // Before the kill: what is empty when it is first looked at is no news. Without it, it is seen at the next look.
+        let events = if self.emptying.contains_key(key) { None } else { group.watch().ok() };
         if group.kill().is_err() {
             return false;
         }
-        if !self.emptying.contains_key(key) {
-            // Without it, it is seen at the next look.
-            let Ok(events) = group.watch() else { return true };
+        if let Some(events) = events.filter(|events| self.has_place_for(events)) {
             self.groups_watched += 1;
             let token = epoll::EventData::new_u64((self.groups_watched << 2) | GROUP);
-            if self.has_place_for(&events) && epoll::add(&self.epoll, &events, token, epoll::EventFlags::PRI).is_ok() {
+            if epoll::add(&self.epoll, &events, token, epoll::EventFlags::PRI).is_ok() {
                 self.emptying.insert(key.to_owned(), (self.groups_watched, events));
             }
         }

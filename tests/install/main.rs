@@ -422,7 +422,10 @@ fn a_real_shell_starts_selfstart_and_boot_goes_on() {
         }
         // It ended well: the loop ends with it, and is not left behind.
         let loop_of = fs_err::read_to_string(dir.join("ran")).expect("ran").lines().last().expect("a session").to_owned();
-        until("the loop ends", || (!Path::new("/proc").join(&loop_of).exists()).then(String::new));
+        // Where process 1 reaps nobody it stays a zombie.
+        let stat = Path::new("/proc").join(&loop_of).join("stat");
+        let lives = || fs_err::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "));
+        until("the loop ends", || (!lives()).then(String::new));
         let said = until("it logs", || fs_err::read_to_string(&log).ok().filter(|text| text.lines().count() == 2));
         assert!(said.contains(" run\n"), "{said}");
     }
