@@ -335,6 +335,8 @@ impl Keeper {
         self.say_late();
         self.clear_trees();
         self.tell();
+        // Last: the agent has something to do meanwhile.
+        self.table.remove_groups();
         Ok(())
     }
 
@@ -738,6 +740,7 @@ impl Keeper {
             }
             Ask::Quit { code } => {
                 self.quit = Some(code);
+                self.table.remove_groups();
                 if let Some((mount, name)) = &self.own_tree {
                     // Nobody is in it any more, or it stays for who comes next.
                     let _stays = cgroup::Tree::open(mount).and_then(|mount| mount.remove(name));
@@ -805,6 +808,10 @@ impl Keeper {
                     return Err(io::Error::from(io::ErrorKind::InvalidInput));
                 }
                 let mount = cgroup::mount_point()?;
+                if !cgroup::can_limit(&mount)? {
+                    // Beside the old hierarchies, which have them all: it would cost each start and limit nothing.
+                    return Err(io::Error::other(format!("`{}` has no controllers", mount.display())));
+                }
                 let path = cgroup::make_tree(&mount, name)?;
                 self.own_tree = Some((mount, name.to_owned()));
                 path
@@ -1323,6 +1330,7 @@ mod tests {
         keeper.group_changed(number);
         keeper.clear_trees();
         assert_eq!(told(&mut keeper), ["TreeGone(\"w/0#1\", 1)"]);
+        keeper.table.remove_groups();
         assert!(process::stat(hidden).map_or(true, |stat| stat.zombie), "it lives");
         assert_eq!(own.0.names().expect("read"), Vec::<String>::new(), "its cgroup is still there");
         assert!(keeper.emptying.is_empty());

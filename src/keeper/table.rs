@@ -97,6 +97,8 @@ pub(super) struct Table {
     pub(super) agent: Option<i32>,
     /// Where the children have their cgroups; `None`: they have none.
     pub(super) tree: Option<cgroup::Tree>,
+    /// The cgroups that nobody is in any more.
+    empty_groups: Vec<String>,
 }
 
 impl Table {
@@ -144,8 +146,8 @@ impl Table {
         if let Some(Life::Ended { tree_gone, .. }) = self.children.get_mut(key).map(|child| &mut child.life) {
             *tree_gone = gone;
         }
-        if gone {
-            self.remove_group(key);
+        if let (true, Some(Child { group: Some(name), .. })) = (gone, self.children.get(key)) {
+            self.empty_groups.push(name.clone());
         }
     }
 
@@ -230,10 +232,13 @@ impl Table {
         Some(self.tree.as_ref()?.group(self.children.get(key)?.group.as_ref()?))
     }
 
-    /// Removes the cgroup of a child of which nothing is left. One that cannot be removed now is when the next agent comes up.
-    fn remove_group(&self, key: &str) {
-        if let (Some(tree), Some(Child { group: Some(name), .. })) = (&self.tree, self.children.get(key)) {
-            let _later = tree.remove(name);
+    /// Removes the cgroups of children of which nothing is left. One that cannot be removed now is when the next agent comes up.
+    pub(super) fn remove_groups(&mut self) {
+        let empty = std::mem::take(&mut self.empty_groups);
+        if let Some(tree) = &self.tree {
+            for name in empty {
+                let _later = tree.remove(&name);
+            }
         }
     }
 

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstatfs, mkdirat, openat, unlinkat};
 
+/// What our limits need.
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
 /// The longest file that is read here: a list of controllers, a few counters. `cgroup.procs` is read in pieces.
 const SMALL_FILE_BYTES: usize = 4096;
 
@@ -75,7 +78,7 @@ impl Tree {
     /// Turns on what limits need, for the directories in it. One that the machine has not, or that was not given to us, is no reason to
     /// be without the others: [`Self::controllers`] says which there are.
     fn turn_on(&self) {
-        for controller in ["memory", "pids", "cpu"] {
+        for controller in CONTROLLERS {
             let _what_there_is_is_read_later = write_small(self.dir.as_fd(), "cgroup.subtree_control", &format!("+{controller}"));
         }
     }
@@ -342,6 +345,15 @@ pub(crate) fn mount_point() -> io::Result<PathBuf> {
         (kind == "cgroup2").then(|| PathBuf::from(at))
     });
     found.ok_or_else(|| io::Error::other("no cgroup v2 is mounted"))
+}
+
+/// Whether anything that we limit can be limited below this mount.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn can_limit(mount: &Path) -> io::Result<bool> {
+    let text = fs_err::read_to_string(mount.join("cgroup.controllers"))?;
+    Ok(text.split_whitespace().any(|controller| CONTROLLERS.contains(&controller)))
 }
 
 /// The controllers that cgroup v2 has on this machine (or was given of it).
