@@ -1,14 +1,19 @@
 //! The command line as a process, against an agent that the test plays: exit codes, streams, pipes, files that rotate.
 
+#[path = "kit/told.rs"]
+mod told;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
+
+use told::Told;
 
 /// An app's configuration and root in a temporary folder.
 struct Node {
@@ -71,20 +76,6 @@ impl Node {
             }
             requests
         })
-    }
-}
-
-#[derive(Debug)]
-struct Told {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl From<Output> for Told {
-    fn from(output: Output) -> Self {
-        let text = |bytes| String::from_utf8(bytes).expect("text");
-        Self { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
     }
 }
 
@@ -179,13 +170,13 @@ fn what_is_asked_arrives_as_it_was_meant() {
 }
 
 #[test]
-fn a_deploy_tells_each_phase_and_step_once() {
+fn a_deploy_tells_its_phases_on_a_terminal_only_and_answers_in_one_line_elsewhere() {
     let node = Node::new();
     let at = |phase: &str, objects: Option<u64>, step: Value| json!({"progress": {"deploy": {"phase": phase, "progress": {"objects": objects, "total_objects": 9, "step": step}}}});
     let step = |number| json!({"number": number, "of": 2, "text": "make"});
     let live =
         json!({"live": {"release": "20261122T101530Z-1a2b3c4", "revision": "1a2b3c4d5e6f1a2b3c4d5e6f1a2b3c4d5e6f1a2b", "seconds": 72}});
-    let agent = node.agent(vec![vec![
+    let answers = vec![
         at("fetching", Some(1), Value::Null),
         at("fetching", Some(9), Value::Null),
         at("building", None, step(1)),
@@ -194,11 +185,19 @@ fn a_deploy_tells_each_phase_and_step_once() {
         json!({"progress": {"text": "checkins/0 is ready (1 of 2)"}}),
         at("idle", None, Value::Null),
         done(live),
-    ]]);
+    ];
+    let agent = node.agent(vec![answers; 2]);
+    let answer = "20261122T101530Z-1a2b3c4 is live after 1m12s: revision 1a2b3c4";
     let told = node.run("deploy");
-    // How far it is goes elsewhere than the answer, which somebody may keep.
-    assert_eq!(told.err, "fetching\nbuilding 1/2: make\nbuilding 2/2: make\ncheckins/0 is ready (1 of 2)\n");
-    assert_eq!((told.code, told.out.as_str()), (0, "20261122T101530Z-1a2b3c4 is live after 1m12s: revision 1a2b3c4\n"));
+    assert_eq!((told.code, told.out, told.err), (0, format!("{answer}\n"), String::new()));
+
+    let mut terminal = Command::new("script");
+    terminal.args(["-qefc", &format!("{} deploy", env!("CARGO_BIN_EXE_selfstart")), "/dev/null"]).env("SELFSTART_CONFIG", node.config());
+    let told = Told::from(terminal.env("TERM", "xterm").stdin(Stdio::null()).output().expect("script"));
+    assert_eq!(told.code, 0, "{told:?}");
+    for shown in ["fetching", "checkins/0 is ready (1 of 2)", answer] {
+        assert!(told.out.contains(shown), "no {shown}: {told:?}");
+    }
     agent.join().expect("the agent");
 }
 

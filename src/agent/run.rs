@@ -432,6 +432,8 @@ impl Agent {
     fn say_alive(&mut self, now: MonoTime) {
         self.next_alive = now + ALIVE_EVERY;
         self.ask(Ask::Alive);
+        // What was needed meanwhile is given back as well.
+        self.rested = false;
         if self.notified && self.ending == Ending::Leaving {
             let micros = (ALIVE_EVERY * 6).as_micros();
             self.ask(Ask::Notify { state: format!("EXTEND_TIMEOUT_USEC={micros}") });

@@ -168,57 +168,35 @@ pub(crate) fn print_json<T: Serialize>(facts: &T) -> Result<(), Stop> {
     print(&format!("{text}\n"))
 }
 
-/// Shows how far something is: a bar on a terminal, a line per phase elsewhere, nothing with `--json`.
+/// Shows how far something is: on a terminal only, and not with `--json`. Elsewhere the answer is the one clear line.
 struct Teller {
-    how: How,
+    bar: Option<ProgressBar>,
     /// What was told last, so that nothing is told twice.
     told: Option<String>,
 }
 
-enum How {
-    Bar(ProgressBar),
-    Lines,
-    Silence,
-}
-
 impl Teller {
     fn new(format: Format) -> Self {
-        let how = match format {
-            Format::Json => How::Silence,
-            Format::Text if std::io::stderr().is_terminal() => How::Bar(ProgressBar::no_length()),
-            Format::Text => How::Lines,
-        };
-        Self { how, told: None }
+        let shown = matches!(format, Format::Text) && std::io::stderr().is_terminal();
+        Self { bar: shown.then(ProgressBar::no_length), told: None }
     }
 
     fn hear(&mut self, progress: &Progress) {
+        let Some(bar) = &self.bar else { return };
         if let Some(text) = &progress.text {
-            self.say(clean(text));
+            let line = clean(text);
+            if self.told.as_ref() != Some(&line) {
+                bar.println(&line);
+                self.told = Some(line);
+            }
         }
-        let Some(deploy) = &progress.deploy else { return };
-        match &self.how {
-            How::Bar(bar) if deploy.phase != DeployPhase::Idle => draw(bar, deploy),
-            // A pipe gets a line for each phase and step, not one for each object.
-            How::Lines if deploy.phase != DeployPhase::Idle => self.say(phase_line(deploy)),
-            How::Bar(_) | How::Lines | How::Silence => {}
+        if let Some(deploy) = progress.deploy.as_ref().filter(|deploy| deploy.phase != DeployPhase::Idle) {
+            draw(bar, deploy);
         }
-    }
-
-    fn say(&mut self, line: String) {
-        if self.told.as_ref() == Some(&line) {
-            return;
-        }
-        match &self.how {
-            How::Bar(bar) => bar.println(&line),
-            // What is on stdout is the answer alone, for whoever keeps it.
-            How::Lines => note(&line),
-            How::Silence => {}
-        }
-        self.told = Some(line);
     }
 
     fn end(self) {
-        if let How::Bar(bar) = self.how {
+        if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }
     }

@@ -13,7 +13,7 @@ fn page() -> String {
     let mut page = String::from(
         "# The command line\n\n<!-- Made from the code by a test (src/cli/reference.rs); do not edit. -->\n\n\
          Errors go to stderr: what failed, why, what to do next. `--json` on every verb that prints facts; colour and a moving\n\
-         line of progress only on a terminal (`NO_COLOR` is honoured), elsewhere one line on stderr for each phase and step. Times are local with their offset for people, RFC 3339 in UTC for programs.\n\n\
+         line of progress only on a terminal (`NO_COLOR` is honoured), elsewhere the answer alone. Times are local with their offset for people, RFC 3339 in UTC for programs.\n\n\
          ## Exit codes\n\n| code | meaning |\n|---|---|\n",
     );
     for (exit, meaning) in Exit::TABLE {

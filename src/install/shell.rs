@@ -97,147 +97,167 @@ struct Reader<'a> {
     may_end_early: bool,
 }
 
+/// Where a reader is in a list of commands.
+struct List {
+    until: Until,
+    /// What is open in it, and where that began.
+    open: Vec<(Open, usize)>,
+    next: Next,
+    /// After `&&`, `||` or `|`: what comes may not be reached, or not in this shell.
+    conditional: bool,
+    /// The first word of what comes after them is still to come.
+    joined: bool,
+    /// The next word is where a redirection leads, or the name of a function.
+    target: bool,
+}
+
+impl List {
+    /// Neither in a substitution nor in anything that was opened.
+    fn is_the_script(&self) -> bool {
+        self.open.is_empty() && self.until == Until::End
+    }
+
+    /// Takes the first word of a command; returns what the word after it is.
+    fn first_word(&mut self, word: &[u8], here: usize) -> Result<Next, Halt> {
+        let opens = match word {
+            b"if" => (Open::If, Next::Command),
+            b"while" | b"until" => (Open::Loop, Next::Command),
+            b"for" | b"select" => (Open::Loop, Next::Argument),
+            b"case" => (Open::Case, Next::Argument),
+            b"{" => (Open::Brace, Next::Command),
+            b"fi" => return self.close(Open::If, here),
+            b"done" => return self.close(Open::Loop, here),
+            b"esac" => return self.close(Open::Case, here),
+            b"}" => return self.close(Open::Brace, here),
+            b"then" | b"else" | b"elif" | b"do" | b"!" | b"time" => return Ok(Next::Command),
+            b"function" => {
+                self.target = true;
+                return Ok(Next::Command);
+            }
+            word => return Ok(if is_assignment(word) { Next::Command } else { Next::Argument }),
+        };
+        self.open.push((opens.0, here));
+        Ok(opens.1)
+    }
+
+    fn close(&mut self, what: Open, here: usize) -> Result<Next, Halt> {
+        match self.open.pop() {
+            Some((open, _)) if open == what => Ok(Next::Command),
+            _ => Err(Halt::Unclear(here)),
+        }
+    }
+}
+
 impl Reader<'_> {
     fn peek(&self, ahead: usize) -> Option<u8> {
         self.text.get(self.at + ahead).copied()
     }
 
+    /// Commands, up to where they end.
     fn list(&mut self, until: Until) -> Result<(), Halt> {
         let began = self.at;
-        let mut open: Vec<(Open, usize)> = Vec::new();
-        let mut next = Next::Command;
-        // After `&&`, `||` or `|`: what comes may not be reached, or not in this shell. `joined`: its first word is still to come.
-        let (mut conditional, mut joined) = (false, false);
-        // The next word is where a redirection leads, or the name of a function.
-        let mut target = false;
+        let mut list = List { until, open: Vec::new(), next: Next::Command, conditional: false, joined: false, target: false };
         while let Some(byte) = self.peek(0) {
-            let here = self.at;
             match byte {
                 b' ' | b'\t' => self.at += 1,
                 b'\\' if self.peek(1) == Some(b'\n') => self.join()?,
                 b'#' => self.skip_to(b'\n'),
-                b'\n' => {
-                    self.ended(next)?;
-                    self.at += 1;
-                    self.here_documents()?;
-                    if !joined {
-                        conditional = false;
-                        next = Next::Command;
-                        if open.is_empty() && until == Until::End {
-                            self.line_at = self.at;
-                        }
-                    }
-                    target = false;
-                }
-                b';' | b'&' | b'|' => {
-                    if byte == b'&' && self.peek(1) == Some(b'>') {
-                        (self.at, target) = (self.at + 1, false);
-                        continue;
-                    }
-                    self.ended(next)?;
-                    let double = self.peek(1) == Some(byte);
-                    self.at += if double { 2 } else { 1 };
-                    joined = byte == b'|' || (byte == b'&' && double);
-                    conditional = joined;
-                    next = Next::Command;
-                }
+                b'\n' => self.line_ends(&mut list)?,
+                b'&' if self.peek(1) == Some(b'>') => (self.at, list.target) = (self.at + 1, false),
+                b';' | b'&' | b'|' => self.command_ends(&mut list, byte)?,
                 b'(' if self.peek(1) == Some(b'(') => self.arithmetic()?,
                 b'(' => {
-                    open.push((Open::Paren, here));
-                    (self.at, next, joined) = (self.at + 1, Next::Command, false);
+                    list.open.push((Open::Paren, self.at));
+                    (self.at, list.next, list.joined) = (self.at + 1, Next::Command, false);
                 }
-                b')' => {
-                    self.at += 1;
-                    match open.last() {
-                        Some((Open::Paren, _)) => drop(open.pop()),
-                        // The end of a pattern.
-                        Some((Open::Case, _)) => {}
-                        None if until == Until::Paren => return Ok(()),
-                        _ => return Err(Halt::Unclear(here)),
-                    }
-                    (next, conditional) = (Next::Command, false);
-                }
-                b'<' | b'>' => target = self.redirection()?,
-                _ => {
-                    let (word, plain) = self.word()?;
-                    if plain && matches!(self.peek(0), Some(b'<' | b'>')) && word.iter().all(u8::is_ascii_digit) {
-                        // The descriptor of a redirection.
-                        continue;
-                    }
-                    if target {
-                        target = false;
-                        continue;
-                    }
-                    joined = false;
-                    next = match next {
-                        Next::Argument => Next::Argument,
-                        Next::Code => return self.found(word),
-                        Next::Program => return self.found(Vec::new()),
-                        Next::Command if !plain => Next::Argument,
-                        Next::Command => {
-                            let top = open.last().map(|(open, _)| *open);
-                            let mut close = |what: Open| match top {
-                                Some(top) if top == what => {
-                                    open.pop();
-                                    Ok(Next::Command)
-                                }
-                                _ => Err(Halt::Unclear(here)),
-                            };
-                            match word.as_slice() {
-                                b"fi" => close(Open::If)?,
-                                b"done" => close(Open::Loop)?,
-                                b"esac" => close(Open::Case)?,
-                                b"}" => close(Open::Brace)?,
-                                b"then" | b"else" | b"elif" | b"do" | b"!" | b"time" => Next::Command,
-                                b"if" => {
-                                    open.push((Open::If, here));
-                                    Next::Command
-                                }
-                                b"while" | b"until" => {
-                                    open.push((Open::Loop, here));
-                                    Next::Command
-                                }
-                                b"for" | b"select" => {
-                                    open.push((Open::Loop, here));
-                                    Next::Argument
-                                }
-                                b"case" => {
-                                    open.push((Open::Case, here));
-                                    Next::Argument
-                                }
-                                b"{" => {
-                                    open.push((Open::Brace, here));
-                                    Next::Command
-                                }
-                                b"function" => {
-                                    target = true;
-                                    Next::Command
-                                }
-                                b"exit" | b"exec" => {
-                                    let exit = word == b"exit";
-                                    if open.is_empty() && until == Until::End && !conditional {
-                                        if exit { Next::Code } else { Next::Program }
-                                    } else {
-                                        // In a substitution it ends only that.
-                                        self.may_end_early |= exit && until == Until::End;
-                                        Next::Argument
-                                    }
-                                }
-                                word if is_assignment(word) => Next::Command,
-                                _ => Next::Argument,
-                            }
-                        }
-                    };
-                }
+                b')' if self.closes(&mut list)? => return Ok(()),
+                b')' => {}
+                b'<' | b'>' => list.target = self.redirection()?,
+                _ => self.takes_word(&mut list)?,
             }
         }
-        self.ended(next)?;
-        match open.last() {
+        self.ended(list.next)?;
+        match list.open.last() {
             Some((_, opened)) => Err(Halt::Unclear(*opened)),
-            None if joined || !self.here.is_empty() => Err(Halt::Unclear(self.at)),
+            None if list.joined || !self.here.is_empty() => Err(Halt::Unclear(self.at)),
             None if until == Until::Paren => Err(Halt::Unclear(began)),
             None => Ok(()),
         }
+    }
+
+    fn line_ends(&mut self, list: &mut List) -> Result<(), Halt> {
+        self.ended(list.next)?;
+        self.at += 1;
+        self.here_documents()?;
+        list.target = false;
+        if !list.joined {
+            list.conditional = false;
+            list.next = Next::Command;
+            if list.is_the_script() {
+                self.line_at = self.at;
+            }
+        }
+        Ok(())
+    }
+
+    /// At `;`, `&` or `|`, single or double.
+    fn command_ends(&mut self, list: &mut List, byte: u8) -> Result<(), Halt> {
+        self.ended(list.next)?;
+        let double = self.peek(1) == Some(byte);
+        self.at += if double { 2 } else { 1 };
+        list.joined = byte == b'|' || (byte == b'&' && double);
+        list.conditional = list.joined;
+        list.next = Next::Command;
+        Ok(())
+    }
+
+    /// At `)`; whether it closes the list itself.
+    fn closes(&mut self, list: &mut List) -> Result<bool, Halt> {
+        let here = self.at;
+        self.at += 1;
+        match list.open.last() {
+            Some((Open::Paren, _)) => drop(list.open.pop()),
+            // The end of a pattern.
+            Some((Open::Case, _)) => {}
+            None if list.until == Until::Paren => return Ok(true),
+            _ => return Err(Halt::Unclear(here)),
+        }
+        (list.next, list.conditional) = (Next::Command, false);
+        Ok(false)
+    }
+
+    fn takes_word(&mut self, list: &mut List) -> Result<(), Halt> {
+        let here = self.at;
+        let (word, plain) = self.word()?;
+        if plain && matches!(self.peek(0), Some(b'<' | b'>')) && word.iter().all(u8::is_ascii_digit) {
+            // The descriptor of a redirection.
+            return Ok(());
+        }
+        if std::mem::take(&mut list.target) {
+            return Ok(());
+        }
+        list.joined = false;
+        list.next = match list.next {
+            Next::Argument => Next::Argument,
+            Next::Code => return self.found(word),
+            Next::Program => return self.found(Vec::new()),
+            Next::Command if !plain => Next::Argument,
+            Next::Command => match word.as_slice() {
+                b"exit" | b"exec" => self.may_end(list, word == b"exit"),
+                word => list.first_word(word, here)?,
+            },
+        };
+        Ok(())
+    }
+
+    /// What an `exit` or `exec` is: the end of the script, if it is surely reached and in this shell.
+    fn may_end(&mut self, list: &List, exit: bool) -> Next {
+        if list.is_the_script() && !list.conditional {
+            return if exit { Next::Code } else { Next::Program };
+        }
+        // In a substitution it ends only that.
+        self.may_end_early |= exit && list.until == Until::End;
+        Next::Argument
     }
 
     /// A command is over; an `exit` without a code ends the script.
@@ -344,43 +364,32 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// `"..."`.
     fn double_quotes(&mut self) -> Result<(), Halt> {
-        let began = self.at;
-        self.at += 1;
-        while let Some(byte) = self.peek(0) {
-            match byte {
-                b'"' => {
-                    self.at += 1;
-                    return Ok(());
-                }
-                b'\\' => self.at += 2,
-                b'`' => {
-                    self.at += 1;
-                    self.skip_behind(b'`', true)?;
-                }
-                b'$' => drop(self.dollar()?),
-                _ => self.at += 1,
-            }
-        }
-        Err(Halt::Unclear(began))
+        self.expanding(b'"')
     }
 
     /// `${...}`.
     fn parameter(&mut self) -> Result<(), Halt> {
-        let began = self.at;
+        self.expanding(b'}')
+    }
+
+    /// From one character to the one that closes it, with what the shell expands in between; other quotes are quotes only outside of quotes.
+    fn expanding(&mut self, close: u8) -> Result<(), Halt> {
+        let (began, unquoted) = (self.at, close != b'"');
         self.at += 1;
         while let Some(byte) = self.peek(0) {
             match byte {
-                b'}' => {
+                byte if byte == close => {
                     self.at += 1;
                     return Ok(());
                 }
                 b'\\' => self.at += 2,
-                b'\'' => {
+                b'\'' if unquoted => {
                     self.at += 1;
                     self.skip_behind(b'\'', false)?;
                 }
-                b'"' => self.double_quotes()?,
+                b'"' if unquoted => self.double_quotes()?,
                 b'`' => {
                     self.at += 1;
                     self.skip_behind(b'`', true)?;

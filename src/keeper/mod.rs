@@ -733,6 +733,8 @@ impl Keeper {
             }
             Ask::Notify { state } => notify(&state),
             Ask::Alive => {
+                // Once in a while what starts and ends of workers needed meanwhile is given back, too.
+                self.rest_at.get_or_insert_with(|| clock::now() + SETTLED_AFTER);
                 if let Some(agent) = &mut self.agent {
                     agent.silent = Some((clock::now() + SILENCE[0], 0));
                 }

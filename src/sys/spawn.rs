@@ -607,6 +607,29 @@ unsafe fn prepare(plan: &mut Plan) -> Result<(), (Step, i32)> {
 }
 
 #[cfg(test)]
+impl Job {
+    /// A program in a session of its own, with nothing but its arguments and descriptors.
+    pub(crate) fn plain(argv: Vec<CString>, fds: Vec<Arc<OwnedFd>>) -> Self {
+        Self {
+            programs: argv[..1].to_vec(),
+            argv,
+            env: Vec::new(),
+            own_pid_at: None,
+            cwd: None,
+            credentials: None,
+            fds,
+            nofile: None,
+            nice: None,
+            umask: None,
+            reset_oom_score: false,
+            new_session: true,
+            dies_with_us: false,
+            cgroup: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::os::fd::{AsFd, BorrowedFd};
 
@@ -616,22 +639,7 @@ mod tests {
 
     fn start(spawner: &mut Spawner, argv: &[CString], fds: &[BorrowedFd<'_>]) -> Result<i32, SpawnError> {
         let copied = fds.iter().map(|fd| Arc::new(rustix::io::fcntl_dupfd_cloexec(fd, 10).expect("a copy")));
-        let pid = spawner.begin(Job {
-            programs: argv[..1].to_vec(),
-            argv: argv.to_vec(),
-            env: Vec::new(),
-            own_pid_at: None,
-            cwd: None,
-            credentials: None,
-            fds: copied.collect(),
-            nofile: None,
-            nice: None,
-            umask: None,
-            reset_oom_score: false,
-            new_session: true,
-            dies_with_us: false,
-            cgroup: None,
-        })?;
+        let pid = spawner.begin(Job::plain(argv.to_vec(), copied.collect()))?;
         let (of, result) = spawner.wait(Duration::from_secs(20)).expect("it does not hang");
         assert_eq!(of, pid);
         if result.is_err() {

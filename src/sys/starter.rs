@@ -168,19 +168,7 @@ pub(crate) mod tests {
         let null = Arc::new(OwnedFd::from(fs_err::File::open("/dev/null").expect("open").into_parts().0));
         Job {
             programs: vec![text(program)],
-            argv: vec![text("sleep"), text("1000")],
-            env: Vec::new(),
-            own_pid_at: None,
-            cwd: None,
-            credentials: None,
-            fds: vec![Arc::clone(&null), Arc::clone(&null), null],
-            nofile: None,
-            nice: None,
-            umask: None,
-            reset_oom_score: false,
-            new_session: true,
-            dies_with_us: false,
-            cgroup: None,
+            ..Job::plain(vec![text("sleep"), text("1000")], vec![Arc::clone(&null), Arc::clone(&null), null])
         }
     }
 

@@ -1,14 +1,13 @@
 //! https and http, against a server that knows how to misbehave.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::site::{Authority, Manner, Site, basic};
+use crate::site::{Authority, Door, Manner, Site, basic};
 use crate::support::{Scene, ask, helper, helper_command};
 
 fn with_ca(scene: &Scene, authority: &Authority, url: &str) -> Value {
@@ -285,59 +284,33 @@ fn a_proxy_is_used_and_no_proxy_honoured() {
 /// A proxy that knows one server.
 struct Proxy {
     port: u16,
-    stop: Arc<AtomicBool>,
+    _door: Door,
     seen: Arc<Mutex<Vec<String>>>,
-    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Proxy {
     fn start(to: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("bound").port();
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        let thread = std::thread::spawn({
-            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
-            move || {
-                std::thread::scope(|scope| {
-                    for socket in listener.incoming() {
-                        if stop.load(Ordering::SeqCst) {
-                            break;
-                        }
-                        let Ok(mut client) = socket else { continue };
-                        let seen = Arc::clone(&seen);
-                        scope.spawn(move || -> std::io::Result<()> {
-                            let mut head = Vec::new();
-                            let mut byte = [0];
-                            while !head.ends_with(b"\r\n\r\n") && client.read(&mut byte)? > 0 {
-                                head.push(byte[0]);
-                            }
-                            seen.lock().expect("whole").push(String::from_utf8_lossy(&head).into_owned());
-                            let mut server = TcpStream::connect(("127.0.0.1", to))?;
-                            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
-                            let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
-                            let up = std::thread::spawn(move || {
-                                let _ = std::io::copy(&mut from_client, &mut to_server);
-                                let _ = to_server.shutdown(Shutdown::Write);
-                            });
-                            let _ = std::io::copy(&mut server, &mut client);
-                            let _ = client.shutdown(Shutdown::Both);
-                            let _ = up.join();
-                            Ok(())
-                        });
-                    }
-                });
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&seen);
+        let door = Door::open(move |mut client, _| {
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && client.read(&mut byte)? > 0 {
+                head.push(byte[0]);
             }
+            noted.lock().expect("whole").push(String::from_utf8_lossy(&head).into_owned());
+            let mut server = TcpStream::connect(("127.0.0.1", to))?;
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
+            let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+            let up = std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from_client, &mut to_server);
+                let _ = to_server.shutdown(Shutdown::Write);
+            });
+            let _ = std::io::copy(&mut server, &mut client);
+            let _ = client.shutdown(Shutdown::Both);
+            let _ = up.join();
+            Ok(())
         });
-        Self { port, stop, seen, thread: Some(thread) }
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        Self { port: door.port, _door: door, seen }
     }
 }

@@ -1,29 +1,21 @@
 //! `install` and `uninstall`, into real trees: what is there afterwards, what is there after both, and what a real shell makes of rc.local.
 
+#[path = "../kit/told.rs"]
+mod told;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use told::Told;
 
 const UNITS: [&str; 4] = ["selfstart.service", "selfstart-workers.service", "selfstart@.service", "selfstart-workers@.service"];
 
 /// An image in a temporary folder.
 struct Image(tempfile::TempDir);
-
-struct Told {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl From<Output> for Told {
-    fn from(output: Output) -> Self {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-        Self { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
-    }
-}
 
 impl Image {
     /// With folders and, so that the tests need not copy it each time, a program.

@@ -79,50 +79,70 @@ pub(crate) enum Manner {
 /// The requests that came, each with its `Authorization`.
 type Seen = Mutex<Vec<(String, Option<String>)>>;
 
+/// A port of this machine, each of whose connections is served by a thread of its own; it is closed, and all have ended, with its test.
+pub(crate) struct Door {
+    pub(crate) port: u16,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Door {
+    /// `serve` also gets what says that the test is over. That it fails is how a connection ends.
+    pub(crate) fn open(serve: impl Fn(TcpStream, &AtomicBool) -> std::io::Result<()> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let stop = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            std::thread::scope(|scope| {
+                for socket in listener.incoming() {
+                    if ended.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let (Ok(socket), serve, ended) = (socket, &serve, &ended) else { continue };
+                    scope.spawn(move || serve(socket, ended));
+                }
+            });
+        });
+        Self { port, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
 /// A server of the repositories below a folder; it ends with its test.
 pub(crate) struct Site {
     pub(crate) port: u16,
-    stop: Arc<AtomicBool>,
+    _door: Door,
     seen: Arc<Seen>,
-    thread: Option<std::thread::JoinHandle<()>>,
     scheme: &'static str,
 }
 
 impl Site {
     pub(crate) fn start(root: PathBuf, tls: Option<Arc<rustls::ServerConfig>>, manner: Manner) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("bound").port();
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let seen = Arc::new(Mutex::new(Vec::new()));
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let thread = std::thread::spawn({
-            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
-            move || {
-                std::thread::scope(|scope| {
-                    for socket in listener.incoming() {
-                        if stop.load(Ordering::SeqCst) {
-                            break;
-                        }
-                        let Ok(socket) = socket else { continue };
-                        let (tls, manner, root, seen, stop) = (tls.clone(), manner.clone(), root.clone(), Arc::clone(&seen), &stop);
-                        scope.spawn(move || {
-                            let _ = socket.set_read_timeout(Some(PATIENCE));
-                            match tls {
-                                Some(config) => {
-                                    let Ok(session) = rustls::ServerConnection::new(config) else { return };
-                                    let raw = socket.try_clone().expect("cloned");
-                                    let _ = converse(rustls::StreamOwned::new(session, socket), &raw, &manner, &root, &seen, stop);
-                                }
-                                None => {
-                                    let raw = socket.try_clone().expect("cloned");
-                                    let _ = converse(socket, &raw, &manner, &root, &seen, stop);
-                                }
-                            }
-                        });
-                    }
-                });
+        let noted = Arc::clone(&seen);
+        let door = Door::open(move |socket, stop| {
+            socket.set_read_timeout(Some(PATIENCE))?;
+            let raw = socket.try_clone()?;
+            match &tls {
+                Some(config) => {
+                    let session = rustls::ServerConnection::new(Arc::clone(config)).map_err(std::io::Error::other)?;
+                    converse(rustls::StreamOwned::new(session, socket), &raw, &manner, &root, &noted, stop)
+                }
+                None => converse(socket, &raw, &manner, &root, &noted, stop),
             }
         });
-        Self { port, stop, seen, thread: Some(thread), scheme }
+        Self { port: door.port, _door: door, seen, scheme }
     }
 
     /// Of `app.git`.
@@ -132,16 +152,6 @@ impl Site {
 
     pub(crate) fn seen(&self) -> Vec<(String, Option<String>)> {
         self.seen.lock().expect("whole").clone()
-    }
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! use it (commands, `status`), and never as the proof of what it says.
 
 mod judge;
+mod mischief;
 mod node;
 mod source;
 mod watch;
@@ -29,7 +30,7 @@ use crate::control::wire::{Failed, Outcome};
 use crate::sys::signals::{self, SignalFd};
 use crate::sys::{clock, process, users};
 use crate::telling::journal::{self, Filter};
-use judge::{Birth, Crash, Hang, Judged, Leak, Rollout, Row};
+use judge::{Birth, Judged, Rollout, Row};
 use node::{Folder, Node};
 use source::Source;
 use watch::{SlotName, Watch};
@@ -181,100 +182,6 @@ impl Story {
         self.tell("deploy", Style::Good, &format!("release {release} is live"))?;
         let pids: Vec<String> = self.watch.now.workers.iter().map(|(slot, worker)| format!("{slot} {}", worker.process.pid)).collect();
         self.tell("workers", Style::Good, &format!("6 work: {}", pids.join(", ")))
-    }
-
-    /// A job hangs; meanwhile one leaks, and then one crashes.
-    fn mischief(&mut self) -> Result<(), End> {
-        self.chapter("Three workers misbehave")?;
-        let root = self.node.root.clone();
-        let before = self.watch.now.clone();
-        let process = |slot: &str| before.workers.get(slot).map(|worker| worker.process);
-        let limit = LIMIT_MB * 1_000_000;
-        let mut leak = Leak { limit, samples: SAMPLES, every: EVERY, peak: 0, late: None, pids: (before.pid("leak/0"), None) };
-        let mut hang = Hang { timeout: STALE, age: None, masters: (process("hang/0"), None), jobs_after: 0 };
-        let mut crash = Crash { pids: (before.pid("crash/0"), None), took: None, left: None };
-        let stray = before.others.iter().find(|other| other.slot == "crash/0").map(|other| other.process);
-        let (mut job, mut jobs_before): (Option<ProcessId>, usize) = (None, 0);
-        let (mut passed, mut crashed): (Option<Instant>, Option<Instant>) = (None, None);
-        let mut crash_cued = false;
-        self.cue("hang")?;
-        self.cue("leak")?;
-        let began = clock::instant();
-        self.wait(Duration::from_secs(15), |story| {
-            let now = story.watch.now.clone();
-            match job {
-                None => {
-                    if let Some(child) = now.others.iter().find(|other| other.title.contains("[HangingJob]")) {
-                        job = Some(child.process);
-                        let text =
-                            format!("took a job that never ends, in process {}; jobs may take {} s", child.process.pid, STALE.as_secs());
-                        story.tell("hang/0", Style::Warn, &text)?;
-                    }
-                }
-                Some(child) if hang.age.is_none() && !alive(child) => {
-                    let age = story.watch.age(child);
-                    hang.age = Some(age);
-                    jobs_before = watch::wrote(&root, "hang/0", "QuickJob done");
-                    let text = format!("the job's process {} is gone after {} ms", child.pid, age.as_millis());
-                    story.tell("hang/0", Style::Good, &text)?;
-                    story.verdict("stale_job", "hang", None)?;
-                }
-                Some(_) if hang.age.is_some() && hang.jobs_after == 0 => {
-                    hang.jobs_after = watch::wrote(&root, "hang/0", "QuickJob done").saturating_sub(jobs_before);
-                    if hang.jobs_after > 0 {
-                        hang.masters.1 = now.workers.get("hang/0").map(|worker| worker.process);
-                        story.tell("hang/0", Style::Good, "took the next job, and finished it")?;
-                    }
-                }
-                Some(_) => {}
-            }
-            match now.workers.get("leak/0") {
-                Some(worker) if Some(worker.process.pid) == leak.pids.0 => {
-                    leak.peak = leak.peak.max(worker.bytes);
-                    if passed.is_none() && worker.bytes > limit {
-                        passed = Some(clock::instant());
-                        let text = format!(
-                            "leaks: process {} has {} MB; its limit is {LIMIT_MB} MB",
-                            worker.process.pid,
-                            worker.bytes / 1_000_000
-                        );
-                        story.tell("leak/0", Style::Warn, &text)?;
-                    }
-                }
-                found => {
-                    if leak.late.is_none() {
-                        leak.late = passed.map(|passed| passed.elapsed());
-                    }
-                    if let (None, Some(worker)) = (leak.pids.1, found) {
-                        leak.pids.1 = Some(worker.process.pid);
-                        let text = format!("process {} takes over, with {} MB", worker.process.pid, worker.bytes / 1_000_000);
-                        story.tell("leak/0", Style::Good, &text)?;
-                        story.verdict("worker_ended", "leak", None)?;
-                    }
-                }
-            }
-            if !crash_cued && (leak.pids.1.is_some() || began.elapsed() > Duration::from_secs(6)) {
-                story.cue("crash")?;
-                crash_cued = true;
-            }
-            match now.workers.get("crash/0") {
-                Some(worker) if Some(worker.process.pid) == crash.pids.0 => {}
-                found => {
-                    let at = *crashed.get_or_insert_with(clock::instant);
-                    if let (None, Some(worker)) = (crash.pids.1, found) {
-                        crash.pids.1 = Some(worker.process.pid);
-                        crash.took = Some(at.elapsed());
-                        story.tell("crash/0", Style::Warn, "crashed, and left a process in a session of its own")?;
-                        story.tell("crash/0", Style::Good, &format!("process {} takes over", worker.process.pid))?;
-                        story.verdict("worker_ended", "crash", None)?;
-                    }
-                }
-            }
-            crash.left = stray.map(|stray| (stray.pid, !alive(stray)));
-            let all = hang.jobs_after > 0 && leak.pids.1.is_some() && crash.pids.1.is_some() && crash.left.is_none_or(|(_, gone)| gone);
-            Ok(all.then_some(()))
-        })?;
-        self.judged([judge::memory(&leak), judge::stale(&hang), judge::crash(&crash)])
     }
 
     fn push(&mut self) -> Result<(), End> {

@@ -1,0 +1,34 @@
+"""What scenarios ask of the node in the machine."""
+import json
+
+
+def workers(lab):
+    """By slot of the pool `w`."""
+    status = json.loads(lab.out("selfstart status --json"))
+    return {slot["slot"]: slot for pool in status["pools"] for slot in pool["slots"]}
+
+
+def pids(of):
+    return {slot: it["pid"] for slot, it in of.items()}
+
+
+def wait_ready(lab, what, seconds=300):
+    lab.sh("selfstart wait --ready --timeout %ds" % seconds, seconds + 60)
+    lab.ok(what, "-> ready, %.1f s" % lab.since_boot())
+
+
+def main_pid(lab):
+    """Of the keeper."""
+    return lab.out("systemctl show -p MainPID --value selfstart")
+
+
+def agent_pid(lab):
+    """The one child of the keeper that is the agent."""
+    return lab.out(f"for p in $(pgrep -P {main_pid(lab)}); do tr '\\0' ' ' </proc/$p/cmdline | grep -q internal-agent && echo $p; done; true")
+
+
+def nobody_is_left(lab, what):
+    left = lab.out("pgrep -x work; pgrep -x selfstart; pgrep -f internal-agent; true").split()
+    if left:
+        lab.fail(f"{what}: left: {left}\n" + lab.out("ps -eo pid,ppid,user,args"))
+    lab.ok(what, "- nobody is left")
