@@ -492,6 +492,7 @@ impl Parts {
             rolling: None,
             sampling: false,
             rested: false,
+            rest_again: clock::now(),
             quit: None,
             next_alive: clock::now(),
             said_status: String::new(),

@@ -127,8 +127,10 @@ pub(crate) struct Agent {
     pub(crate) drained: bool,
     pub(crate) rolling: Option<Rolling>,
     pub(crate) sampling: bool,
-    /// Whether the code that only the start or the last deploy needed has been given back.
+    /// Whether the code that only the start, the last deploy or the last sample needed has been given back.
     pub(crate) rested: bool,
+    /// When it may be given back again.
+    pub(crate) rest_again: MonoTime,
     pub(crate) quit: Option<u8>,
     /// When the keeper is told again that this loop goes round.
     pub(crate) next_alive: MonoTime,
@@ -350,7 +352,11 @@ impl Agent {
             Worked::Deploy(event) => self.deploy_event(event),
             Worked::Pruned { gone, kept, trouble, unsure } => self.pruned(gone, kept, trouble, unsure),
             Worked::StateSaved(result) => self.state_saved(result),
-            Worked::Sampled(sampled) => self.sampled(*sampled),
+            Worked::Sampled(sampled) => {
+                self.sampled(*sampled);
+                // A pass over /proc needs more code than all that a node at rest does besides.
+                self.rested = self.rested && clock::now() < self.rest_again;
+            }
             Worked::Answers(slot, start) => self.probed(&slot, start, true),
             Worked::AskReady(slot, start) => self.ask_ready(&slot, start),
             Worked::ConfigKept(result) => {
@@ -432,8 +438,6 @@ impl Agent {
     fn say_alive(&mut self, now: MonoTime) {
         self.next_alive = now + ALIVE_EVERY;
         self.ask(Ask::Alive);
-        // What was needed meanwhile is given back as well.
-        self.rested = false;
         if self.notified && self.ending == Ending::Leaving {
             let micros = (ALIVE_EVERY * 6).as_micros();
             self.ask(Ask::Notify { state: format!("EXTEND_TIMEOUT_USEC={micros}") });
@@ -492,11 +496,14 @@ impl Agent {
         if !matches!(self.deploying.machine().phase_name(), PhaseName::Idle) {
             self.rested = false;
         } else if !self.rested && !self.dirty && self.works.len() <= ALWAYS && self.errands.is_empty() {
-            self.rested = true;
+            (self.rested, self.rest_again) = (true, clock::now() + REST_EVERY);
             crate::sys::rest::rest();
         }
     }
 }
+
+/// How often code is given back at the most: where workers are sampled every second, it stays.
+const REST_EVERY: Duration = Duration::from_secs(5);
 
 /// A build that says more than this goes on in a second file.
 const BUILD_LOG_BYTES: Bytes = Bytes(50_000_000);
