@@ -19,6 +19,9 @@ const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging");
 const SOURCE: &str = concat!("selfstart ", env!("CARGO_PKG_VERSION"));
 const MANUAL: &str = "selfstart";
 
+/// Has the date of the pages, which must be given: where it is left out, groff takes what comes next for it.
+const CHANGELOG: &str = include_str!("../packaging/debian/changelog");
+
 /// The first words of the first page, instead of one line.
 const ABOUT: &str = "\
 `selfstart` keeps a worker machine: it fetches a git branch, makes a release of it, builds it, switches to it, and minds pools of workers: it \
@@ -78,6 +81,13 @@ fn files() -> BTreeMap<String, String> {
     files
 }
 
+/// The day of the version, as it is in the package's changelog.
+fn date() -> String {
+    let line = CHANGELOG.lines().find_map(|line| line.strip_prefix(" -- ")).expect("who released it");
+    let (_, date) = line.split_once("  ").expect("when");
+    jiff::fmt::rfc2822::parse(date).expect("a date").date().to_string()
+}
+
 /// What clap_mangen makes of a command, and what stands behind it.
 struct Page {
     man: Man,
@@ -86,7 +96,7 @@ struct Page {
 
 impl Page {
     fn new(command: &Command) -> Self {
-        let man = Man::new(command.clone()).source(SOURCE).manual(MANUAL);
+        let man = Man::new(command.clone()).date(date()).source(SOURCE).manual(MANUAL);
         let mut text = Vec::new();
         man.render_title(&mut text).expect("into memory");
         man.render_name_section(&mut text).expect("into memory");
@@ -142,7 +152,7 @@ impl Page {
 /// selfstart.yaml(5): the schema, as docs/reference/config.md.
 fn of_the_configuration() -> String {
     let mut page = Roff::new();
-    page.control("TH", ["selfstart.yaml", "5", "", SOURCE, MANUAL]);
+    page.control("TH", ["selfstart.yaml", "5", &date(), SOURCE, MANUAL]);
     section(&mut page, "NAME");
     words(&mut page, "selfstart.yaml - what selfstart(1) keeps a machine by");
     section(&mut page, "SYNOPSIS");
@@ -196,11 +206,14 @@ fn item(page: &mut Roff, name: &str, meaning: &str) {
 
 /// Paragraphs with an empty line between them; one that begins with `- ` is a list. Stress is dropped.
 fn paragraphs(page: &mut Roff, text: &str) {
-    for paragraph in text.replace('*', "").trim().split("\n\n") {
+    for (at, paragraph) in text.replace('*', "").trim().split("\n\n").enumerate() {
         let mut entries = format!("\n{paragraph}");
         let list = entries.starts_with("\n- ");
         if !list {
-            page.control("PP", []);
+            // A section begins one by itself.
+            if at > 0 {
+                page.control("PP", []);
+            }
             words(page, &one_line(&entries));
             continue;
         }

@@ -61,6 +61,9 @@ fn shipped_on(machine: &str) -> BTreeSet<Shipped> {
         .collect()
 }
 
+/// Terms of what crates bring along.
+const BROUGHT_ALONG: [(&str, &str); 2] = [("libgit2-sys", "libgit2/COPYING"), ("libz-sys", "src/zlib/LICENSE")];
+
 /// Returns the files of a crate's licence: of two to choose from, MIT's.
 fn texts(shipped: &Shipped) -> Vec<String> {
     let mut files: Vec<_> = fs_err::read_dir(&shipped.folder)
@@ -74,7 +77,8 @@ fn texts(shipped: &Shipped) -> Vec<String> {
     files.sort();
     let of_mit = |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().to_uppercase().contains("MIT"));
     let choice = shipped.licence.contains("MIT") && files.iter().any(|path| of_mit(&path));
-    let chosen = files.iter().filter(|path| !choice || of_mit(path));
+    let brought = BROUGHT_ALONG.iter().filter(|(name, _)| *name == shipped.name).map(|(_, file)| shipped.folder.join(file));
+    let chosen = files.iter().filter(|path| !choice || of_mit(path)).cloned().chain(brought);
     chosen.map(|path| tidy(&String::from_utf8_lossy(&fs_err::read(path).expect("a file")))).collect()
 }
 

@@ -103,8 +103,8 @@ impl Machine {
     /// Runs dpkg with a package of this machine.
     pub(crate) fn dpkg(&self, words: &[&str], package: &Path) -> Said {
         self.write_bytes("/root/selfstart.deb", &fs_err::read(package).expect("the package"));
-        // All of the package, also where the machine's dpkg leaves documentation out.
-        self.run(&format!("dpkg --path-include='/usr/share/*' {} /root/selfstart.deb", words.join(" ")))
+        // All of the package, also where the machine's dpkg leaves documentation out. Indexes of others (man-db's) are not what is looked at.
+        self.run(&format!("dpkg --no-triggers --path-include='/usr/share/*' {} /root/selfstart.deb", words.join(" ")))
     }
 
     pub(crate) fn write(&self, path: &str, text: &str) {
