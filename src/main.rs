@@ -9,6 +9,8 @@ mod control;
 mod holder;
 mod install;
 mod keeper;
+#[cfg(test)]
+mod manual;
 mod release;
 mod sys;
 mod telling;

@@ -189,6 +189,12 @@ enum Verb {
     Demo(demo::DemoArgs),
 }
 
+/// The definition of the command line, for what is made from it.
+#[cfg(test)]
+pub(crate) fn definition() -> clap::Command {
+    Cli::command()
+}
+
 /// Does what the command line says, tells failures on stderr, returns the exit code.
 pub(crate) fn main(args: impl IntoIterator<Item = OsString>, wiring: &Wiring) -> Exit {
     let cli = match Cli::command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches)) {

@@ -302,15 +302,24 @@ pub fn reference() -> String {
         page.push_str(&format!("| `{}` | {} | {left} | {} |\n", key.path, key.kind.replace('|', "\\|"), key.meaning.replace('|', "\\|")));
     }
     page.push_str(STOP_INTRODUCTION);
-    for (name, kind) in super::merged::QUEUE_KINDS {
-        let (ladder, why) = super::merged::polite_stop(*kind);
-        page.push_str(&format!("| `{name}` | `{}` | {why} |\n", super::explain::ladder(&ladder)));
+    for (name, ladder, why) in polite_stops() {
+        page.push_str(&format!("| `{name}` | `{ladder}` | {why} |\n"));
     }
     page
 }
 
+/// Returns what `stop` is for each `queue.kind`, and why.
 #[cfg(test)]
-const INTRODUCTION: &str = "\
+pub fn polite_stops() -> impl Iterator<Item = (&'static str, String, &'static str)> {
+    super::merged::QUEUE_KINDS.iter().map(|(name, kind)| {
+        let (ladder, why) = super::merged::polite_stop(*kind);
+        (*name, super::explain::ladder(&ladder), why)
+    })
+}
+
+/// What holds for all keys: a title, where the page comes from, then paragraphs and a list.
+#[cfg(test)]
+pub const INTRODUCTION: &str = "\
 # Configuration
 
 Made from `src/config/schema.rs`; `UPDATE=1 cargo test --bin selfstart config::` writes it anew.
