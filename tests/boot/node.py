@@ -28,7 +28,7 @@ def agent_pid(lab):
 
 
 def nobody_is_left(lab, what):
-    left = lab.out("pgrep -x work; pgrep -x selfstart; pgrep -f internal-agent; true").split()
+    left = lab.out("pgrep -x work; pgrep -x selfstart; pgrep -f '[i]nternal-agent'; true").split()
     if left:
         lab.fail(f"{what}: left: {left}\n" + lab.out("ps -eo pid,ppid,user,args"))
     lab.ok(what, "- nobody is left")

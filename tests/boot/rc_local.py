@@ -54,7 +54,7 @@ def scenario(lab):
     works(lab, "v2")
 
     first = workers(lab)
-    lab.sh("pkill -9 -f internal-agent; until selfstart status >/dev/null 2>&1; do sleep 0.1; done", 30)
+    lab.sh("pkill -9 -f '[i]nternal-agent'; until selfstart status >/dev/null 2>&1; do sleep 0.1; done", 30)
     if pids(workers(lab)) != pids(first):
         lab.fail("agent KILLed: other workers")
     lab.ok("agent KILLed: the same workers")

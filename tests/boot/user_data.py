@@ -1,4 +1,4 @@
-"""A machine whose image has nothing but the package: what is in cloud-init/user-data.yaml makes it a worker machine.
+"""A machine whose image has nothing but the package: what is in cloud-init/user-data.example.yaml makes it a worker machine.
 
 The file as it is in the project, but for the repository and the command, which the lab has."""
 import os
@@ -11,7 +11,7 @@ WORK = "#!/bin/sh\nexec sleep 1000000\n"
 def scenario(lab):
     lab.serve({"bin/work": WORK})
     lab.bake()
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../cloud-init/user-data.yaml")) as file:
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../cloud-init/user-data.example.yaml")) as file:
         text = file.read()
     for old, new in (("https://git.example.com/acme/hello.git", "git://git.lab/app.git"), ("branch: production", "branch: main")):
         if old not in text:
