@@ -3,6 +3,7 @@
 //! There is no other machine here to run all of selfstart on. Rust says the same of both machines but for two blocks of machine code and what the
 //! kernel's structures look like; these are what is looked at. The code is taken out of the sources, so that what is executed is what is built.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -85,6 +86,29 @@ fn the_code_for_aarch64_starts_a_child_on_its_own_stack_and_calls_the_system() {
         assert!(!right, "`{to}` instead of `{from}` was not seen: {told}");
     }
     assert!(!run(&clone_into, &["\"nop\","], dir.path()).0);
+}
+
+/// Older calls (open, fork, dup2, ...) are not there on newer machines; what the sources name by number must be.
+#[test]
+fn every_system_call_that_is_made_by_its_number_is_there() {
+    let headers = Command::new("aarch64-linux-gnu-gcc")
+        .args(["-E", "-dM", "-include", "asm/unistd.h", "-x", "c", "/dev/null"])
+        .output()
+        .expect("a compiler for AArch64 (Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross)");
+    assert!(headers.status.success(), "{}", String::from_utf8_lossy(&headers.stderr));
+    let headers = String::from_utf8(headers.stdout).expect("text");
+    let known = |name: &str| headers.contains(&format!("#define __NR_{name} "));
+    assert!(known("clone3") && !known("dup2"), "these are the headers of AArch64");
+    let mut called = BTreeSet::new();
+    for entry in fs_err::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/sys")).expect("sources") {
+        let source = fs_err::read_to_string(entry.expect("an entry").path()).expect("text");
+        let names =
+            source.split("libc::SYS_").skip(1).map(|rest| rest.split(|end: char| !end.is_ascii_alphanumeric() && end != '_').next());
+        called.extend(names.flatten().map(str::to_owned));
+    }
+    assert!(called.len() > 20, "{called:?}");
+    let missing: Vec<_> = called.iter().filter(|name| !known(name)).collect();
+    assert!(missing.is_empty(), "not on AArch64: {missing:?}");
 }
 
 /// What would make another machine a silent failure: it is refused when it is built.

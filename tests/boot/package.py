@@ -38,6 +38,9 @@ def scenario(lab):
 
     lab.sh("install -o root -g selfstart -m 640 /root/config.yaml /etc/selfstart/config.yaml && systemctl start selfstart && selfstart wait --ready --timeout 120s", 200)
     lab.reboot()
+    # What is asked before that is answered by the boot that ends, or by none.
+    lab.expect("kind=agent_started", 240)
+    lab.sock = None
     lab.sh("selfstart wait --ready --timeout 120s", 300)
     lab.say("ok   configured; reboot -> ready %.1f s" % lab.since_boot())
     first = workers(lab)
