@@ -64,7 +64,8 @@ pools:
 
 /// Returns each file below packaging/ with its content.
 fn files() -> BTreeMap<String, String> {
-    let mut command = crate::cli::definition().disable_help_subcommand(true).subcommand_help_heading("COMMANDS").subcommand_value_name("command");
+    let mut command =
+        crate::cli::definition().disable_help_subcommand(true).subcommand_help_heading("COMMANDS").subcommand_value_name("command");
     command.build();
     let mut files = BTreeMap::new();
     for verb in command.get_subcommands() {

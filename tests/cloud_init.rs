@@ -38,7 +38,9 @@ fn the_user_data_is_right_by_cloud_inits_own_schema_which_finds_mistakes() {
         let (right, told) = schema(&path);
         assert!(right && told.contains("Valid"), "{}: {told}", path.display());
         // It would say so of a mistake.
-        for (good, bad) in [("permissions: \"0640\"", "permissions: 0640"), ("system: true", "system: perhaps"), ("runcmd:\n", "runcmd: now\nx:\n")] {
+        for (good, bad) in
+            [("permissions: \"0640\"", "permissions: 0640"), ("system: true", "system: perhaps"), ("runcmd:\n", "runcmd: now\nx:\n")]
+        {
             assert!(yaml.contains(good), "{good}");
             let broken = dir.path().join("broken.yaml");
             fs_err::write(&broken, yaml.replacen(good, bad, 1)).expect("written");
@@ -68,7 +70,11 @@ fn the_configuration_in_the_user_data_is_right_for_selfstart() {
         let users = list(&data["users"]);
         assert!(users.iter().any(|user| text(user, "name") == "deploy"), "whom the configuration names is made: {users:?}");
         let config = dir.path().join("config.yaml");
-        let told = Command::new(env!("CARGO_BIN_EXE_selfstart")).args(["check", "--offline", "--config"]).arg(&config).output().expect("the binary");
+        let told = Command::new(env!("CARGO_BIN_EXE_selfstart"))
+            .args(["check", "--offline", "--config"])
+            .arg(&config)
+            .output()
+            .expect("the binary");
         let said = format!("{}{}", String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
         assert_eq!(told.status.code(), Some(0), "{}: {said}", path.display());
     }

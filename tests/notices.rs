@@ -49,7 +49,8 @@ fn shipped_on(machine: &str) -> BTreeSet<Shipped> {
             }
         }
     }
-    let others = list(&metadata["packages"]).into_iter().filter(|package| reached.contains(&text(&package["id"])) && !package["source"].is_null());
+    let others =
+        list(&metadata["packages"]).into_iter().filter(|package| reached.contains(&text(&package["id"])) && !package["source"].is_null());
     others
         .map(|package| Shipped {
             name: text(&package["name"]),
@@ -158,7 +159,8 @@ fn is_c(path: &Path) -> bool {
 /// The folder and two levels below it: where C is, some of it is there.
 fn folders(top: &Path) -> Vec<PathBuf> {
     let below = |folder: &PathBuf| -> Vec<PathBuf> {
-        let entries = fs_err::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect());
+        let entries =
+            fs_err::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect());
         entries.unwrap_or_default()
     };
     let first = below(&top.to_owned());

@@ -96,11 +96,6 @@ pub(super) unsafe fn clone_into(
             in("x21") child,
         );
     }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    {
-        let _not_for_this_machine = (&arguments, child, argument);
-        result = -(libc::ENOSYS as isize);
-    }
     if result < 0 {
         Err(io::Error::from_raw_os_error(i32::try_from(-result).unwrap_or(libc::EINVAL)))
     } else {

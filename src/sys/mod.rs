@@ -6,6 +6,15 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("selfstart is for 64-bit Linux");
 
+// Two blocks of machine code are there for these two (`clone_into`, `spawn::call`), and the layouts that they rely on were looked at there.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!(
+    "selfstart is for Linux on x86_64 and aarch64; another machine needs its own machine code in src/sys/clone_into.rs and src/sys/spawn.rs"
+);
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("selfstart is for Linux");
+
 pub(crate) mod cgroup;
 pub(crate) mod clock;
 mod clone_into;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs one scenario in a machine of its own; README.md says what there is.
 
-    lab.py SCENARIO.py --package selfstart.deb [--set KEY=VALUE ...] [--run FOLDER] [--keep]
+    lab.py SCENARIO.py --binary PATH [--set KEY=VALUE ...] [--run FOLDER] [--keep]
 
 A scenario is a Python file with `def scenario(lab)`. Exit status 0: every step held; 1: one did not; 2: it could not be run."""
 import argparse
@@ -20,6 +20,7 @@ import time
 import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+PROJECT = os.path.dirname(os.path.dirname(HERE))
 
 # What a scenario's machine reaches of the host: nothing but git://git.lab.
 GIT_IN_GUEST = "169.254.169.253:9418"
@@ -105,8 +106,8 @@ class Git:
 
 
 class Lab:
-    def __init__(self, run, package, options):
-        self.run, self.package, self.options = run, package, options
+    def __init__(self, run, binary, options):
+        self.run, self.binary, self.options = run, binary, options
         self.began = self.booted = time.monotonic()
         self.payload = os.path.join(run, "payload")
         self.processes, self.qemu, self.git = [], None, None
@@ -144,7 +145,17 @@ class Lab:
         """For what may happen at any moment, and not because something else has."""
         time.sleep(self.random.uniform(0, most))
 
+    def package(self, version="1.0.0-1"):
+        """The program as a Debian package of this version; returns its path."""
+        command = [os.path.join(PROJECT, "packaging/deb"), "--binary", self.binary, "--version", version, "--out", self.run, "--compression", "none"]
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout.strip()
+
     # What is in the machine before its first boot, as if baked into its image.
+
+    def put_file(self, path, source):
+        path = os.path.join(self.payload, "rootfs", path.lstrip("/"))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        shutil.copyfile(source, path)
 
     def put(self, path, text, mode=0o644):
         path = os.path.join(self.payload, "rootfs", path.lstrip("/"))
@@ -155,7 +166,7 @@ class Lab:
 
     def bake(self, config=None):
         """Installs the package, by dpkg in a chroot as an image is baked, and enables the unit. Without a configuration, user data brings it."""
-        shutil.copyfile(self.package, os.path.join(self.payload, "selfstart.deb"))
+        shutil.copyfile(self.package(), os.path.join(self.payload, "selfstart.deb"))
         if config:
             self.put("/etc/selfstart/config.yaml", config)
 
@@ -313,7 +324,7 @@ class Lab:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario")
-    parser.add_argument("--package", required=True)
+    parser.add_argument("--binary", required=True)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--run")
     parser.add_argument("--keep", action="store_true")
@@ -324,7 +335,7 @@ def main():
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, HERE)
     spec.loader.exec_module(module)
-    lab = Lab(os.path.abspath(run), given.package, dict(pair.split("=", 1) for pair in given.set))
+    lab = Lab(os.path.abspath(run), given.binary, dict(pair.split("=", 1) for pair in given.set))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
     status = 2
     try:

@@ -68,8 +68,15 @@ impl Machine {
         // What the machine itself may have: a package that was installed by hand, say.
         machine.run("dpkg --purge selfstart 2>/dev/null || true; rm -rf /etc/selfstart /var/lib/selfstart /usr/bin/selfstart");
         machine.run("getent passwd selfstart >/dev/null && deluser --quiet --system selfstart || true; rm -f /usr/sbin/policy-rc.d");
-        machine.before = machine.try_run("find / -xdev -name '*selfstart*'").out.lines().map(str::to_owned).collect();
+        machine.before = machine.ours().into_iter().collect();
         machine
+    }
+
+    /// What bears our name where programs and their files are, but for dpkg's own notes and what readers of man pages keep.
+    pub(crate) fn ours(&self) -> Vec<String> {
+        let all = self
+            .try_run(r"find /etc /usr /var /opt -xdev \( -path /var/tmp -o -path /var/cache/man \) -prune -o -name '*selfstart*' -print");
+        all.out.lines().map(str::to_owned).collect()
     }
 
     /// True if that was not there at first.
@@ -84,7 +91,12 @@ impl Machine {
             .arg(&self.root)
             .args(["/bin/sh", "-c", line])
             .env_clear()
-            .envs([("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("LC_ALL", "C.UTF-8"), ("DEBIAN_FRONTEND", "noninteractive")]);
+            .envs([
+                ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+                ("HOME", "/root"),
+                ("LC_ALL", "C.UTF-8"),
+                ("DEBIAN_FRONTEND", "noninteractive"),
+            ]);
         command
     }
 

@@ -100,6 +100,22 @@ fn what_is_no_program_for_these_machines_and_what_is_no_version_is_refused() {
 }
 
 #[test]
+fn the_machine_is_the_programs_and_not_the_one_it_is_packed_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (source, program) = (dir.path().join("empty.c"), dir.path().join("selfstart"));
+    fs_err::write(&source, "#include <stdio.h>\nint main(void) { return puts(\"\") < 0; }\n").expect("written");
+    let built = Command::new("aarch64-linux-gnu-gcc").arg("-o").args([&program, &source]).status();
+    assert!(built.expect("a compiler for AArch64 (Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross)").success());
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+    let said = Package::try_build(&["--binary", &text(&program), "--out", &text(dir.path())]);
+    assert_eq!(said.code, 0, "{}", said.all());
+    let package = Package { path: PathBuf::from(said.out.trim()), _dir: dir };
+    assert_eq!(package.field("Architecture"), "arm64");
+    assert!(package.path.to_str().is_some_and(|path| path.ends_with("_arm64.deb")));
+    assert!(package.field("Depends").starts_with("libc6 (>= 2."), "{}", package.field("Depends"));
+}
+
+#[test]
 fn a_machine_gets_it_keeps_what_was_edited_through_upgrade_and_downgrade_and_is_rid_of_it() {
     let machine = Machine::new();
     let (old, new) = (Package::of_version("1.2.3-1"), Package::of_version("1.3.0-1"));
@@ -114,7 +130,10 @@ fn a_machine_gets_it_keeps_what_was_edited_through_upgrade_and_downgrade_and_is_
     assert!(fields[2].parse::<u32>().is_ok_and(|uid| (100..1000).contains(&uid)), "a system user: {user}");
     assert_eq!(fields[5..], ["/nonexistent", "/usr/sbin/nologin"], "{user}");
     assert_eq!(machine.run("stat -c '%U:%G %a' /etc/selfstart").out, "root:selfstart 750\n");
-    assert_eq!(machine.run("readlink /etc/systemd/system/multi-user.target.wants/selfstart.service").out.trim().rsplit('/').next(), Some("selfstart.service"));
+    assert_eq!(
+        machine.run("readlink /etc/systemd/system/multi-user.target.wants/selfstart.service").out.trim().rsplit('/').next(),
+        Some("selfstart.service")
+    );
     assert_eq!(machine.run("dpkg --verify selfstart").out, "");
     for page in ["1 selfstart", "1 selfstart-deploy", "5 selfstart.yaml"] {
         let (section, name) = page.split_once(' ').expect("two words");
@@ -142,8 +161,14 @@ fn a_machine_gets_it_keeps_what_was_edited_through_upgrade_and_downgrade_and_is_
     machine.run("echo '# mine' >>/etc/selfstart/config.yaml.example; cp /etc/selfstart/config.yaml /root/before; chmod 700 /etc/selfstart");
     for package in [&new, &old, &old] {
         machine.dpkg(&["--install", "--force-confold"], &package.path);
-        assert_eq!(machine.run("dpkg-query -W -f '${Status} ${Version}' selfstart").out, format!("install ok installed {}", package.field("Version")));
-        assert_eq!(machine.run("tail -n 1 /etc/selfstart/config.yaml.example; cmp /etc/selfstart/config.yaml /root/before").out, "# mine\n");
+        assert_eq!(
+            machine.run("dpkg-query -W -f '${Status} ${Version}' selfstart").out,
+            format!("install ok installed {}", package.field("Version"))
+        );
+        assert_eq!(
+            machine.run("tail -n 1 /etc/selfstart/config.yaml.example; cmp /etc/selfstart/config.yaml /root/before").out,
+            "# mine\n"
+        );
         assert_eq!(machine.run("getent passwd selfstart").out, user);
         assert_eq!(machine.run("stat -c %a /etc/selfstart").out, "700\n", "what an operator has set stays");
     }
@@ -162,8 +187,7 @@ fn a_machine_gets_it_keeps_what_was_edited_through_upgrade_and_downgrade_and_is_
     assert!(said.err.contains("/etc/selfstart stays") && said.err.contains("/var/lib/selfstart stays"), "{}", said.all());
     assert_eq!(machine.run("ls /etc/selfstart; ls /var/lib/selfstart").out, "config.yaml\nflipper\n");
     assert_eq!(machine.run("getent passwd selfstart").out, user, "whose files are still there");
-    let left = "find / -xdev -path /srv -prune -o -path /root -prune -o -name '*selfstart*' -print | grep -v '^/var/cache/man/'";
-    let found: Vec<_> = machine.try_run(left).out.lines().map(str::to_owned).filter(|path| machine.made(path)).collect();
+    let found: Vec<_> = machine.ours().into_iter().filter(|path| machine.made(path)).collect();
     assert_eq!(found, ["/etc/selfstart", "/var/lib/selfstart"]);
     machine.run("test -z \"$(dpkg-query -W -f '${Status}' selfstart 2>/dev/null | grep -v not-installed)\"");
 }
@@ -198,7 +222,13 @@ fn an_upgrade_renews_what_runs_and_stops_nothing_and_a_removal_stops_it() {
     machine.run("mkdir -p /run/systemd/system; rm -f /usr/sbin/policy-rc.d /root/asked");
     machine.write("/usr/bin/systemctl", SYSTEMCTL);
     let asked = |what: &str| {
-        machine.try_run("cat /root/asked; rm -f /root/asked").out.lines().filter(|line| !line.contains("is-") || what == "all").collect::<Vec<_>>().join("\n")
+        machine
+            .try_run("cat /root/asked; rm -f /root/asked")
+            .out
+            .lines()
+            .filter(|line| !line.contains("is-") || what == "all")
+            .collect::<Vec<_>>()
+            .join("\n")
     };
 
     // Without a configuration nothing is started, with one it is.
@@ -217,7 +247,7 @@ fn an_upgrade_renews_what_runs_and_stops_nothing_and_a_removal_stops_it() {
     let said = machine.dpkg(&["--install"], &new.path);
     let told = asked("");
     let renewed: Vec<_> = told.lines().filter(|line| line.starts_with("selfstart ")).collect();
-    let expected = ["selfstart upgrade --binary /usr/bin/selfstart", "selfstart --app flipper upgrade --binary /usr/bin/selfstart"];
+    let expected = ["selfstart upgrade", "selfstart --app flipper upgrade --binary /usr/bin/selfstart"];
     assert_eq!(renewed, expected, "{told}");
     for word in [" stop", " start", " restart", " try-restart", " kill"] {
         assert!(!told.contains(word), "an upgrade must not {word}: {told}");
@@ -246,8 +276,15 @@ fn the_units_start_the_program_where_the_package_puts_it() {
         let path = entry.expect("an entry").path();
         let text = fs_err::read_to_string(&path).expect("text");
         let starts = text.lines().filter(|line| line.starts_with("ExecStart="));
-        assert!(starts.clone().count() == 1 && starts.clone().all(|line| line.starts_with("ExecStart=/usr/bin/selfstart ")), "{}", path.display());
+        assert!(
+            starts.clone().count() == 1 && starts.clone().all(|line| line.starts_with("ExecStart=/usr/bin/selfstart ")),
+            "{}",
+            path.display()
+        );
         let minds = path.file_name().is_some_and(|name| Path::new(name) == "selfstart.service");
-        assert!(!minds || text.contains("\nConditionPathExists=/etc/selfstart/config.yaml\n"), "nothing runs before there is a configuration");
+        assert!(
+            !minds || text.contains("\nConditionPathExists=/etc/selfstart/config.yaml\n"),
+            "nothing runs before there is a configuration"
+        );
     }
 }
