@@ -59,6 +59,6 @@ def scenario(lab):
         lab.fail("agent KILLed: other workers")
     lab.ok("agent KILLed: the same workers")
 
-    lab.sh("selfstart uninstall --rc-local")
+    lab.sh("selfstart uninstall --force")
     lab.sh("cmp /etc/rc.local /var/tmp/rc.local.before && [ $(stat -c %a:%U /etc/rc.local) = $(stat -c %a:%U /var/tmp/rc.local.before) ]")
     lab.ok("uninstall: rc.local has its bytes and mode back")
