@@ -225,6 +225,11 @@ fn wrong_usage_is_2_and_a_missing_configuration_78() {
     for line in ["", "fly", "stop A", "scale checkins", "exec", "status --pretty", "status --app ../config"] {
         assert_eq!(node.run(line).code, 2, "{line}");
     }
+    for verb in ["run", "check", "status"] {
+        let told = node.run(&format!("{verb} --config {} --app mail", node.config().display()));
+        assert_eq!(told.code, 2, "{verb}: {told:?}");
+        assert!(told.err.contains("is the configuration of app `flipper`, not of `mail`"), "{verb}: {told:?}");
+    }
     assert_eq!((node.run("--help").code, node.run("help stop").code, node.run("--version").code), (0, 0, 0));
     for line in ["status --config /nowhere.yaml", "--config /nowhere.yaml status"] {
         let told = node.run(line);

@@ -218,6 +218,9 @@ pub(crate) fn main(args: impl IntoIterator<Item = OsString>, wiring: &Wiring) ->
 
 fn dispatch(cli: &Cli, wiring: &Wiring) -> Result<Exit, Stop> {
     let config = site::config_path(cli.config.as_deref(), cli.app.as_deref(), site::config_variable());
+    if matches!(cli.verb, Verb::Run(_) | Verb::Check(_)) {
+        site::not_another(&config, cli.app.as_deref(), wiring.load)?;
+    }
     match &cli.verb {
         Verb::Run(args) => return (wiring.run)(&config, args),
         Verb::Check(args) => return check::check(&(wiring.check)(&config, args.offline), args),

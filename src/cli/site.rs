@@ -91,11 +91,22 @@ pub(crate) fn locate(config: &Path, app: Option<&str>, load: Load) -> Result<Sit
             None => return Err(broken(config, &problems)),
         },
     };
-    if let Some(app) = app.filter(|app| *app != loaded.app) {
-        let what = format!("`{}` is the configuration of app `{}`, not of `{app}`", config.display(), loaded.app);
-        return Err(Failure::new(Exit::Usage, what).hint("leave out --app or --config"));
-    }
+    same_app(config, app, &loaded)?;
     Ok(Site { config: config.to_owned(), loaded, problems })
+}
+
+/// For verbs that say themselves what is wrong with a configuration: refuses one that is another app's.
+pub(crate) fn not_another(config: &Path, app: Option<&str>, load: Load) -> Result<(), Failure> {
+    match app.map(|_| load(config)) {
+        Some(Ok(loaded)) => same_app(config, app, &loaded),
+        None | Some(Err(_)) => Ok(()),
+    }
+}
+
+fn same_app(config: &Path, app: Option<&str>, loaded: &Loaded) -> Result<(), Failure> {
+    let Some(app) = app.filter(|app| *app != loaded.app) else { return Ok(()) };
+    let what = format!("`{}` is the configuration of app `{}`, not of `{app}`", config.display(), loaded.app);
+    Err(Failure::new(Exit::Usage, what).hint("leave out --app or --config"))
 }
 
 /// The failure of a verb that needs the configuration.
