@@ -201,7 +201,7 @@ class Lab:
         """In seconds, from the start of qemu, or from the last order to reboot."""
         return time.monotonic() - self.booted
 
-    def sh(self, command, timeout=120, check=True):
+    def sh(self, command, timeout=300, check=True):
         """Runs it as root in the machine; returns its exit status and what it printed. Asks again when the machine reboots under it."""
         end = time.monotonic() + timeout
         self.asked += 1
@@ -223,7 +223,7 @@ class Lab:
                     return answer["rc"], answer["out"]
         raise Fail("the machine did not answer: " + command)
 
-    def out(self, command, timeout=120):
+    def out(self, command, timeout=300):
         return self.sh(command, timeout)[1].strip()
 
     def _connect(self, end):

@@ -19,6 +19,7 @@ def scenario(lab):
         text = text.replace(old, new)
     lab.user_data = text
     lab.boot()
+    lab.sh("until [ -e /etc/selfstart/config.yaml ]; do sleep 0.2; done", 600)
     wait_ready(lab, "user data", 600)
     now = workers(lab)
     for it in now.values():
