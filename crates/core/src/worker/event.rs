@@ -46,6 +46,13 @@ pub enum Event {
         /// Which start.
         start: StartNo,
     },
+    /// What `ready:` asks for was looked for and not seen; it is looked for again.
+    ReadyNotSeen {
+        /// Which start.
+        start: StartNo,
+        /// What was met, for people.
+        met: Box<str>,
+    },
     /// The main process ended and was reaped (or, adopted, was seen to be gone).
     Exited {
         /// Which start.
@@ -143,6 +150,7 @@ impl Event {
             Self::Spawned { start, .. }
             | Self::SpawnFailed { start, .. }
             | Self::ReadySeen { start }
+            | Self::ReadyNotSeen { start, .. }
             | Self::Exited { start, .. }
             | Self::TreeGone { start, .. }
             | Self::MemorySample { start, .. }

@@ -50,4 +50,4 @@ pub use event::{Event, StaleJobSeen};
 pub use saved::{Saved, SavedState};
 pub use state::{Minding, Slot, SlotState, StopWhy, Target, Then};
 pub use step::{KILL_AGAIN, POLICY_RESTART_EVERY, STALE_AGAIN, next_deadline, step};
-pub use verdict::{EndWhy, ExitHow, Sequel, StaleJobFacts, Verdict, VerdictKind, What, signal_name};
+pub use verdict::{EndWhy, ExitHow, Ignored, Sequel, StaleJobFacts, Verdict, VerdictKind, What, signal_name};

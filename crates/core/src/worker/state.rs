@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::effect::Rung;
 use super::history::CrashRecord;
-use super::verdict::{ExitHow, Verdict, VerdictKind};
+use super::verdict::{ExitHow, Ignored, Verdict, VerdictKind};
 use crate::id::{Generation, ProcessId, ReleaseId, Revision, StartNo};
 use crate::memory::{MemoryHistory, MemoryPassed};
 use crate::time::MonoTime;
@@ -42,6 +42,13 @@ pub enum StopWhy {
     Drain,
     /// It was not ready in this time: a crash.
     NotReady(Duration),
+    /// As [`Self::NotReady`], and what the last look for it met.
+    NotReadySince {
+        /// The time.
+        within: Duration,
+        /// What was met, for people.
+        met: Box<str>,
+    },
 }
 
 impl StopWhy {
@@ -53,7 +60,7 @@ impl StopWhy {
             Self::Operator | Self::Signalled => VerdictKind::Operator,
             Self::Reload => VerdictKind::Reload,
             Self::Drain => VerdictKind::Drain,
-            Self::NotReady(_) => VerdictKind::NotReady,
+            Self::NotReady(_) | Self::NotReadySince { .. } => VerdictKind::NotReady,
         }
     }
 }
@@ -174,6 +181,8 @@ pub(super) struct Worker {
     pub(super) job_killed: Option<Box<(ProcessId, MonoTime)>>,
     /// The last signal that an operator let us send.
     pub(super) signalled: Option<crate::signal::Signal>,
+    /// What the last look for its readiness met.
+    pub(super) met: Option<Box<str>>,
 }
 
 /// How a stop begins.
@@ -209,9 +218,21 @@ pub(super) enum ReadyWait {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Ladder {
     /// This polite rung was taken; the next is due then.
-    Polite { rung: u16, signal: crate::signal::Signal, next: MonoTime },
+    Polite {
+        rung: u16,
+        signal: crate::signal::Signal,
+        next: MonoTime,
+        /// When the signal was sent; `None`: an earlier version did not note it.
+        #[serde(default)]
+        sent: Option<MonoTime>,
+    },
     /// The tree was killed; once more then, if it is still there.
-    Killed { again: MonoTime },
+    Killed {
+        again: MonoTime,
+        /// What it had not ended by; `None`: it was not asked, or not given its time.
+        #[serde(default)]
+        ignored: Option<Ignored>,
+    },
 }
 
 impl Ladder {
@@ -225,7 +246,15 @@ impl Ladder {
     pub(super) const fn due(self) -> MonoTime {
         match self {
             Self::Polite { next, .. } => next,
-            Self::Killed { again } => again,
+            Self::Killed { again, .. } => again,
+        }
+    }
+
+    /// What a worker that is killed now has ignored.
+    pub(super) fn ignored(self, now: MonoTime) -> Option<Ignored> {
+        match self {
+            Self::Polite { signal, sent, .. } => sent.map(|sent| Ignored { signal, span: now.since(sent) }),
+            Self::Killed { ignored, .. } => ignored,
         }
     }
 }

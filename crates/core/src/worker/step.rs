@@ -10,7 +10,7 @@ use super::history::Penalty;
 use super::state::{
     After, End, Ladder, Manner, Minding, ReadyWait, Recall, Slot, State, StopOrder, StopWhy, Target, Then, Told, Wait, Worker,
 };
-use super::verdict::{EndWhy, ExitHow, Sequel, StaleJobFacts, Verdict, What};
+use super::verdict::{EndWhy, ExitHow, Ignored, Sequel, StaleJobFacts, Verdict, What};
 use crate::backoff::Jitter;
 use crate::id::{ProcessId, StartNo};
 use crate::memory::MemoryHistory;
@@ -116,6 +116,7 @@ impl Slot {
             Event::Spawned { process, .. } => self.spawned(state, process, turn),
             Event::SpawnFailed { error, jitter, .. } => self.spawn_failed(state, error, jitter, turn),
             Event::ReadySeen { .. } => self.ready_seen(state, turn),
+            Event::ReadyNotSeen { met, .. } => Self::ready_not_seen(state, met),
 
             Event::Exited { how, jitter, .. } => self.main_gone(state, how, jitter, turn),
             Event::TreeGone { killed, .. } => self.tree_gone(state, killed, turn),
@@ -133,10 +134,10 @@ impl Slot {
     }
 
     /// Returns what makes of this end an operator's doing, if it is: it was by the signal that one of them let us send. No crash then.
-    fn ordered(&self, signalled: Option<Signal>, target: &Arc<Target>, how: ExitHow) -> Option<(StopOrder, Option<Rung>)> {
+    fn ordered(&self, signalled: Option<Signal>, target: &Arc<Target>, how: ExitHow) -> Option<Stop> {
         let signal = signalled.filter(|signal| self.minded() && how.is_by(*signal))?;
         let then = Then::Start(Arc::clone(target));
-        Some((StopOrder { why: StopWhy::Signalled, then }, Some(Rung::Polite(signal))))
+        Some(Stop { order: StopOrder { why: StopWhy::Signalled, then }, rung: Some(Rung::Polite(signal)), ignored: None })
     }
 
     fn minded(&self) -> bool {
@@ -146,7 +147,7 @@ impl Slot {
     // ---- what became of a start ----
 
     fn spawned(&mut self, state: State, process: ProcessId, turn: &mut Turn<'_>) -> State {
-        let worker = |start, target, since| Worker { start, process, target, since, job_killed: None, signalled: None };
+        let worker = |start, target, since| Worker { start, process, target, since, job_killed: None, signalled: None, met: None };
         match state {
             State::Spawning { start, target, .. } => {
                 turn.tell(Happening::Started { start, process });
@@ -181,13 +182,20 @@ impl Slot {
         }
     }
 
+    fn ready_not_seen(mut state: State, met: Box<str>) -> State {
+        if let State::Starting { worker, wait: ReadyWait::Proof { .. }, .. } = &mut state {
+            worker.met = Some(met);
+        }
+        state
+    }
+
     // ---- the end of a worker ----
 
     fn main_gone(&mut self, state: State, how: ExitHow, jitter: Jitter, turn: &mut Turn<'_>) -> State {
         let ending = match state {
             State::Spawning { start, target, since } => Ending { start, target, since, ready: None, stop: None },
             State::Cancelling { start, target, since, order, .. } => {
-                Ending { start, target, since, ready: None, stop: Some((order, None)) }
+                Ending { start, target, since, ready: None, stop: Some(Stop { order, rung: None, ignored: None }) }
             }
             State::Starting { worker, .. } => {
                 let stop = self.ordered(worker.signalled, &worker.target, how);
@@ -197,13 +205,13 @@ impl Slot {
                 let stop = self.ordered(worker.signalled, &worker.target, how);
                 Ending::of(worker, Some(since), stop)
             }
-            State::Stopping { worker, ready, order, ladder } => Ending::of(worker, ready, Some((order, Some(ladder.rung())))),
+            State::Stopping { worker, ready, order, ladder } => Ending::of(worker, ready, Some(Stop::at(order, Some(ladder)))),
             State::Recalled { start, target, plan } => match plan {
                 Recall::Mind { ready, signalled } => {
                     let stop = self.ordered(signalled, &target, how);
                     Ending::recalled(start, target, ready, stop, turn.now)
                 }
-                Recall::Stop { order, ladder } => Ending::recalled(start, target, None, Some((order, ladder.map(Ladder::rung))), turn.now),
+                Recall::Stop { order, ladder } => Ending::recalled(start, target, None, Some(Stop::at(order, ladder)), turn.now),
                 Recall::Clear { end, after } => {
                     turn.act(Effect::ClearTree { start });
                     return State::Clearing { start, target, end, after };
@@ -237,7 +245,7 @@ impl Slot {
                 self.ended(ending, ExitHow::Unknown, jitter, turn)
             }
             Recall::Stop { order, ladder } => {
-                let ending = Ending::recalled(start, Arc::clone(&target), None, Some((order, ladder.map(Ladder::rung))), turn.now);
+                let ending = Ending::recalled(start, Arc::clone(&target), None, Some(Stop::at(order, ladder)), turn.now);
                 self.ended(ending, ExitHow::Unknown, jitter, turn)
             }
         };
@@ -254,13 +262,19 @@ impl Slot {
                 Self::ready(worker, memory, turn)
             }
             State::Starting { worker, wait: ReadyWait::Proof { by, within }, .. } if self.minded() && turn.now >= by => {
-                let order = StopOrder { why: StopWhy::NotReady(within), then: Then::AsAfterCrash };
+                let why = match worker.met.clone() {
+                    Some(met) => StopWhy::NotReadySince { within, met },
+                    None => StopWhy::NotReady(within),
+                };
+                let order = StopOrder { why, then: Then::AsAfterCrash };
                 Self::begin_stop(worker, None, order, Manner::Ladder, turn)
             }
             State::Stopping { worker, ready, order, ladder } if turn.now >= ladder.due() => {
                 let ladder = match ladder {
-                    Ladder::Polite { rung, .. } => Self::take_rung(worker.start, rung.saturating_add(1), turn),
-                    Ladder::Killed { .. } => Self::kill(worker.start, turn),
+                    Ladder::Polite { rung, .. } => {
+                        Self::take_rung(worker.start, rung.saturating_add(1), ladder.ignored(turn.now), turn)
+                    }
+                    Ladder::Killed { ignored, .. } => Self::kill(worker.start, ignored, turn),
                 };
                 State::Stopping { worker, ready, order, ladder }
             }
@@ -474,14 +488,14 @@ impl Slot {
     fn kill_now(state: State, turn: &mut Turn<'_>) -> State {
         match state {
             State::Stopping { worker, ready, order, .. } => {
-                let ladder = Self::kill(worker.start, turn);
+                let ladder = Self::kill(worker.start, None, turn);
                 State::Stopping { worker, ready, order, ladder }
             }
             State::Cancelling { start, target, since, order, .. } => {
                 State::Cancelling { start, target, since, order, manner: Manner::KillAtOnce }
             }
             State::Recalled { start, target, plan: Recall::Stop { order, .. } } => {
-                let ladder = Some(Ladder::Killed { again: turn.now });
+                let ladder = Some(Ladder::Killed { again: turn.now, ignored: None });
                 State::Recalled { start, target, plan: Recall::Stop { order, ladder } }
             }
             state => state,
@@ -570,7 +584,7 @@ impl Slot {
         let Found { start, process, target, since, ready } = found;
         self.last_start = self.last_start.max(start);
         turn.tell(Happening::Adopted { start, process });
-        (Worker { start, process, target, since, job_killed: None, signalled: None }, ready)
+        (Worker { start, process, target, since, job_killed: None, signalled: None, met: None }, ready)
     }
 
     fn mind_again(&self, worker: Worker, ready: Option<MonoTime>, turn: &mut Turn<'_>) -> State {
@@ -583,23 +597,24 @@ impl Slot {
     fn begin_stop(worker: Worker, ready: Option<MonoTime>, order: StopOrder, manner: Manner, turn: &mut Turn<'_>) -> State {
         turn.tell(Happening::StopBegun { start: worker.start, why: order.why.clone() });
         let ladder = match manner {
-            Manner::Ladder => Self::take_rung(worker.start, 0, turn),
-            Manner::KillAtOnce => Self::kill(worker.start, turn),
+            Manner::Ladder => Self::take_rung(worker.start, 0, None, turn),
+            Manner::KillAtOnce => Self::kill(worker.start, None, turn),
         };
         State::Stopping { worker, ready, order, ladder }
     }
 
-    fn take_rung(start: StartNo, rung: u16, turn: &mut Turn<'_>) -> Ladder {
-        let Some(polite) = turn.policy.stop.rungs.get(usize::from(rung)).copied() else { return Self::kill(start, turn) };
+    /// `ignored`: what it did not end by until now.
+    fn take_rung(start: StartNo, rung: u16, ignored: Option<Ignored>, turn: &mut Turn<'_>) -> Ladder {
+        let Some(polite) = turn.policy.stop.rungs.get(usize::from(rung)).copied() else { return Self::kill(start, ignored, turn) };
         turn.act(Effect::Signal { start, signal: polite.signal });
         turn.tell(Happening::RungSent { start, rung: Rung::Polite(polite.signal) });
-        Ladder::Polite { rung, signal: polite.signal, next: turn.now + polite.wait }
+        Ladder::Polite { rung, signal: polite.signal, next: turn.now + polite.wait, sent: Some(turn.now) }
     }
 
-    fn kill(start: StartNo, turn: &mut Turn<'_>) -> Ladder {
+    fn kill(start: StartNo, ignored: Option<Ignored>, turn: &mut Turn<'_>) -> Ladder {
         turn.act(Effect::KillTree { start });
         turn.tell(Happening::RungSent { start, rung: Rung::Kill });
-        Ladder::Killed { again: turn.now + KILL_AGAIN }
+        Ladder::Killed { again: turn.now + KILL_AGAIN, ignored }
     }
 
     /// The main process is gone: what it left must go too before anything else starts here.
@@ -627,7 +642,7 @@ impl Slot {
             // A limit of memory that the kernel keeps is one all the same: its end is no crash.
             None if matches!(how, ExitHow::OutOfMemory { .. }) => After::Start(Arc::clone(&ending.target)),
             None => self.crash(&ending.target, jitter, turn),
-            Some((order, _)) => self.after_stop(order.then, &ending.target, jitter, turn),
+            Some(Stop { order, .. }) => self.after_stop(order.then, &ending.target, jitter, turn),
         };
         (end, after)
     }
@@ -791,11 +806,30 @@ struct Ending {
     target: Arc<Target>,
     since: MonoTime,
     ready: Option<MonoTime>,
-    stop: Option<(StopOrder, Option<Rung>)>,
+    stop: Option<Stop>,
+}
+
+/// What was asked of a worker that ended.
+struct Stop {
+    order: StopOrder,
+    /// The last that was done to end it.
+    rung: Option<Rung>,
+    /// Whether it is one who was killed for not having heard.
+    ignored: Option<Ignored>,
+}
+
+impl Stop {
+    fn at(order: StopOrder, ladder: Option<Ladder>) -> Self {
+        let ignored = match ladder {
+            Some(Ladder::Killed { ignored, .. }) => ignored,
+            Some(Ladder::Polite { .. }) | None => None,
+        };
+        Self { order, rung: ladder.map(Ladder::rung), ignored }
+    }
 }
 
 impl Ending {
-    fn of(worker: Worker, ready: Option<MonoTime>, stop: Option<(StopOrder, Option<Rung>)>) -> Self {
+    fn of(worker: Worker, ready: Option<MonoTime>, stop: Option<Stop>) -> Self {
         Self { start: worker.start, target: worker.target, since: worker.since, ready, stop }
     }
 
@@ -804,7 +838,7 @@ impl Ending {
         start: StartNo,
         target: Arc<Target>,
         ready: Option<MonoTime>,
-        stop: Option<(StopOrder, Option<Rung>)>,
+        stop: Option<Stop>,
         now: MonoTime,
     ) -> Self {
         Self { start, target, since: ready.unwrap_or(now), ready, stop }
@@ -813,7 +847,7 @@ impl Ending {
     fn end(&self, how: ExitHow, now: MonoTime) -> End {
         let why = match &self.stop {
             None => EndWhy::ItsOwn,
-            Some((order, rung)) => EndWhy::Asked { why: order.why.clone(), rung: *rung },
+            Some(Stop { order, rung, ignored }) => EndWhy::Asked { why: order.why.clone(), rung: *rung, ignored: *ignored },
         };
         End { why, how, ran: now.since(self.since), at: now, told: Told::No }
     }

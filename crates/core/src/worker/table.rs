@@ -108,6 +108,7 @@ fn events(start: StartNo) -> Vec<(&'static str, Event)> {
         ("Spawned", Event::Spawned { start, process }),
         ("SpawnFailed", Event::SpawnFailed { start, error: "no such file".into(), jitter: Jitter(0) }),
         ("ReadySeen", Event::ReadySeen { start }),
+        ("ReadyNotSeen", Event::ReadyNotSeen { start, met: "nobody listens".into() }),
         ("Exited", Event::Exited { start, how: ExitHow::Code(1), jitter: Jitter(0) }),
         ("TreeGone", Event::TreeGone { start, killed: 2 }),
         ("Stop, then stay", Event::StopRequested { why: StopWhy::Operator, then: Then::Stay }),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::state::{Ladder, State};
 use super::*;
 use crate::backoff::Jitter;
 use crate::id::{Generation, ProcessId, StartNo};
@@ -517,7 +518,8 @@ fn verdicts_read_well() {
         Verdict { start: ONE, generation: Generation(1), at: at(0), what }.to_string()
     };
     let memory = MemoryPassed { limit: Bytes(1_500_000_000), of: 3, samples: vec![Bytes(1_612_345_678), Bytes(2_000_000_000)] };
-    let asked = |why, rung| EndWhy::Asked { why, rung: Some(rung) };
+    let asked = |why, rung| EndWhy::Asked { why, rung: Some(rung), ignored: None };
+    let ignored = Some(Ignored { signal: Signal::Term, span: Duration::from_millis(10_004) });
     insta::assert_snapshot!(
         [
             ended(EndWhy::ItsOwn, ExitHow::Signal { number: 11, core: true }, Sequel::Backoff { wait: secs(4), crashes: 4 }),
@@ -527,7 +529,8 @@ fn verdicts_read_well() {
             ended(asked(StopWhy::Scale, Rung::Polite(Signal::Quit)), ExitHow::Code(0), Sequel::Stopped),
             ended(asked(StopWhy::Operator, Rung::Polite(Signal::Quit)), ExitHow::Code(0), Sequel::Stopped),
             ended(asked(StopWhy::Drain, Rung::Polite(Signal::Quit)), ExitHow::Code(0), Sequel::Stopped),
-            ended(EndWhy::Asked { why: StopWhy::Reload, rung: None }, ExitHow::Code(3), Sequel::Backoff { wait: secs(7), crashes: 0 }),
+            ended(EndWhy::Asked { why: StopWhy::Reload, rung: None, ignored: None }, ExitHow::Code(3), Sequel::Backoff { wait: secs(7), crashes: 0 }),
+            ended(EndWhy::Asked { why: StopWhy::Drain, rung: Some(Rung::Kill), ignored }, ExitHow::Signal { number: 9, core: false }, Sequel::Stopped),
         ]
         .join("\n")
     );
@@ -540,7 +543,7 @@ fn measured_spans_have_no_digits_that_nobody_reads_and_configured_ones_have_all(
         let what = What::Ended { why, how: ExitHow::Code(1), ran: ms(11_529_999), leftovers: 0, sequel };
         Verdict { start: ONE, generation: Generation(1), at: at(0), what }.to_string()
     };
-    let late = EndWhy::Asked { why: StopWhy::NotReady(ms(90_500)), rung: Some(Rung::Kill) };
+    let late = EndWhy::Asked { why: StopWhy::NotReady(ms(90_500)), rung: Some(Rung::Kill), ignored: None };
     let job = StaleJobFacts { pid: 7, class: None, queue: "q".into(), age: ms(601_949), timeout: ms(600_500) };
     let told = [
         of(EndWhy::ItsOwn, Sequel::Quarantined { wait: ms(299_999) }),
@@ -611,4 +614,35 @@ fn what_a_version_without_signalled_wrote_is_read() {
     assert!(up.remove("signalled").is_some_and(|signal| signal == "TERM"), "{up:?}");
     let read: Saved = serde_json::from_value(json).expect("read");
     assert_eq!(Slot::recall(read), Slot::recall(ready(policy()).slot.saved()));
+}
+
+#[test]
+fn who_did_not_end_by_the_last_polite_signal_is_told_so_and_who_was_given_no_time_for_it_is_not() {
+    let killed = |start| (Event::Exited { start: StartNo(start), how: ExitHow::Signal { number: 9, core: false }, jitter: Jitter(0) }, 0);
+    let stopping = || ready(policy()).then(&[event::stop(Then::Stay)]);
+    let said = |life: Life| life.then(&[killed(1), event::gone(1)]).verdict();
+    let whole = |mut life: Life| {
+        while !matches!(life.slot.state, State::Stopping { ladder: Ladder::Killed { .. }, .. }) {
+            life = life.due();
+        }
+        life
+    };
+    let of_ladder = said(whole(stopping()));
+    assert!(of_ladder.starts_with("ignored ") && of_ladder.contains("; ended by KILL because an operator asked for it"), "{of_ladder}");
+    // The agent is killed in between, before or after the kill: the next one knows it still.
+    assert_eq!(said(agent_killed(whole(stopping())).then(&[adopted()])), of_ladder);
+    assert_eq!(said(whole(agent_killed(stopping()).then(&[adopted()]))), of_ladder);
+    // A second TERM does not wait for the first.
+    assert_eq!(said(stopping().then(&[(Event::KillNow, 0)])), "ended by KILL because an operator asked for it; stopped");
+}
+
+#[test]
+fn what_was_met_when_a_worker_was_not_ready_in_time_is_in_its_verdict() {
+    let met = |met: &str| (Event::ReadyNotSeen { start: ONE, met: met.into() }, 0);
+    let starting = || Life::new(proof()).then(&[event::start(1), event::spawned(1)]);
+    let said = |life: Life| life.due().then(&[event::exited(1), event::gone(1)]).verdict();
+    assert!(!said(starting()).contains(": "), "nothing was met");
+    let told = said(starting().then(&[met("nobody listens"), met("`db` does not resolve")]));
+    assert!(told.contains(": `db` does not resolve; "), "{told}");
+    assert!(!told.contains("nobody"), "{told}");
 }

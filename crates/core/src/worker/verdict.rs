@@ -64,7 +64,19 @@ pub enum EndWhy {
         why: StopWhy,
         /// The last that was done to end it; `None`: it ended before anything was done.
         rung: Option<Rung>,
+        /// What it had ignored when it was killed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ignored: Option<Ignored>,
     },
+}
+
+/// The last polite signal of a ladder, by which a worker did not end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ignored {
+    /// The signal.
+    pub signal: Signal,
+    /// From then to the kill.
+    pub span: Duration,
 }
 
 /// How a main process ended.
@@ -311,6 +323,7 @@ impl fmt::Display for StopWhy {
             Self::Reload => f.write_str("the configuration changed"),
             Self::Drain => f.write_str("the node is drained"),
             Self::NotReady(within) => write!(f, "it was not ready within {}", Human(*within)),
+            Self::NotReadySince { within, met } => write!(f, "it was not ready within {}: {met}", Human(*within)),
         }
     }
 }
@@ -324,9 +337,14 @@ impl fmt::Display for Verdict {
                 match why {
                     EndWhy::ItsOwn if *how == ExitHow::Unknown => how.fmt(f)?,
                     EndWhy::ItsOwn => write!(f, "{how} after {}", Human::rough(*ran))?,
-                    EndWhy::Asked { why: why @ StopWhy::Memory(_), rung: Some(rung) } => write!(f, "ended by {rung} after {why}")?,
-                    EndWhy::Asked { why, rung: Some(rung) } => write!(f, "ended by {rung} because {why}")?,
-                    EndWhy::Asked { why, rung: None } => write!(f, "{how} before it was stopped because {why}")?,
+                    EndWhy::Asked { why, rung: Some(rung), ignored } => {
+                        if let Some(Ignored { signal, span }) = ignored {
+                            write!(f, "ignored {signal} for {}; ", Human::rough(*span))?;
+                        }
+                        let word = if matches!(why, StopWhy::Memory(_)) { "after" } else { "because" };
+                        write!(f, "ended by {rung} {word} {why}")?;
+                    }
+                    EndWhy::Asked { why, rung: None, .. } => write!(f, "{how} before it was stopped because {why}")?,
                 }
                 match leftovers {
                     0 => {}
