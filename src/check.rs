@@ -64,7 +64,7 @@ pub(crate) fn unusable(path: &Path, loaded: &Loaded) -> Vec<Problem> {
     let app = settings.user.iter().map(|spec| ("user".to_owned(), spec.clone()));
     for (key, spec) in app.chain(settings.pools.iter().filter_map(of_pool)) {
         match users::user(&spec.user, spec.group.as_deref()) {
-            Ok(user) if !own.is_root() && user.credentials.uid != own.as_raw() => {
+            Ok(user) if !own.is_root() && !agent::is_apart() && user.credentials.uid != own.as_raw() => {
                 let what = format!("`{}` is another user, and only root can start what another user runs", spec.user);
                 say(key, what, "start selfstart as root, or leave it out");
             }
