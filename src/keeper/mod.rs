@@ -1361,7 +1361,7 @@ mod tests {
     }
 
     /// A start of a program that waits for ever.
-    fn sleep(root: &str, key: &str, env: &[(&str, &str)]) -> Start {
+    pub(super) fn sleep(root: &str, key: &str, env: &[(&str, &str)]) -> Start {
         Start {
             key: key.to_owned(),
             programs: vec!["/bin/sleep".into()],
@@ -1380,7 +1380,7 @@ mod tests {
     }
 
     /// Ends a child that the keeper has started.
-    fn end(pid: i32) {
+    pub(super) fn end(pid: i32) {
         process::signal_child(pid, libc::SIGKILL).expect("ours");
         rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty()).expect("its end");
     }

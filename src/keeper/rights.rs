@@ -330,3 +330,279 @@ fn read(answer: OwnedFd) -> io::Result<Grant> {
 pub(super) fn sayable(state: &str) -> String {
     state.lines().filter(|line| SAYINGS.iter().any(|saying| line.starts_with(saying))).collect::<Vec<_>>().join("\n")
 }
+
+/// A hostile agent speaks the protocol at the other end of the line.
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, BorrowedFd};
+    use std::process::{Child, Command, Stdio};
+
+    use super::super::protocol::{Ask, Tell, decode, encode};
+    use super::super::tests::{end, keeper, sleep};
+    use super::super::{Agent, Keeper};
+    use super::*;
+    use crate::sys::packet;
+    use crate::sys::spawn::Step;
+
+    const NOBODY: (u32, u32) = (65534, 65534);
+    const ROOT: &str = "/of-a-hostile-agent";
+
+    fn who((uid, gid): (u32, u32)) -> Who {
+        Who { uid, gid, groups: vec![gid] }
+    }
+
+    fn granted() -> Split {
+        Split { agent: who((424_242, 424_242)), users: vec![who(NOBODY)], root: ROOT.into(), tree: "selfstart-ours-1".into() }
+    }
+
+    /// What a helper has written.
+    fn answer(grant: &Grant) -> Result<OwnedFd, String> {
+        Ok(crate::sys::memory_file(&serde_json::to_vec(grant).expect("JSON")).expect("a file"))
+    }
+
+    /// A keeper whose agent is not root, and the agent's end of the line.
+    struct Scene {
+        keeper: Keeper,
+        line: OwnedFd,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let mut keeper = keeper();
+            assert!(keeper.ordered(answer(&Grant::Split(granted()))).is_ok());
+            let (ours, line) = packet::pair().expect("a line");
+            keeper.agent = Some(Agent { pid: None, line: ours, since: clock::now(), greeted: true, silent: None });
+            Self { keeper, line }
+        }
+
+        fn ask(&mut self, ask: &Ask) -> Vec<Tell> {
+            self.ask_with(ask, &[])
+        }
+
+        /// Asks, and returns what is told.
+        fn ask_with(&mut self, ask: &Ask, fds: &[BorrowedFd<'_>]) -> Vec<Tell> {
+            packet::send(self.line.as_fd(), &encode(ask), fds).expect("room");
+            self.keeper.hear();
+            self.keeper.go_on_adopting();
+            self.keeper.tell();
+            let (mut told, mut buffer) = (Vec::new(), Vec::new());
+            while packet::receive(self.line.as_fd(), &mut buffer).is_ok() {
+                told.push(decode::<Tell>(&buffer).expect("a message"));
+            }
+            told
+        }
+
+        fn start(&mut self, start: Start) -> Vec<Tell> {
+            self.ask(&Ask::Spawn(Box::new(start)))
+        }
+    }
+
+    /// A process that is none of the keeper's children, ended with the test.
+    struct Stranger(Child);
+
+    impl Stranger {
+        fn new() -> (Self, i32) {
+            let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().expect("sleep");
+            let pid = i32::try_from(child.id()).expect("a pid");
+            // Until it has executed its program it has the title of this one.
+            while process::title(pid).expect("a title") != b"sleep\x001000" {
+                std::thread::yield_now();
+            }
+            (Self(child), pid)
+        }
+
+        fn lives(&mut self) -> bool {
+            self.0.try_wait().expect("looked").is_none()
+        }
+    }
+
+    impl Drop for Stranger {
+        fn drop(&mut self) {
+            let _gone = self.0.kill();
+            let _reaped = self.0.wait();
+        }
+    }
+
+    fn as_user(key: &str, user: Option<(u32, u32, Vec<u32>)>) -> Start {
+        Start { user, ..sleep(ROOT, key, &[]) }
+    }
+
+    #[test]
+    fn nobody_is_started_whom_the_configuration_does_not_name() {
+        let mut scene = Scene::new();
+        let (uid, gid) = NOBODY;
+        let refused = [
+            None,
+            Some((0, 0, vec![0])),
+            Some((0, gid, vec![gid])),
+            Some((uid, 0, vec![0])),
+            Some((1, 1, vec![1])),
+            // Not as itself either: its state would be a worker's to write.
+            Some((424_242, 424_242, vec![424_242])),
+        ];
+        for user in refused {
+            let told = scene.start(as_user("w/0#1", user.clone()));
+            let all = matches!(&told[..], [Tell::SpawnFailed { step: Step::User, errno: libc::EPERM, .. }]);
+            assert!(all, "{user:?}: {told:?}");
+        }
+        // Nor for another root, whose workers would be taken for these.
+        let told = scene.start(Start { root: "/another".into(), ..as_user("w/0#1", Some((uid, gid, vec![gid]))) });
+        assert!(matches!(&told[..], [Tell::SpawnFailed { step: Step::User, .. }]), "{told:?}");
+        assert!(scene.keeper.table.running_children().is_empty());
+    }
+
+    #[test]
+    fn whom_it_names_is_started_with_the_groups_of_the_configuration_and_small_pipes() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can start another user's processes");
+        }
+        let mut scene = Scene::new();
+        let start = Start { pipe_bytes: 1 << 30, ..as_user("w/0#1", Some((NOBODY.0, NOBODY.1, vec![0, 4, 42]))) };
+        let told = scene.start(start);
+        let [Tell::Child { pid, .. }] = told[..] else { panic!("{told:?}") };
+        let child = scene.keeper.table.get("w/0#1").expect("a child");
+        let sizes: Vec<usize> = child.streams.iter().map(|(_, fd)| rustix::pipe::fcntl_getpipe_size(fd).expect("a pipe")).collect();
+        let status = fs_err::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+        end(pid);
+        let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+        assert_eq!(line("Groups:"), NOBODY.1.to_string());
+        assert_eq!(line("Uid:"), [NOBODY.0.to_string().as_str(); 4].join("\t"));
+        assert_eq!(line("CapEff:"), "0000000000000000");
+        assert!(sizes.iter().all(|size| *size <= PIPE_MAX_BYTES as usize), "{sizes:?}");
+    }
+
+    #[test]
+    fn nothing_is_signalled_or_killed_that_is_no_child() {
+        let mut scene = Scene::new();
+        let (mut stranger, pid) = Stranger::new();
+        let start_ticks = process::stat(pid).expect("it lives").start_ticks;
+        let title = b"sleep\x001000".to_vec();
+        assert!(scene.ask(&Ask::SignalJob { pid, start_ticks, title: title.clone(), number: libc::SIGKILL }).is_empty());
+        // Called a worker of its own.
+        let known = vec![("w/0#1".to_owned(), pid, start_ticks)];
+        let told = scene.ask(&Ask::Adopt { root: ROOT.into(), known });
+        assert!(matches!(&told[..], [Tell::Adopted]), "{told:?}");
+        for ask in [
+            Ask::Signal { key: "w/0#1".into(), number: libc::SIGKILL },
+            Ask::KillTree { key: "w/0#1".into() },
+            Ask::ClearTree { key: "w/0#1".into() },
+        ] {
+            scene.ask(&ask);
+        }
+        scene.keeper.clear_trees();
+        assert!(stranger.lives());
+        // Another root's workers are not this one's, whatever their environment says.
+        let told = scene.ask(&Ask::Adopt { root: "/another".into(), known: Vec::new() });
+        assert!(matches!(&told[..], [Tell::Adopted]), "{told:?}");
+        assert!(scene.keeper.adopting.is_none());
+    }
+
+    #[test]
+    fn a_job_below_a_worker_is_signalled() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can start another user's processes");
+        }
+        let mut scene = Scene::new();
+        let start = Start {
+            programs: vec!["/bin/sh".into()],
+            argv: ["sh", "-c", "sleep 2000; exec sleep 1000"].map(str::to_owned).to_vec(),
+            ..as_user("w/0#1", Some((NOBODY.0, NOBODY.1, vec![NOBODY.1])))
+        };
+        let told = scene.start(Start { env: vec![("PATH".into(), "/usr/bin:/bin".into())], ..start });
+        let [Tell::Child { pid, .. }] = told[..] else { panic!("{told:?}") };
+        let job = crate::sys::starter::tests::until("job", || {
+            process::everyone().expect("/proc").into_iter().find(|(it, stat)| {
+                stat.ppid == pid && process::title(*it).is_ok_and(|title| title == b"sleep\x002000")
+            })
+        });
+        scene.ask(&Ask::SignalJob { pid: job.0, start_ticks: job.1.start_ticks, title: b"sleep\x002000".to_vec(), number: libc::SIGTERM });
+        crate::sys::starter::tests::until("end of the job", || (!process::lives(job.1.id(job.0)).unwrap_or(true)).then_some(()));
+        // The worker's shell goes on.
+        assert!(process::stat(pid).is_ok_and(|stat| !stat.zombie));
+        end(pid);
+    }
+
+    #[test]
+    fn it_has_no_cgroups_but_its_own_and_no_helper_of_its_choice() {
+        let mut scene = Scene::new();
+        for name in ["selfstart-others-1", "../system.slice", ""] {
+            let told = scene.ask(&Ask::Tree { name: name.into() });
+            assert!(matches!(&told[..], [Tell::Tree { path: None, .. }]), "{name}: {told:?}");
+        }
+        // A helper gets the keeper's own configuration, or none is started.
+        let told = scene.ask(&Ask::Errand(Errand::Order));
+        assert!(matches!(&told[..], [Tell::Errand { failed: Some(_), .. }]), "{told:?}");
+        // What it may name are releases.
+        for ids in ["[\"../../etc\"]", "[\"/etc\"]", "[\"20261122T101530Z-1a2b3c4/..\"]", "[\"--x\"]"] {
+            assert!(serde_json::from_str::<Vec<selfstart_core::id::ReleaseId>>(ids).is_err(), "{ids}");
+        }
+    }
+
+    #[test]
+    fn systemd_is_told_nothing_but_how_the_node_is() {
+        assert_eq!(sayable("READY=1\nMAINPID=1\nSTATUS=minding\nFDSTORE=1\nNOTIFYACCESS=all"), "READY=1\nSTATUS=minding");
+        assert_eq!(sayable("MAINPID=1"), "");
+    }
+
+    #[test]
+    fn who_asks_and_does_not_listen_is_ended_and_takes_no_memory() {
+        let mut agent = Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let mut scene = Scene::new();
+        if let Some(it) = &mut scene.keeper.agent {
+            it.pid = i32::try_from(agent.id()).ok();
+            it.greeted = false;
+        }
+        let ask = encode(&Ask::ClearTree { key: "w/0#1".into() });
+        let mut most = 0;
+        for _ in 0..2 * NOTES_MAX {
+            packet::send(scene.line.as_fd(), &ask, &[]).expect("room");
+            scene.keeper.hear();
+            most = most.max(scene.keeper.notes.len());
+            if agent.try_wait().expect("looked").is_some() {
+                break;
+            }
+        }
+        let null = fs_err::File::open("/dev/null").expect("open");
+        if let Some(it) = &mut scene.keeper.agent {
+            it.pid = None;
+        }
+        for number in 0..2 * KEPT_MAX {
+            scene.ask_with(&Ask::Keep { name: number.to_string() }, &[null.as_fd()]);
+        }
+        assert!(most <= NOTES_MAX + 1, "{most}");
+        assert_eq!(scene.keeper.kept.len(), KEPT_MAX);
+        assert!(agent.wait().expect("its end").code().is_none());
+    }
+
+    #[test]
+    fn an_agent_never_gets_more_rights_while_its_keeper_lives() {
+        let split = |change: fn(&mut Split)| {
+            let mut split = granted();
+            change(&mut split);
+            Grant::Split(split)
+        };
+        let mut rights = Rights::new(None);
+        rights.standing = Standing::Unknown;
+        assert!(!rights.are_known() && rights.judge(&as_user("w/0#1", None)).is_err());
+        assert_eq!(rights.ordered(Err("it ended".into())).0, Ordered::Again);
+        assert!(matches!(rights.ordered(answer(&Grant::Refused { why: "no".into() })).0, Ordered::Never(why) if why == "no"));
+        assert_eq!(rights.ordered(answer(&split(|split| split.users[0].uid = 0))).0, Ordered::Again);
+        assert!(!rights.are_known());
+        assert_eq!(rights.ordered(answer(&split(|_| {}))), (Ordered::Go, Ok(())));
+        for worse in [
+            Grant::AsKeeper { why: String::new() },
+            Grant::Refused { why: "writable".into() },
+            split(|split| split.root = "/another".into()),
+            split(|split| split.agent.uid = 1),
+            split(|split| split.users[0].uid = 0),
+        ] {
+            let (then, result) = rights.ordered(answer(&worse));
+            assert!(then == Ordered::Go && result.is_err(), "{worse:?}");
+            assert_eq!(rights.split(), Some(&granted()));
+        }
+        // Other users are taken over; those of before may still be ended.
+        assert_eq!(rights.ordered(answer(&split(|split| split.users[0].uid = 65_533))).1, Ok(()));
+        assert!(rights.judge(&as_user("w/0#1", Some((NOBODY.0, NOBODY.1, vec![NOBODY.1])))).is_err());
+        assert_eq!(rights.users(), Some(&[65_533, NOBODY.0].into()));
+    }
+}

@@ -603,7 +603,7 @@ mod tests {
         switch::switch(&layout, &ids[3]).expect("switched");
         let user = spawn(sleep().current_dir(layout.release(&ids[1])));
         until_used(&layout, &[(&ids[1], user.pid())]);
-        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), None).expect("pruned");
+        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), None, &Hands::Own).expect("pruned");
         assert_eq!(pruned.removed, [ids[0].clone(), ids[2].clone()]);
         let kept: Vec<_> = pruned.kept.iter().map(|(id, _)| id.clone()).collect();
         assert_eq!(kept, [ids[1].clone(), ids[3].clone()]);
@@ -612,7 +612,7 @@ mod tests {
         assert_eq!(left, [ids[1].as_str().into(), ids[3].as_str().into()].into());
         drop(user);
         assert_eq!(
-            prune(&layout, &ids[..2], &Unreadable::KeepOf(BTreeSet::new()), None).expect("pruned").removed,
+            prune(&layout, &ids[..2], &Unreadable::KeepOf(BTreeSet::new()), None, &Hands::Own).expect("pruned").removed,
             ids[..2],
             "gone already is gone"
         );
@@ -622,7 +622,7 @@ mod tests {
     fn what_another_user_saw_keeps_a_release() {
         let (_dir, layout, ids) = scene(1);
         let seen = Uses { by_release: [(ids[0].clone(), [4711].into())].into(), ..Uses::default() };
-        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), Some(&seen)).expect("pruned");
+        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), Some(&seen), &Hands::Own).expect("pruned");
         assert_eq!(pruned.kept, [(ids[0].clone(), Use::Used([4711].into()))]);
         assert!(layout.release(&ids[0]).exists());
     }
