@@ -14,6 +14,7 @@ use selfstart_core::id::ReleaseId;
 use super::deploying::chain;
 use super::errands::{Over, What};
 use super::run::{Agent, Worked};
+use super::sampling::Unseen;
 use super::serving::Reloader;
 use crate::keeper::protocol::{Ask, Errand};
 use crate::keeper::{STANDING_SPLIT, STANDING_VARIABLE};
@@ -60,6 +61,8 @@ pub(crate) struct Waiting {
     uses: Vec<Box<dyn FnOnce(Result<Uses, String>) -> Worked + Send>>,
     /// The releases that are being removed.
     pruned: Vec<ReleaseId>,
+    /// The workers whose memory is being looked at.
+    pub(super) measured: Vec<Unseen>,
     /// Whether what a kill has left is removed, or is being.
     tidy: bool,
 }
@@ -107,6 +110,10 @@ impl Agent {
                     let seen = seen.clone();
                     self.work(move || then(seen));
                 }
+            }
+            Errand::Memory(_) => {
+                let unseen = std::mem::take(&mut self.waiting.measured);
+                self.measured(unseen, answer.and_then(read));
             }
             Errand::Prune(_) => {
                 let ids = std::mem::take(&mut self.waiting.pruned);

@@ -22,4 +22,5 @@ pub(crate) use apart::is_apart;
 pub(crate) use boot::{load, main, total_memory, tree_name};
 pub(crate) use deploying::{ask_source, chain};
 pub(crate) use launch::PATH;
+pub(crate) use sampling::find_those_who_left;
 pub(crate) use serving::control_owner;

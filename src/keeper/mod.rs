@@ -22,6 +22,7 @@ use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 use selfstart_core::worker::signal_name;
 
+use crate::rights::Measured;
 use crate::sys::cgroup;
 use crate::sys::process::{self, Ended};
 use crate::sys::signals::{self, SignalFd};
@@ -764,7 +765,8 @@ impl Keeper {
             }
             Ask::Notify { state } => notify(&rights::sayable(&state)),
             Ask::Errand(errand) => {
-                if let Err(why) = self.rights.begin(errand.clone(), &mut self.starter, &self.null) {
+                let mains = self.mains_of(&errand);
+                if let Err(why) = self.rights.begin(errand.clone(), mains, &mut self.starter, &self.null) {
                     self.notes.push_back(Note::Errand(errand, Err(why)));
                 }
             }
@@ -790,8 +792,15 @@ impl Keeper {
         if self.rights.are_known() {
             return Ok(true);
         }
-        let begun = self.rights.begin(Errand::Order, &mut self.starter, &self.null);
+        let begun = self.rights.begin(Errand::Order, Vec::new(), &mut self.starter, &self.null);
         begun.map(|()| false).map_err(|why| doing("look up who may do what")(io::Error::other(why)))
+    }
+
+    /// The main processes of the children that an errand is about: whoever asks knows them by name only.
+    fn mains_of(&self, errand: &Errand) -> Vec<Measured> {
+        let Errand::Memory(of) = errand else { return Vec::new() };
+        let main = |key: &Key| self.table.get(key).map_or((0, 0), |child| (child.id.pid, child.id.start_ticks));
+        of.iter().map(|(key, limit)| Measured { main: main(key), limit: *limit }).collect()
     }
 
     /// A helper that was root has ended.

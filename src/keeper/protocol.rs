@@ -117,6 +117,8 @@ pub(crate) enum Errand {
     Uses,
     /// Remove these releases, as far as nobody uses them.
     Prune(Vec<String>),
+    /// Look how much memory the trees of these children have, each with the limit near which it must be exact.
+    Memory(Vec<(Key, Option<u64>)>),
 }
 
 /// What is started.

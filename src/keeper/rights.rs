@@ -14,7 +14,7 @@ use rustix::fs::MemfdFlags;
 use selfstart_core::time::MonoTime;
 
 use super::protocol::{Errand, Start};
-use crate::rights::{Grant, Split, Who};
+use crate::rights::{Grant, Measured, Split};
 use crate::sys::clock;
 use crate::sys::process;
 use crate::sys::spawn::{Credentials, Job};
@@ -101,7 +101,7 @@ pub(super) struct Rights {
     /// Whether it was asked since the last agent ended.
     fresh: bool,
     running: Option<Running>,
-    waiting: VecDeque<Errand>,
+    waiting: VecDeque<(Errand, Vec<Measured>)>,
     /// Those as whom processes were ever allowed to be started.
     users: BTreeSet<u32>,
 }
@@ -164,7 +164,7 @@ impl Rights {
     ///
     /// # Errors
     /// Why it is not.
-    pub(super) fn begin(&mut self, errand: Errand, starter: &mut Starter, null: &Arc<OwnedFd>) -> Result<(), String> {
+    pub(super) fn begin(&mut self, errand: Errand, mains: Vec<Measured>, starter: &mut Starter, null: &Arc<OwnedFd>) -> Result<(), String> {
         if self.config.is_none() {
             return Err("the keeper is not root".to_owned());
         }
@@ -172,21 +172,26 @@ impl Rights {
             if self.waiting.len() >= WAITING_MAX {
                 return Err("too many errands wait".to_owned());
             }
-            self.waiting.push_back(errand);
+            self.waiting.push_back((errand, mains));
             return Ok(());
         }
-        self.start(errand, starter, null)
+        self.start(errand, &mains, starter, null)
     }
 
-    fn start(&mut self, errand: Errand, starter: &mut Starter, null: &Arc<OwnedFd>) -> Result<(), String> {
+    fn start(&mut self, errand: Errand, mains: &[Measured], starter: &mut Starter, null: &Arc<OwnedFd>) -> Result<(), String> {
         let Some(config) = self.config.clone() else { return Err("the keeper is not root".to_owned()) };
         let told = |error: io::Error| error.to_string();
-        let (verb, stdin) = match &errand {
-            Errand::Order => (c"order", Arc::clone(null)),
-            Errand::Uses => (c"uses", Arc::clone(null)),
-            Errand::Prune(ids) => {
-                let ids = serde_json::to_vec(ids).map_err(|error| error.to_string())?;
-                (c"prune", Arc::new(super::above_standard(crate::sys::memory_file(&ids).map_err(told)?).map_err(told)?))
+        let (verb, said) = match &errand {
+            Errand::Order => (c"order", None),
+            Errand::Uses => (c"uses", None),
+            Errand::Prune(ids) => (c"prune", Some(serde_json::to_vec(ids))),
+            Errand::Memory(_) => (c"memory", Some(serde_json::to_vec(mains))),
+        };
+        let stdin = match said {
+            None => Arc::clone(null),
+            Some(said) => {
+                let said = said.map_err(|error| error.to_string())?;
+                Arc::new(super::above_standard(crate::sys::memory_file(&said).map_err(told)?).map_err(told)?)
             }
         };
         let answer = rustix::fs::memfd_create("selfstart", MemfdFlags::CLOEXEC).map_err(|error| told(error.into()))?;
@@ -234,8 +239,8 @@ impl Rights {
     pub(super) fn go_on(&mut self, starter: &mut Starter, null: &Arc<OwnedFd>) -> Vec<Over> {
         let mut failed = Vec::new();
         while self.running.is_none() {
-            let Some(errand) = self.waiting.pop_front() else { break };
-            if let Err(why) = self.start(errand.clone(), starter, null) {
+            let Some((errand, mains)) = self.waiting.pop_front() else { break };
+            if let Err(why) = self.start(errand.clone(), &mains, starter, null) {
                 failed.push(Over { errand, answer: Err(why) });
             }
         }
@@ -307,7 +312,7 @@ impl Rights {
             return Err(format!("`{}` is not the root that is minded here", start.root));
         }
         let Some((uid, gid, groups)) = asked else { return Err("a start without a user would be one as root".to_owned()) };
-        let same = |who: &&Who| (who.uid, who.gid) == (*uid, *gid);
+        let same = |who: &&crate::rights::Who| (who.uid, who.gid) == (*uid, *gid);
         // The groups are those of the configuration, whatever is asked for; they may have changed since it was read.
         let exact = split.users.iter().filter(same).find(|who| who.groups == *groups);
         match exact.or_else(|| split.users.iter().find(same)) {
@@ -341,6 +346,7 @@ mod tests {
     use super::super::tests::{end, keeper, sleep};
     use super::super::{Agent, Keeper};
     use super::*;
+    use crate::rights::Who;
     use crate::sys::packet;
     use crate::sys::spawn::Step;
 

@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
-use selfstart_core::id::ReleaseId;
+use selfstart_core::id::{ProcessId, ReleaseId};
+use selfstart_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{self, chain};
@@ -25,6 +26,7 @@ use crate::config::settings::{Credentials as SourceCredentials, Settings, UserSp
 use crate::control::socket;
 use crate::release::layout::{Layout, Owner};
 use crate::release::prune::{self, Hands, Pruned, Unreadable, Unsure};
+use crate::sys::proc_scan::{ProcScanner, Tree};
 use crate::sys::spawn::Credentials;
 use crate::sys::users::{self, UserError};
 use crate::sys::{identity, links};
@@ -100,6 +102,15 @@ pub(crate) struct Gone {
     pub(crate) unsure: Option<(Vec<ReleaseId>, String)>,
 }
 
+/// The main process of a tree to be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    /// Its number and start.
+    pub(crate) main: (i32, u64),
+    /// Near this the sum must be exact.
+    pub(crate) limit: Option<u64>,
+}
+
 impl Gone {
     fn of(result: &Result<Pruned, prune::PruneError>) -> Self {
         match result {
@@ -125,6 +136,7 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Some("order") => order(&config).and_then(|grant| json(&grant)),
         Some("uses") => split(&config).and_then(|(split, _)| uses(&split)),
         Some("prune") => split(&config).and_then(|(split, _)| remove(&split)),
+        Some("memory") => memory(),
         _ => Err("this verb is for the keeper's use".to_owned()),
     };
     let told = answer.and_then(|text| std::io::stdout().write_all(&text).map_err(|error| error.to_string()));
@@ -303,13 +315,32 @@ fn uses(split: &Split) -> Result<Vec<u8>, String> {
 
 /// Removes the releases that are named on standard input and that nobody uses: looked at as root, removed as the app's user.
 fn remove(split: &Split) -> Result<Vec<u8>, String> {
-    let mut text = Vec::new();
-    std::io::stdin().lock().take(MAX_INPUT).read_to_end(&mut text).map_err(|error| error.to_string())?;
-    let ids: Vec<ReleaseId> = serde_json::from_slice(&text).map_err(|_| "these are no releases".to_owned())?;
+    let ids: Vec<ReleaseId> = serde_json::from_slice(&input()?).map_err(|_| "these are no releases".to_owned())?;
     let user = split.users.first().ok_or("there is no user to remove them")?;
     let layout = Layout::new(&split.root);
     let result = prune::prune(&layout, &ids, &Unreadable::KeepAll, None, &Hands::Of(user.credentials()));
     json(&Gone::of(&result))
+}
+
+/// How much memory trees have. Whoever has left a worker's session is found by its environment, which others may not read.
+fn memory() -> Result<Vec<u8>, String> {
+    let measured: Vec<Measured> = serde_json::from_slice(&input()?).map_err(|error| error.to_string())?;
+    let mut scanner = ProcScanner::new().map_err(|error| error.to_string())?;
+    let snapshot = scanner.scan().map_err(|error| error.to_string())?;
+    let tree = |measured: &Measured| Tree {
+        main: ProcessId { pid: measured.main.0, start_ticks: measured.main.1 },
+        also: Vec::new(),
+        limit: measured.limit.map(Bytes),
+    };
+    let mut trees: Vec<Tree> = measured.iter().map(tree).collect();
+    agent::find_those_who_left(&mut trees, &snapshot);
+    json(&scanner.memory(&snapshot, &trees).into_iter().map(|bytes| bytes.map(|bytes| bytes.0)).collect::<Vec<_>>())
+}
+
+fn input() -> Result<Vec<u8>, String> {
+    let mut text = Vec::new();
+    std::io::stdin().lock().take(MAX_INPUT).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    Ok(text)
 }
 
 /// Writes down what the keeper is told: beside, synced, renamed. `root` is root's and sticky, so nobody can put another in its place.
