@@ -354,6 +354,6 @@ fn the_memory_of_what_has_left_its_worker_counts_for_an_agent_that_may_not_look_
         ),
     );
     node.boot();
-    let end = node.0.told(0, "worker_ended", "memory");
+    let end = node.0.told(0, "worker_ended", "40 MB was passed in 2 of 2 samples (");
     node.0.same(end["verdict"].as_str().map(str::to_owned), Some("memory".to_owned()));
 }
