@@ -262,6 +262,39 @@ fn unreadable(config: &Path, settings: &Settings, agent: &Credentials) -> Result
     Ok(None)
 }
 
+/// What `check` tells of the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// There is no user for it.
+    NoUser,
+    /// The configuration says that what it starts is root.
+    MeantToBeRoot,
+    /// It has a user of its own.
+    Split,
+    /// It is root, and need not be.
+    Root(String),
+    /// It is not started.
+    Refused(String),
+    /// That cannot be known now.
+    Unknown(String),
+}
+
+/// Says as whom the agent of this configuration would run, and changes nothing.
+pub(crate) fn outlook(config: &Path) -> Outlook {
+    if matches!(users::user(AGENT_USER, None), Err(UserError::NoUser(_))) {
+        return Outlook::NoUser;
+    }
+    match standing(&std::path::absolute(config).unwrap_or_else(|_| config.to_owned())) {
+        Ok(Standing::Split(..)) => Outlook::Split,
+        Ok(Standing::Broken) => Outlook::MeantToBeRoot,
+        Ok(Standing::Other(Grant::AsKeeper { why })) if why.is_empty() => Outlook::MeantToBeRoot,
+        Ok(Standing::Other(Grant::AsKeeper { why })) => Outlook::Root(why),
+        Ok(Standing::Other(Grant::Refused { why })) => Outlook::Refused(why),
+        Ok(Standing::Other(Grant::Split(_))) => Outlook::Split,
+        Err(why) => Outlook::Unknown(why),
+    }
+}
+
 /// Puts everything in order, and returns who may do what.
 fn order(config: &Path) -> Result<Grant, String> {
     match standing(config)? {
