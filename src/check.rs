@@ -39,7 +39,7 @@ pub(crate) fn checkup(path: &Path, offline: bool) -> Checkup {
     };
     let mut found: Vec<Finding> = loaded.warnings.iter().map(|problem| problem_finding(Weight::Warning, problem)).collect();
     found.extend(unusable(path, &loaded).iter().map(|problem| problem_finding(Weight::Problem, problem)));
-    found.extend(of_agent(path));
+    found.extend(of_agent(path, &loaded.settings));
     found.extend(of_machine(&loaded.settings));
     let runs = found.iter().all(|finding| finding.weight != Weight::Problem);
     if runs && !offline {
@@ -88,8 +88,9 @@ pub(crate) fn unusable(path: &Path, loaded: &Loaded) -> Vec<Problem> {
 }
 
 /// Whom the agent runs as, which `run` decides in the same way when root starts it.
-fn of_agent(path: &Path) -> Option<Finding> {
-    if !rustix::process::geteuid().is_root() {
+fn of_agent(path: &Path, settings: &Settings) -> Option<Finding> {
+    // Where builds and workers are root, nothing is won; that is said of `user`.
+    if !rustix::process::geteuid().is_root() || settings.user.is_none() {
         return None;
     }
     let (weight, why) = match rights::outlook(path) {

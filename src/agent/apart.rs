@@ -19,7 +19,7 @@ use super::serving::Reloader;
 use crate::keeper::protocol::{Ask, Errand};
 use crate::keeper::{STANDING_SPLIT, STANDING_VARIABLE};
 use crate::release::git::Request;
-use crate::release::prune::{Uses, Unsure};
+use crate::release::prune::{Unsure, Uses};
 use crate::rights::Gone;
 use crate::sys::clock;
 

@@ -937,7 +937,11 @@ impl Agent {
             // First of all, as only this can fail.
             let given = owner(&loaded.settings.control).map_err(|error| chain(&error));
             // Given already by the keeper where we could not.
-            let given = if super::is_apart() { given } else { given.and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)).map(|()| owner)) };
+            let given = if super::is_apart() {
+                given
+            } else {
+                given.and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)).map(|()| owner))
+            };
             if let Err(error) = &given {
                 let text = format!("`control` cannot be put in force: {error}");
                 self.telling.config_refused(&text);
@@ -1015,7 +1019,9 @@ impl Agent {
     fn give_to_user(&mut self) {
         let owner = launch::who(self.settings.user.as_ref())
             .map(|user| user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid }));
-        match owner.map_err(|error| chain(&error)).and_then(|owner| Ok((owner, self.layout.create(owner.filter(|_| !super::is_apart())).map_err(|error| chain(&error))?)))
+        match owner
+            .map_err(|error| chain(&error))
+            .and_then(|owner| Ok((owner, self.layout.create(owner.filter(|_| !super::is_apart())).map_err(|error| chain(&error))?)))
         {
             Ok((owner, said)) => {
                 said.iter().for_each(|text| self.telling.warn(text));

@@ -23,7 +23,7 @@ const PASSWD: &str = "/etc/passwd";
 
 /// What came of it.
 pub(super) enum Made {
-    /// It was there.
+    /// It was there, or there is nothing to make it in.
     Already,
     /// By this program.
     By(&'static str),
@@ -53,7 +53,8 @@ pub(super) fn make(tree: &Tree, root: &Path) -> Result<Made, TreeError> {
         return Ok(Made::Already);
     }
     if !tree.is_there(Path::new(PASSWD))? {
-        return Ok(Made::Not(format!("there is no {} to make it in", tree.shown(Path::new(PASSWD)).display())));
+        // No machine yet.
+        return Ok(Made::Already);
     }
     let line = SYSUSERS.1.lines().find(|line| line.starts_with("u ")).unwrap_or_default();
     let image = (!tree.is_live()).then(|| root.display().to_string());

@@ -317,7 +317,17 @@ impl Keeper {
         let unread = self.unread.values().map(|unread| clock::now().until(unread.next) + Duration::from_millis(1)).min();
         // A futex is nothing that can be polled. It is only told that it is over; its end is a signal like any.
         let late = self.starter.hangs().then_some(LOOK_AGAIN);
-        let wait = agent.into_iter().chain(errand).chain(silent).chain(clearing).chain(rest).chain(adopting).chain(round).chain(unread).chain(late).min();
+        let wait = agent
+            .into_iter()
+            .chain(errand)
+            .chain(silent)
+            .chain(clearing)
+            .chain(rest)
+            .chain(adopting)
+            .chain(round)
+            .chain(unread)
+            .chain(late)
+            .min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let timeout = wait.and_then(|wait| Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {

@@ -114,10 +114,9 @@ pub(crate) struct Measured {
 impl Gone {
     fn of(result: &Result<Pruned, prune::PruneError>) -> Self {
         match result {
-            Ok(pruned) => Self {
-                trouble: pruned.leftovers.join("; "),
-                unsure: pruned.unsure().map(|unsure| (unsure.releases, unsure.text)),
-            },
+            Ok(pruned) => {
+                Self { trouble: pruned.leftovers.join("; "), unsure: pruned.unsure().map(|unsure| (unsure.releases, unsure.text)) }
+            }
             Err(error) => Self { trouble: chain(error), unsure: None },
         }
     }

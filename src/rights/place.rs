@@ -210,14 +210,7 @@ impl Place<'_> {
         Ok(())
     }
 
-    fn take_one(
-        &self,
-        folder: BorrowedFd<'_>,
-        name: &std::ffi::CStr,
-        path: &Path,
-        group: &Group,
-        depth: u32,
-    ) -> Result<(), PlaceError> {
+    fn take_one(&self, folder: BorrowedFd<'_>, name: &std::ffi::CStr, path: &Path, group: &Group, depth: u32) -> Result<(), PlaceError> {
         let seen = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(path))?;
         let kind = FileType::from_raw_mode(seen.st_mode);
         let ours = |stat: &Stat| stat.st_uid == 0 || stat.st_uid == self.order.agent.uid;
@@ -279,7 +272,8 @@ impl Place<'_> {
             return Ok(());
         }
         let mut mode = if new { mode } else { found.st_mode & 0o7777 };
-        let full = || Dir::read_from(&folder).map(|mut dir| dir.any(|entry| entry.is_ok_and(|entry| ![c".", c".."].contains(&entry.file_name()))));
+        let full =
+            || Dir::read_from(&folder).map(|mut dir| dir.any(|entry| entry.is_ok_and(|entry| ![c".", c".."].contains(&entry.file_name()))));
         if found.st_uid != user.uid && path == self.layout.mirror() && full().map_err(failed(&path))? {
             // The helper could not write in it.
             said.push(format!("removed the mirror `{}`: it belonged to user {}, not {}", path.display(), found.st_uid, user.uid));

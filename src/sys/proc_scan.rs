@@ -217,7 +217,8 @@ impl ProcScanner {
     /// Whether what we may see of these trees is enough, where we may not look into their processes: nobody can be theirs whom only an
     /// environment shows to be (`everybody`: the main processes of all workers), and none is near its limit, where pages that several have must be divided among them.
     pub(crate) fn sees(&self, snapshot: &Snapshot, trees: &[Tree], everybody: &BTreeSet<i32>) -> bool {
-        let (me, keeper) = (i32::try_from(std::process::id()).unwrap_or(0), rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()));
+        let (me, keeper) =
+            (i32::try_from(std::process::id()).unwrap_or(0), rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()));
         let owners = snapshot.owners(trees);
         let left = snapshot.procs.iter().zip(&owners).any(|((pid, stat), owner)| {
             let of_others = everybody.contains(pid) || everybody.contains(&stat.session);
@@ -229,9 +230,8 @@ impl ProcScanner {
                 pages[tree] = pages[tree].saturating_add(stat.rss_pages);
             }
         }
-        let near = |(tree, pages): (&Tree, u64)| {
-            tree.limit.is_some_and(|limit| pages.saturating_mul(self.page_size) > limit.0 - limit.0 / 16)
-        };
+        let near =
+            |(tree, pages): (&Tree, u64)| tree.limit.is_some_and(|limit| pages.saturating_mul(self.page_size) > limit.0 - limit.0 / 16);
         !left && !trees.iter().zip(pages).any(near)
     }
 
