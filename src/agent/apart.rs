@@ -52,13 +52,16 @@ pub(super) fn give_up_privileges() {
     }
 }
 
+/// What is done once it is known which release is used, or why it is not.
+type WithUses = Box<dyn FnOnce(Result<Uses, String>) -> Worked + Send>;
+
 /// What waits for errands of the keeper. One of a kind is on its way at a time.
 #[derive(Default)]
 pub(crate) struct Waiting {
     /// Reloads that wait for a new order.
     orders: Vec<Option<Reloader>>,
     /// Who wants to know which release is used.
-    uses: Vec<Box<dyn FnOnce(Result<Uses, String>) -> Worked + Send>>,
+    uses: Vec<WithUses>,
     /// The releases that are being removed.
     pruned: Vec<ReleaseId>,
     /// The workers whose memory is being looked at.

@@ -454,7 +454,7 @@ mod tests {
             return eprintln!("skipped: only root can start another user's processes");
         }
         let mut scene = Scene::new();
-        let start = Start { pipe_bytes: 1 << 30, ..as_user("w/0#1", Some((NOBODY.0, NOBODY.1, vec![0, 4, 42]))) };
+        let start = Start { pipe_bytes: 8 << 20, ..as_user("w/0#1", Some((NOBODY.0, NOBODY.1, vec![0, 4, 42]))) };
         let told = scene.start(start);
         let [Tell::Child { pid, .. }] = told[..] else { panic!("{told:?}") };
         let child = scene.keeper.table.get("w/0#1").expect("a child");
