@@ -1,5 +1,6 @@
 //! What `selfstart check` looks at: the configuration, and whether this machine has what it names.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use crate::config::secret::read_secret;
 use crate::config::settings::{Credentials, PoolSettings, QueueKind, Settings};
 use crate::config::{ConfigErrors, Loaded, process_env};
 use crate::release::transport::ssh;
+use crate::rights::{self, AGENT_USER, Outlook};
 use crate::sys::cgroup;
 use crate::sys::links;
 use crate::sys::users::{self, UserError};
@@ -37,6 +39,7 @@ pub(crate) fn checkup(path: &Path, offline: bool) -> Checkup {
     };
     let mut found: Vec<Finding> = loaded.warnings.iter().map(|problem| problem_finding(Weight::Warning, problem)).collect();
     found.extend(unusable(path, &loaded).iter().map(|problem| problem_finding(Weight::Problem, problem)));
+    found.extend(of_agent(path, &loaded.settings));
     found.extend(of_machine(&loaded.settings));
     let runs = found.iter().all(|finding| finding.weight != Weight::Problem);
     if runs && !offline {
@@ -64,7 +67,7 @@ pub(crate) fn unusable(path: &Path, loaded: &Loaded) -> Vec<Problem> {
     let app = settings.user.iter().map(|spec| ("user".to_owned(), spec.clone()));
     for (key, spec) in app.chain(settings.pools.iter().filter_map(of_pool)) {
         match users::user(&spec.user, spec.group.as_deref()) {
-            Ok(user) if !own.is_root() && user.credentials.uid != own.as_raw() => {
+            Ok(user) if !own.is_root() && !agent::is_apart() && user.credentials.uid != own.as_raw() => {
                 let what = format!("`{}` is another user, and only root can start what another user runs", spec.user);
                 say(key, what, "start selfstart as root, or leave it out");
             }
@@ -82,6 +85,29 @@ pub(crate) fn unusable(path: &Path, loaded: &Loaded) -> Vec<Problem> {
         say("control.group".into(), error.to_string(), "`groupadd --system NAME` makes one");
     }
     problems
+}
+
+/// Whom the agent runs as, which `run` decides in the same way when root starts it.
+fn of_agent(path: &Path, settings: &Settings) -> Option<Finding> {
+    // Where builds and workers are root, nothing is won; that is said of `user`.
+    if !rustix::process::geteuid().is_root() || settings.user.is_none() {
+        return None;
+    }
+    let (weight, why) = match rights::outlook(path) {
+        Outlook::NoUser => {
+            let text = format!("agent: there is no system user `{AGENT_USER}`, so the agent runs as root");
+            let hint = format!("`selfstart install` makes it; or `useradd --system --user-group --no-create-home {AGENT_USER}`");
+            return Some(finding(Weight::Warning, text, Some(&hint)));
+        }
+        // Said of `user` already.
+        Outlook::MeantToBeRoot => return None,
+        Outlook::Split => return Some(finding(Weight::Good, format!("agent: runs as user `{AGENT_USER}`, without capabilities"), None)),
+        Outlook::Root(why) => (Weight::Warning, format!("agent: runs as root: {why}")),
+        Outlook::Refused(why) => (Weight::Problem, format!("agent: is not started: {why}")),
+        Outlook::Unknown(why) => (Weight::Warning, format!("agent: as whom it will run cannot be told now: {why}")),
+    };
+    let (text, hint) = why.split_once("\nhint: ").map_or((why.as_str(), None), |(text, hint)| (text, Some(hint)));
+    Some(finding(weight, text, hint))
 }
 
 fn of_machine(settings: &Settings) -> Vec<Finding> {
@@ -212,7 +238,7 @@ fn of_ssh(settings: &Settings) -> Vec<Finding> {
         found.push(finding(
             Weight::Warning,
             text,
-            Some("`chown root` and `chmod 0400` it: selfstart reads it and hands out signatures only"),
+            Some("`chown root:selfstart` and `chmod 0640` it: selfstart reads it and hands out signatures only"),
         ));
     }
     found
@@ -262,12 +288,19 @@ fn of_secrets(settings: &Settings) -> Vec<Finding> {
         }
         Credentials::None | Credentials::Ssh { .. } => {}
     }
-    build
+    let mut found: Vec<Finding> = build
         .chain(pools)
         .chain(source)
         .filter_map(|(key, text)| text.resolve(&key, &process_env).err())
         .map(|error| finding(Weight::Problem, agent::chain(&error), None))
-        .collect()
+        .collect();
+    let open = |path: &Path| fs_err::metadata(path).is_ok_and(|file| std::os::unix::fs::MetadataExt::mode(&file) & 0o004 != 0);
+    for path in settings.secret_files().iter().collect::<BTreeSet<_>>().into_iter().filter(|path| open(path)) {
+        let text = format!("`{}` holds a secret, and everybody on this machine may read it", path.display());
+        let hint = format!("`chown root:{AGENT_USER}` and `chmod 0640` it (`chmod 0600` where there is no such user)");
+        found.push(finding(Weight::Warning, text, Some(&hint)));
+    }
+    found
 }
 
 /// More than the machine has, if every worker came to its limit.

@@ -12,6 +12,7 @@ mod keeper;
 #[cfg(test)]
 mod manual;
 mod release;
+mod rights;
 mod sys;
 mod telling;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     match arguments.next().as_deref().and_then(|verb| verb.to_str()) {
         Some("internal-git") => return release::git::main(),
         Some("internal-holder") => return holder::main(arguments.next().is_some_and(|word| word == "--stop")),
+        Some("internal-rights") => return rights::main(arguments),
         Some("internal-agent") => return agent::main(Path::new(&arguments.next().unwrap_or_default())),
         Some(cli::demo::worker::VERB) => return cli::demo::worker::main(arguments),
         _ => {}

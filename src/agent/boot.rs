@@ -29,7 +29,7 @@ use crate::config::settings::Settings;
 use crate::config::{self, Loaded, Surroundings};
 use crate::control::server::serve;
 use crate::control::socket;
-use crate::keeper::protocol::{Ask, Key, PROTOCOL, Tell, Welcome};
+use crate::keeper::protocol::{Ask, Errand, Key, PROTOCOL, Tell, Welcome};
 use crate::release::layout::{Layout, Owner};
 use crate::release::prune;
 use crate::sys::clock;
@@ -70,6 +70,7 @@ fn doing<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: impl Into<Stri
 /// Runs the agent; the keeper hears whether to end too, and starts it again if not.
 pub(crate) fn main(config: &Path) -> ExitCode {
     crate::sys::small_heap();
+    super::apart::give_up_privileges();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().max_blocking_threads(8).build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -115,6 +116,7 @@ struct Found {
     signals: Vec<i32>,
     groups: Groups,
     out_of_memory: BTreeMap<Key, Option<Bytes>>,
+    order_failed: Option<String>,
 }
 
 impl Found {
@@ -146,6 +148,7 @@ impl Found {
                         self.out_of_memory.insert(key, peak_bytes.map(Bytes));
                     }
                     Tell::SpawnFailed { .. } | Tell::TreeGone { .. } | Tell::Listed | Tell::Adopted => {}
+                    Tell::Errand { failed, .. } => self.order_failed = failed,
                 }
                 if done {
                     return Ok(());
@@ -296,7 +299,9 @@ async fn put_together(
     let refused = notes.clone();
     let user = super::launch::who(settings.user.as_ref()).map_err(doing("look up `user`"))?;
     let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
-    notes.extend(layout.create(owner).map_err(doing("make the folders below `root`"))?);
+    notes.extend(super::apart::why_root().map(|why| format!("the agent runs as root: {why}")));
+    // The keeper has seen to owners already.
+    notes.extend(layout.create(owner.filter(|_| !super::is_apart())).map_err(doing("make the folders below `root`"))?);
     let root = settings.root.display().to_string();
     // Before anybody is adopted: a worker's cgroup says best who belongs to it.
     line.ask(&Ask::Tree { name: tree_name(&settings.app, &settings.root) }, None)?;
@@ -311,13 +316,19 @@ async fn put_together(
     }
     // Who is not there is told when the socket is made.
     let readers = serving::owner(&settings.control).ok().and_then(|owner| owner.gid);
-    notes.extend(readers.and_then(|group| super::readers::give(&layout, &settings, group, None)));
+    notes.extend(readers.filter(|_| !super::is_apart()).and_then(|group| super::readers::give(&layout, &settings, group, None)));
     let mut telling = Telling::open(&layout, &settings, welcome, readers);
     refused.iter().for_each(|note| telling.config_refused(note));
     let mut outputs = outputs(line, &mut found.kept, &mut notes)?;
     outputs.set_readers(readers);
     let outputs_ready = watch_outputs(&outputs).map_err(doing("watch the output of workers"))?;
-    let listener = listener(line, &layout, &settings, &mut found.kept, &mut notes)?;
+    let (listener, new) = listener(line, &layout, &settings, &mut found.kept, &mut notes)?;
+    if new && super::is_apart() {
+        // It is ours so far, and must be whose the configuration says before anybody is told that we are there.
+        line.ask(&Ask::Errand(Errand::Order), None)?;
+        found.take(line, &mut backlog, |tell| matches!(tell, Tell::Errand { .. })).await?;
+        notes.extend(found.order_failed.take().map(|why| format!("`control` is not in force: {why}")));
+    }
     let journal: DeploySaved = remembered(&layout.journal().join("deploy.json"), &mut notes)?;
     let deploying = Deploying::new(journal, &settings);
     Ok(Parts {
@@ -339,7 +350,7 @@ async fn put_together(
 }
 
 /// Names the cgroups of a node: two of one app on a machine (a demo, say) have their own.
-fn tree_name(app: &str, root: &Path) -> String {
+pub(crate) fn tree_name(app: &str, root: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     // FNV-1a: only to be the same next time.
     let hash = root.as_os_str().as_bytes().iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
@@ -411,14 +422,14 @@ fn outputs(line: &mut Line, kept: &mut BTreeMap<String, OwnedFd>, notes: &mut Ve
     Ok(outputs)
 }
 
-/// Takes the control socket that the keeper holds, or binds it.
+/// Takes the control socket that the keeper holds, or binds it; says whether it did that.
 fn listener(
     line: &mut Line,
     layout: &Layout,
     settings: &Settings,
     kept: &mut BTreeMap<String, OwnedFd>,
     notes: &mut Vec<String>,
-) -> Result<tokio::net::UnixListener, BootError> {
+) -> Result<(tokio::net::UnixListener, bool), BootError> {
     let path = layout.control_socket();
     let making = || format!("listen at `{}`", path.display());
     // A socket file that somebody removed cannot be connected to any more: bound anew.
@@ -426,6 +437,7 @@ fn listener(
         let listener = socket::from_fd(fd, &path).map_err(doing(making()))?;
         // The configuration may have changed while no agent was there to hear of it. What cannot be had must not end all that runs.
         match serving::owner(&settings.control) {
+            Ok(_) if super::is_apart() => {}
             Ok(owner) => {
                 if let Err(error) = socket::give(&path, owner) {
                     notes.push(format!("`control` is not in force: {}", chain(&error)));
@@ -433,13 +445,14 @@ fn listener(
             }
             Err(error) => notes.push(format!("`control` is not in force: {}", chain(&error))),
         }
-        return tokio::net::UnixListener::from_std(listener).map_err(doing(making()));
+        return tokio::net::UnixListener::from_std(listener).map(|listener| (listener, false)).map_err(doing(making()));
     }
     let owner = serving::owner(&settings.control).map_err(doing(making()))?;
+    let owner = if super::is_apart() { socket::Owner::default() } else { owner };
     let listener = socket::bind(&path, owner).map_err(doing(making()))?;
     let copy = listener.as_fd().try_clone_to_owned().map_err(doing("copy a descriptor"))?;
     line.ask(&Ask::Keep { name: KEPT_CONTROL.into() }, Some(copy))?;
-    tokio::net::UnixListener::from_std(listener).map_err(doing(making()))
+    tokio::net::UnixListener::from_std(listener).map(|listener| (listener, true)).map_err(doing(making()))
 }
 
 impl Parts {
@@ -491,6 +504,7 @@ impl Parts {
             drained: false,
             rolling: None,
             sampling: false,
+            waiting: super::apart::Waiting::default(),
             rested: false,
             rest_again: clock::now(),
             quit: None,
@@ -551,7 +565,11 @@ impl Agent {
 
     /// Gives the machine of deploys what the disk says, once nothing of a former agent's helpers is left.
     pub(crate) fn begin_deploys(&mut self) {
-        match prune::clean_leftovers(&self.layout) {
+        if !self.is_tidy() {
+            return;
+        }
+        let cleaned = if super::is_apart() { prune::clean_link(&self.layout) } else { prune::clean_leftovers(&self.layout) };
+        match cleaned {
             Ok(texts) => texts.iter().for_each(|text| tracing::info!("{text}")),
             Err(error) => self.telling.warn(&chain(&error)),
         }

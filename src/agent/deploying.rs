@@ -336,6 +336,12 @@ impl Agent {
 
     /// The helper has linked what is shared, as the user who owns it; what is left is the release's name.
     fn begin_naming(&mut self, release: ReleaseId) {
+        if super::is_apart() {
+            if let Err(text) = self.name_by_helper(&release) {
+                self.deploy_event(Event::PrepareFailed { release, blame: Blame::Machine, text });
+            }
+            return;
+        }
         let layout = self.layout.clone();
         self.work(move || {
             Worked::Deploy(match prune::name_staged(&layout, &release) {
@@ -373,23 +379,19 @@ impl Agent {
     }
 
     fn begin_prune(&mut self, ids: Vec<ReleaseId>) {
+        if super::is_apart() {
+            return self.prune_by_keeper(ids);
+        }
         let layout = self.layout.clone();
         self.work(move || {
             let own = rustix::process::geteuid();
             let unreadable = if own.is_root() { prune::Unreadable::KeepAll } else { prune::Unreadable::KeepOf([own.as_raw()].into()) };
-            let result = prune::prune(&layout, &ids, &unreadable, None);
+            let result = prune::prune(&layout, &ids, &unreadable, None, &prune::Hands::Own);
             let (trouble, unsure) = match &result {
                 Ok(pruned) => (pruned.leftovers.join("; "), pruned.unsure()),
                 Err(error) => (chain(error), None),
             };
-            // By what is there, also when it stopped half way: a release that is away is no release.
-            let (kept, gone): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| fs_err::symlink_metadata(layout.release(id)).is_ok());
-            for id in &gone {
-                // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
-                let _stays = fs_err::remove_file(mark_path(&layout, id));
-                let _stays = fs_err::remove_file(layout.build_log(id));
-            }
-            Worked::Pruned { gone, kept, trouble, unsure }
+            forget_removed(&layout, ids, trouble, unsure)
         });
     }
 
@@ -418,7 +420,7 @@ impl Agent {
     }
 
     /// Starts the git helper with a request on its standard input.
-    fn begin_git(&mut self, name: &str, what: What, request: &Request, deadline: MonoTime) -> Result<(), String> {
+    pub(super) fn begin_git(&mut self, name: &str, what: What, request: &Request, deadline: MonoTime) -> Result<(), String> {
         let start =
             launch::own_helper(&self.settings, &self.known, "internal-git", String::new(), &proxies()).map_err(|error| chain(&error))?;
         let input =
@@ -464,6 +466,8 @@ impl Agent {
             What::Fetch(fetch) => self.fetch_over(fetch, &over),
             What::Stage(release) => self.stage_over(release, &over),
             What::Step { release, step, run } => self.step_over(release, step, &run, over),
+            What::Name(release) => Self::named(release, &over, tidied(&over).err()),
+            What::Tidy => return self.tidied(tidied(&over)),
             What::Probe { .. } | What::Leftover => return,
         };
         self.deploy_event(event);
@@ -651,6 +655,27 @@ fn trouble(kind: ErrorKind) -> FetchTrouble {
         ErrorKind::DiskFull => FetchTrouble::Disk,
         _ => FetchTrouble::Network,
     }
+}
+
+/// What a helper that tidied up has said.
+fn tidied(over: &Over) -> Result<Vec<String>, String> {
+    match reply(over) {
+        Some(Reply::Ok(Done::Tidied(said))) => Ok(said),
+        Some(Reply::Error(failure)) => Err(failure.text),
+        _ => Err(cut_short(over)),
+    }
+}
+
+/// Removes what proves a release, and says how it was built, once it is gone.
+pub(super) fn forget_removed(layout: &Layout, ids: Vec<ReleaseId>, trouble: String, unsure: Option<prune::Unsure>) -> Worked {
+    // By what is there, also when it stopped half way: a release that is away is no release.
+    let (kept, gone): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| fs_err::symlink_metadata(layout.release(id)).is_ok());
+    for id in &gone {
+        // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
+        let _stays = fs_err::remove_file(mark_path(layout, id));
+        let _stays = fs_err::remove_file(layout.build_log(id));
+    }
+    Worked::Pruned { gone, kept, trouble, unsure }
 }
 
 /// What a helper said last, if it is an answer.

@@ -50,6 +50,10 @@ pub(crate) enum What {
         /// What it runs, for its verdict.
         run: String,
     },
+    /// A staged release is given its name.
+    Name(ReleaseId),
+    /// What a kill has left among the releases is removed.
+    Tidy,
     /// A worker is asked whether it is ready.
     Probe {
         /// Where.

@@ -267,7 +267,7 @@ pub(crate) fn who(spec: Option<&UserSpec>) -> Result<Option<User>, UserError> {
 /// What the keeper must become; `None`: it is that already, and without root could not set it again.
 fn becoming(user: Option<&User>) -> Option<(u32, u32, Vec<u32>)> {
     let me = rustix::process::geteuid();
-    user.filter(|user| me.is_root() || user.credentials.uid != me.as_raw()).map(numbers)
+    user.filter(|user| me.is_root() || super::is_apart() || user.credentials.uid != me.as_raw()).map(numbers)
 }
 
 fn numbers(user: &User) -> (u32, u32, Vec<u32>) {

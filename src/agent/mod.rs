@@ -2,6 +2,7 @@
 //!
 //! It may be killed at any moment: the keeper starts another, which asks what runs and goes on. Upgrade, restart and crash are one path.
 
+mod apart;
 mod boot;
 mod deploying;
 mod errands;
@@ -17,6 +18,9 @@ mod showing;
 pub(crate) mod store;
 mod tell;
 
-pub(crate) use boot::{load, main, total_memory};
+pub(crate) use apart::is_apart;
+pub(crate) use boot::{load, main, total_memory, tree_name};
 pub(crate) use deploying::{ask_source, chain};
 pub(crate) use launch::PATH;
+pub(crate) use sampling::find_those_who_left;
+pub(crate) use serving::control_owner;

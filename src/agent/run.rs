@@ -127,6 +127,8 @@ pub(crate) struct Agent {
     pub(crate) drained: bool,
     pub(crate) rolling: Option<Rolling>,
     pub(crate) sampling: bool,
+    /// What waits for errands that the keeper does for an agent that is not root.
+    pub(crate) waiting: super::apart::Waiting,
     /// Whether the code that only the start, the last deploy or the last sample needed has been given back.
     pub(crate) rested: bool,
     /// When it may be given back again.
@@ -278,6 +280,7 @@ impl Agent {
             Tell::OutOfMemory { key, peak_bytes, .. } => {
                 self.out_of_memory.insert(key, peak_bytes.map(Bytes));
             }
+            Tell::Errand { errand, failed } => self.errand_told(&errand, failed, fds.into_iter().next()),
             Tell::Welcome(_) | Tell::Kept { .. } | Tell::Listed | Tell::Adopted => {}
         }
     }

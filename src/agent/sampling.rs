@@ -3,11 +3,11 @@
 //! Pools without a `memory` rule are looked at too, for `status`: seldom, by the cheap figure alone, and with a pass that another pool
 //! needs wherever there is one. What is seen of them decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use selfstart_core::id::{PoolName, ProcessId, SlotId, StartNo};
+use selfstart_core::id::{PoolName, ProcessId, SlotId, StartNo, WorkerKey};
 use selfstart_core::job::{self, ProcessSeen};
 use selfstart_core::policy::{StalePolicy, WorkerPolicy};
 use selfstart_core::pool::Event;
@@ -17,6 +17,7 @@ use selfstart_core::worker::{self, StaleJobSeen};
 
 use super::run::{Agent, Worked};
 use crate::keeper;
+use crate::keeper::protocol::{Ask, Errand};
 use crate::sys::proc_scan::{ProcScanner, Snapshot, Tree};
 use crate::sys::{clock, process};
 
@@ -32,6 +33,16 @@ pub(crate) struct Sampled {
     looked: Vec<PoolName>,
     /// When jobs are looked at again.
     next_look: Option<Duration>,
+    /// The memory that must be looked at by who may look into others: in place of `memory`.
+    unseen: Vec<Unseen>,
+}
+
+/// A worker whose memory the keeper has to have looked at.
+#[derive(Debug)]
+pub(crate) struct Unseen {
+    slot: SlotId,
+    start: StartNo,
+    of: Use,
 }
 
 /// A job in flight, as a title shows it.
@@ -144,14 +155,40 @@ impl Agent {
         }
         if !busy && (!workers.is_empty() || !looked.is_empty()) {
             self.sampling = true;
-            self.work(move || Worked::Sampled(Box::new(look(&workers, looked))));
+            let machines = self.pools.values().map(super::minding::PoolRun::machine);
+            let everybody = machines.flat_map(|machine| machine.slots().filter_map(|(_, slot)| Some(slot.process()?.pid))).collect();
+            self.work(move || Worked::Sampled(Box::new(look(&workers, &everybody, looked))));
         }
     }
 
     /// Brings the workers what was seen of them.
-    pub(crate) fn sampled(&mut self, sampled: Sampled) {
+    pub(crate) fn sampled(&mut self, mut sampled: Sampled) {
+        self.sampling = !sampled.unseen.is_empty();
+        if self.sampling {
+            self.measure_by_keeper(std::mem::take(&mut sampled.unseen));
+        }
+        self.memory_sampled(std::mem::take(&mut sampled.memory));
+        self.jobs_sampled(sampled);
+    }
+
+    /// Has the keeper look at the memory of workers into which we may not look.
+    fn measure_by_keeper(&mut self, unseen: Vec<Unseen>) {
+        let key = |it: &Unseen| WorkerKey { slot: it.slot.clone(), start: it.start }.to_string();
+        let of = unseen.iter().map(|it| (key(it), it.of.limit().map(|limit| limit.0))).collect();
+        self.ask(Ask::Errand(Errand::Memory(of)));
+        self.waiting.measured = unseen;
+    }
+
+    /// It has; what could not be seen is unknown.
+    pub(super) fn measured(&mut self, unseen: Vec<Unseen>, seen: Result<Vec<Option<u64>>, String>) {
         self.sampling = false;
-        for (slot, start, sample, of) in sampled.memory {
+        let seen = seen.ok().filter(|seen| seen.len() == unseen.len()).unwrap_or_else(|| vec![None; unseen.len()]);
+        let memory = unseen.into_iter().zip(seen).map(|(it, bytes)| (it.slot, it.start, bytes.map(Bytes), it.of));
+        self.memory_sampled(memory.collect());
+    }
+
+    fn memory_sampled(&mut self, memory: Vec<(SlotId, StartNo, Option<Bytes>, Use)>) {
+        for (slot, start, sample, of) in memory {
             let run = self.pools.get_mut(&slot.pool);
             // It may have been replaced while we read; the machine asks for itself.
             let same = run.as_ref().is_some_and(|run| run.machine().slot(slot.slot).is_some_and(|it| it.start() == Some(start)));
@@ -164,6 +201,9 @@ impl Agent {
             let event = worker::Event::MemorySample { start, sample };
             self.pool_event(&slot.pool, Event::Slot { slot: slot.slot, event });
         }
+    }
+
+    fn jobs_sampled(&mut self, sampled: Sampled) {
         let now = clock::now();
         for name in &sampled.looked {
             if let Some(run) = self.pools.get_mut(name) {
@@ -195,22 +235,27 @@ impl Agent {
     }
 }
 
-/// Reads what is asked for. What cannot be read is `None`, never zero.
-fn look(workers: &[Worker], looked: Vec<PoolName>) -> Sampled {
-    let mut sampled = Sampled { memory: Vec::new(), jobs: Vec::new(), looked, next_look: None };
+/// Reads what is asked for. What cannot be read is `None`, never zero. `everybody`: the main processes of all workers.
+fn look(workers: &[Worker], everybody: &BTreeSet<i32>, looked: Vec<PoolName>) -> Sampled {
+    let mut sampled = Sampled { memory: Vec::new(), jobs: Vec::new(), looked, next_look: None, unseen: Vec::new() };
     let scanned = ProcScanner::new().and_then(|mut scanner| scanner.scan().map(|snapshot| (scanner, snapshot)));
     let Ok((mut scanner, snapshot)) = scanned else {
         let asked = workers.iter().filter_map(|worker| Some((worker.slot.clone(), worker.start, None, worker.memory?)));
         sampled.memory = asked.collect();
         return sampled;
     };
+    sampled.jobs = jobs(workers, &snapshot, &scanner, &mut sampled.next_look);
     let trees = trees(workers, &snapshot);
+    if super::is_apart() && !scanner.sees(&snapshot, &trees, everybody) {
+        let unseen = |worker: &Worker| Some(Unseen { slot: worker.slot.clone(), start: worker.start, of: worker.memory? });
+        sampled.unseen = workers.iter().filter_map(unseen).collect();
+        return sampled;
+    }
     for (worker, bytes) in workers.iter().zip(scanner.memory(&snapshot, &trees)) {
         if let Some(of) = worker.memory {
             sampled.memory.push((worker.slot.clone(), worker.start, bytes, of));
         }
     }
-    sampled.jobs = jobs(workers, &snapshot, &scanner, &mut sampled.next_look);
     sampled
 }
 
@@ -218,7 +263,13 @@ fn look(workers: &[Worker], looked: Vec<PoolName>) -> Sampled {
 fn trees(workers: &[Worker], snapshot: &Snapshot) -> Vec<Tree> {
     let tree = |worker: &Worker| Tree { main: worker.process, also: Vec::new(), limit: worker.memory.and_then(Use::limit) };
     let mut trees: Vec<Tree> = workers.iter().map(tree).collect();
-    let mains: BTreeMap<i32, usize> = workers.iter().enumerate().map(|(index, worker)| (worker.process.pid, index)).collect();
+    find_those_who_left(&mut trees, snapshot);
+    trees
+}
+
+/// Adds to each tree those who left its session and their parents. The keeper is our parent.
+pub(crate) fn find_those_who_left(trees: &mut [Tree], snapshot: &Snapshot) {
+    let mains: BTreeMap<i32, usize> = trees.iter().enumerate().map(|(index, tree)| (tree.main.pid, index)).collect();
     let keeper = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
     for (pid, stat) in snapshot.procs().iter().filter(|(_, stat)| Some(stat.ppid) == keeper) {
         if mains.contains_key(pid) || mains.contains_key(&stat.session) {
@@ -228,7 +279,6 @@ fn trees(workers: &[Worker], snapshot: &Snapshot) -> Vec<Tree> {
             trees[*index].also.push(stat.id(*pid));
         }
     }
-    trees
 }
 
 fn jobs(workers: &[Worker], snapshot: &Snapshot, scanner: &ProcScanner, next: &mut Option<Duration>) -> Vec<(SlotId, StartNo, JobShown)> {
@@ -338,7 +388,7 @@ mod tests {
         let (far, near) = ([worker(Use::Judged(Bytes(u64::MAX)))], [worker(Use::Judged(Bytes(1)))]);
         let shown = [worker(Use::Shown)];
         let seen = |workers: &[Worker]| {
-            let sampled = look(workers, Vec::new());
+            let sampled = look(workers, &BTreeSet::new(), Vec::new());
             assert_eq!(sampled.memory.len(), 1, "a sample that failed is told too");
             (sampled.memory[0].2, sampled.jobs.iter().filter(|(.., job)| job.stale_after.is_some()).count())
         };

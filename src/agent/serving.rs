@@ -896,7 +896,15 @@ impl Agent {
 
     /// Takes over a changed configuration; a broken one changes nothing, and says so until it is mended.
     /// `asked`: by an operator, who waits for the answer or not; `None`: by HUP.
-    pub(crate) fn reload(&mut self, asked: Option<(String, Reply, bool)>) {
+    pub(crate) fn reload(&mut self, asked: Option<Reloader>) {
+        if super::is_apart() {
+            return self.reload_after_order(asked);
+        }
+        self.reload_ordered(asked, Ok(()));
+    }
+
+    /// As [`Self::reload`], once the keeper knows who may run; `order`: why it stays with who might so far.
+    pub(super) fn reload_ordered(&mut self, asked: Option<Reloader>, order: Result<(), String>) {
         let (by, reply) = asked.map(|(by, reply, wait)| (by, (reply, wait))).unzip();
         let by = by.as_deref();
         let finish = |reply: Option<(Reply, bool)>, outcome: Outcome| {
@@ -919,12 +927,21 @@ impl Agent {
             self.telling.config_refused(&text);
             return finish(reply, refused(RefusalCode::Configuration, text, Some("restart selfstart to change it; nothing was changed")));
         }
+        if let Err(why) = order {
+            self.telling.config_refused(&why);
+            self.notes = vec![format!("the running configuration is kept: {why}")];
+            return finish(reply, refused(RefusalCode::Configuration, why, Some("the running configuration is kept")));
+        }
         let mut readers = None;
         if changes.control_changed {
             // First of all, as only this can fail.
-            let given = owner(&loaded.settings.control)
-                .map_err(|error| chain(&error))
-                .and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)).map(|()| owner));
+            let given = owner(&loaded.settings.control).map_err(|error| chain(&error));
+            // Given already by the keeper where we could not.
+            let given = if super::is_apart() {
+                given
+            } else {
+                given.and_then(|owner| socket::give(&self.layout.control_socket(), owner).map_err(|error| chain(&error)).map(|()| owner))
+            };
             if let Err(error) = &given {
                 let text = format!("`control` cannot be put in force: {error}");
                 self.telling.config_refused(&text);
@@ -982,6 +999,9 @@ impl Agent {
     fn give_to_readers(&mut self, group: Option<u32>, former: &Settings) {
         self.telling.set_readers(group);
         self.outputs.set_readers(group);
+        if super::is_apart() {
+            return;
+        }
         let had = owner(&former.control).ok().and_then(|owner| owner.gid);
         let trouble = match (group, had) {
             (Some(group), _) => readers::give(&self.layout, &self.settings, group, None),
@@ -999,7 +1019,9 @@ impl Agent {
     fn give_to_user(&mut self) {
         let owner = launch::who(self.settings.user.as_ref())
             .map(|user| user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid }));
-        match owner.map_err(|error| chain(&error)).and_then(|owner| Ok((owner, self.layout.create(owner).map_err(|error| chain(&error))?)))
+        match owner
+            .map_err(|error| chain(&error))
+            .and_then(|owner| Ok((owner, self.layout.create(owner.filter(|_| !super::is_apart())).map_err(|error| chain(&error))?)))
         {
             Ok((owner, said)) => {
                 said.iter().for_each(|text| self.telling.warn(text));
@@ -1078,13 +1100,15 @@ impl Agent {
 
     fn releases(&mut self, reply: Reply) {
         let layout = self.layout.clone();
+        let in_use = self.layout.clone();
         let entries = self.deploying.machine().book().entries().to_vec();
+        let none = entries.is_empty();
         let mut slots: BTreeMap<i32, String> = BTreeMap::new();
         for (name, run) in &self.pools {
             slots.extend(run.machine().slots().filter_map(|(number, slot)| Some((slot.process()?.pid, format!("{name}/{number}")))));
         }
-        self.work(move || {
-            let uses = match uses(&layout, entries.is_empty()) {
+        let answer = move |uses: Result<prune::Uses, Outcome>| {
+            let uses = match uses {
                 Ok(uses) => uses,
                 Err(outcome) => {
                     reply.finish(outcome);
@@ -1117,7 +1141,12 @@ impl Agent {
             });
             reply.finish(Done::facts(Facts::Releases(facts.collect())));
             Worked::Nothing
-        });
+        };
+        if super::is_apart() && !none {
+            self.with_uses(move |seen| answer(seen.map_err(|why| Failed::because(format!("who uses the releases cannot be seen: {why}")))));
+        } else {
+            self.work(move || answer(uses(&in_use, none)));
+        }
     }
 
     fn launch_facts(&self, pool: Option<PoolName>, peer: u32) -> Outcome {
@@ -1170,6 +1199,9 @@ impl Agent {
         }
     }
 }
+
+/// Who asks for a reload: a name, whom to answer, and whether that one waits for its end.
+pub(crate) type Reloader = (String, Reply, bool);
 
 /// Looks who uses each release: not seen is not unused. `none`: there is nothing that could be used, nor a folder perhaps.
 fn uses(layout: &Layout, none: bool) -> Result<prune::Uses, Outcome> {
@@ -1289,6 +1321,11 @@ pub(crate) fn owner(control: &ControlSettings) -> Result<socket::Owner, users::U
         uid: control.owner.as_deref().map(|name| users::user(name, None).map(|user| user.credentials.uid)).transpose()?,
         gid: control.group.as_deref().map(users::group_number).transpose()?,
     })
+}
+
+/// As [`owner`], for who has the settings; nobody when it cannot be told.
+pub(crate) fn control_owner(settings: &Settings) -> Option<socket::Owner> {
+    owner(&settings.control).ok()
 }
 
 /// Names a user. Asks the machine, which may take its time.

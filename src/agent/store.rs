@@ -93,6 +93,9 @@ fn replace(path: &Path, mode: u32, fill: impl FnOnce(&mut BufWriter<Disk>) -> Re
     let failed = |source| StoreError::Write { path: path.to_owned(), source };
     let write = || -> Result<(), StoreError> {
         let file = fs_err::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).map_err(failed)?;
+        // In a folder that others may list, what is made belongs to their group.
+        let own = rustix::process::getegid();
+        rustix::fs::fchown(&file, None, Some(own)).map_err(|error| failed(error.into()))?;
         fault::point();
         let mut blocks = BufWriter::with_capacity(BLOCK_BYTES, Disk(file));
         fill(&mut blocks)?;

@@ -167,6 +167,11 @@ impl Text {
         self.pieces.iter().filter_map(|piece| if let Piece::Env(name) = piece { Some(name.as_str()) } else { None })
     }
 
+    /// The files that [`Text::resolve`] reads.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.pieces.iter().filter_map(|piece| if let Piece::File(path) = piece { Some(path.as_path()) } else { None })
+    }
+
     /// Returns what is written in plain before the first `${...}`; it may hold the password of a URL.
     #[must_use]
     pub fn plain_start(&self) -> &str {

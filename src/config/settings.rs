@@ -1,7 +1,7 @@
 //! What a validated configuration means: the only form of it that the rest of the program sees.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use selfstart_core::id::PoolName;
@@ -316,6 +316,19 @@ impl Changes {
 }
 
 impl Settings {
+    /// The files of `${file:...}` that the agent reads.
+    #[must_use]
+    pub fn secret_files(&self) -> Vec<PathBuf> {
+        let source = match &self.source.credentials {
+            Credentials::Token(token) => vec![token],
+            Credentials::Password { username, password } => vec![username, password],
+            Credentials::None | Credentials::Ssh { .. } => Vec::new(),
+        };
+        let env = self.build.env.values().chain(self.pools.iter().flat_map(|pool| pool.env.values()));
+        let texts = env.chain(source).chain(std::iter::once(&self.source.repository));
+        texts.flat_map(Text::files).map(Path::to_owned).collect()
+    }
+
     /// Returns what differs between `old` and `new`.
     #[must_use]
     pub fn changes(old: &Self, new: &Self) -> Changes {

@@ -4,6 +4,7 @@
 //! written down in [`RECORD`] before it is made, with a sum of its content: so `uninstall` takes away what `install` made and nobody changed,
 //! also after an `install` that was cut short, and `install` renews its own files and no others. What becomes of rc.local: [`rc_local`].
 
+mod account;
 mod rc_local;
 mod shell;
 mod tree;
@@ -20,13 +21,15 @@ use serde::{Deserialize, Serialize};
 use rc_local::{Installed, Note, Uninstalled};
 use tree::{Tree, TreeError};
 
+use crate::rights::AGENT_USER;
+
 /// The program, where nobody says otherwise.
 pub(crate) const BINARY: &str = units::BINARY;
 
 /// What `install` made.
 const RECORD: &str = "/etc/selfstart/installed.json";
 
-/// Configuration and secrets; root's alone, until the agent has a user of its own.
+/// Configuration and secrets; root's, and the group's of the agent.
 const DIRECTORY: (&str, u32) = ("/etc/selfstart", 0o750);
 
 const EXAMPLE: (&str, &str) = ("/etc/selfstart/config.yaml.example", include_str!("../../config.yaml"));
@@ -167,6 +170,7 @@ pub(crate) fn install(request: &Request) -> Result<Report, InstallError> {
     planning.directory(DIRECTORY.0, DIRECTORY.1)?;
     planning.program(&request.binary)?;
     planning.example()?;
+    planning.account()?;
     match way {
         Way::Systemd => planning.units(&request.binary)?,
         Way::RcLocal => planning.rc_local(&request.binary)?,
@@ -174,6 +178,7 @@ pub(crate) fn install(request: &Request) -> Result<Report, InstallError> {
     let Planning { mut record, steps, mut report, .. } = planning;
     (record.schema, record.binary) = (1, request.binary.clone());
     report.done = perform(&tree, steps, record)?;
+    make_account(&tree, request, &mut report)?;
     let reload = way == Way::Systemd && !report.done.is_empty() && tree.is_live() && is_running_systemd();
     if reload {
         reload_systemd(&mut report);
@@ -254,6 +259,20 @@ impl Planning<'_> {
         let there = self.tree.read(Path::new(path))?;
         if there.is_none_or(|found| found.bytes != text.as_bytes() && self.record.files.get(path) == Some(&sum_of(&found.bytes))) {
             self.steps.push(Step::File { path: path.to_owned(), bytes: text.as_bytes().to_vec(), mode: 0o640 });
+        }
+        Ok(())
+    }
+
+    /// What makes the agent's user, where systemd reads such files.
+    fn account(&mut self) -> Result<(), InstallError> {
+        let (path, text) = account::SYSUSERS;
+        if !self.tree.is_there(Path::new(account::PROGRAM))? || self.tree.is_there(Path::new(account::PACKAGED))? {
+            return Ok(());
+        }
+        let there = self.tree.read(Path::new(path))?;
+        if there.is_none_or(|found| found.bytes != text.as_bytes() && self.record.files.get(path) == Some(&sum_of(&found.bytes))) {
+            self.directory(parent(path), 0o755)?;
+            self.steps.push(Step::File { path: path.to_owned(), bytes: text.as_bytes().to_vec(), mode: 0o644 });
         }
         Ok(())
     }
@@ -411,6 +430,25 @@ impl Planning<'_> {
     }
 }
 
+/// Makes the user whom the agent runs as, and lets it read the configuration. Without, the agent runs as root.
+fn make_account(tree: &Tree, request: &Request, report: &mut Report) -> Result<(), InstallError> {
+    match account::make(tree, &request.root)? {
+        account::Made::Already => {}
+        account::Made::By(program) => report.done.push(format!("made the system user {AGENT_USER} ({program})")),
+        account::Made::Not(why) => {
+            report.notes.push(format!("there is no system user `{AGENT_USER}`, so the agent will run as root: {why}"));
+        }
+    }
+    if tree.is_there(Path::new(DIRECTORY.0))? && account::let_in(tree, DIRECTORY.0)? {
+        report.done.push(format!("let the group {AGENT_USER} into {}", tree.shown(Path::new(DIRECTORY.0)).display()));
+    }
+    let example = Path::new(EXAMPLE.0);
+    if tree.is_there(example)? && account::let_in_file(tree, EXAMPLE.0)? {
+        report.done.push(format!("let the group {AGENT_USER} read {}", tree.shown(example).display()));
+    }
+    Ok(())
+}
+
 /// Does the steps; returns what was done.
 fn perform(tree: &Tree, steps: Vec<Step>, mut record: Record) -> Result<Vec<String>, InstallError> {
     if steps.is_empty() {
@@ -542,6 +580,9 @@ pub(crate) fn uninstall(root: &Path, force: bool) -> Result<Report, InstallError
         write_record(&tree, &record)?;
     } else if report.done.is_empty() {
         report.notes.push(format!("there is no {}: `install` made nothing here", tree.shown(Path::new(RECORD)).display()));
+    }
+    if known && account::is_there(&tree)? {
+        report.notes.push(format!("the system user {AGENT_USER} stays: files may belong to it (`userdel {AGENT_USER}` removes it)"));
     }
     if tree.is_there(Path::new(DIRECTORY.0))? {
         report

@@ -178,6 +178,23 @@ impl Tree {
         Ok(Some(Found { bytes, mode: stat.st_mode & 0o7777, path }))
     }
 
+    /// Gives what is root's group's to another group, with these rights of a group; returns whether that changed anything. What has another
+    /// group already was given to it by somebody.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn give_to_group(&self, path: &Path, flags: OFlags, group: Gid, more: Mode) -> Result<bool, TreeError> {
+        let opened = self.open_at(path, flags | OFlags::NONBLOCK | OFlags::NOCTTY).map_err(self.failed("open", path))?;
+        let found = rustix::fs::fstat(&opened).map_err(self.failed("look at", path))?;
+        if found.st_gid != 0 || found.st_uid != 0 {
+            return Ok(false);
+        }
+        rustix::fs::fchown(&opened, None, Some(group)).map_err(self.failed("give", path))?;
+        let mode = Mode::from_raw_mode(found.st_mode) | more;
+        rustix::fs::fchmod(&opened, mode).map_err(self.failed("open", path))?;
+        Ok(true)
+    }
+
     /// Replaces a file by what `content` has, in one step and on the disk; links at the end are followed. Owner and labels are as before.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! the next one hears everything again.
 
 pub(crate) mod protocol;
+mod rights;
 mod table;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,18 +22,26 @@ use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 use selfstart_core::worker::signal_name;
 
+use crate::rights::Measured;
 use crate::sys::cgroup;
 use crate::sys::process::{self, Ended};
 use crate::sys::signals::{self, SignalFd};
 use crate::sys::spawn::{Credentials, Job, SpawnError, Step};
 use crate::sys::starter::{Started, Starter};
 use crate::sys::{clock, packet};
-use protocol::{Ask, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
+use protocol::{Ask, Errand, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
+use rights::{Ordered, Over, Rights};
 pub(crate) use table::main_process_of;
 use table::{Child, DOUBT_FOR, Doubt, LOOK_AGAIN, LOOK_SOON, LOOK_SOON_FOR, Life, Table};
 
 /// The environment variable that tells the agent which descriptor leads to the keeper.
 pub(crate) const LINE_VARIABLE: &str = "SELFSTART_KEEPER_FD";
+
+/// The environment variable that tells the agent what it may do: [`STANDING_SPLIT`], or why it is root although it need not be.
+pub(crate) const STANDING_VARIABLE: &str = "SELFSTART_STANDING";
+
+/// The agent has a user of its own.
+pub(crate) const STANDING_SPLIT: &str = "split";
 
 /// Where the agent finds the keeper: the first descriptor after standard error.
 const AGENT_LINE_FD: usize = 3;
@@ -97,7 +106,11 @@ enum Note {
     Signalled(i32),
     Tree(String),
     OutOfMemory(Key),
+    Errand(Errand, Result<OwnedFd, String>),
 }
+
+/// The exit code for a configuration with which nothing may run (PRODUCT.md, section 4).
+const CONFIGURATION: u8 = 78;
 
 /// What woke us.
 const SIGNALS: u64 = 0;
@@ -158,6 +171,7 @@ struct Keeper {
     ceiling: i32,
     reset_oom_score: bool,
     table: Table,
+    rights: Rights,
     kept: BTreeMap<String, OwnedFd>,
     /// Leftovers that are not our children and have been killed: their pidfds say when they are gone.
     dying: BTreeMap<i32, OwnedFd>,
@@ -244,6 +258,7 @@ impl Keeper {
         let nofile = raise_descriptor_limit();
         let most = i32::try_from(nofile.1).unwrap_or(i32::MAX);
         Ok(Self {
+            rights: Rights::new(agent_arguments.first().cloned()),
             agent_command: [c"selfstart".to_owned(), c"internal-agent".to_owned()].into_iter().chain(agent_arguments).collect(),
             signals,
             epoll,
@@ -278,8 +293,8 @@ impl Keeper {
 
     /// Waits for something, deals with all of it, tells the agent.
     fn turn(&mut self) -> Result<(), KeeperError> {
-        if self.agent.is_none() && clock::now() >= self.next_agent {
-            if let Err(error) = self.start_agent() {
+        if self.agent.is_none() && clock::now() >= self.next_agent && !self.rights.are_being_looked_up() {
+            if let Err(error) = self.look_up_rights().and_then(|known| if known { self.start_agent() } else { Ok(()) }) {
                 // Out of descriptors, say: the workers are minded no worse for trying again.
                 complain(&error.to_string());
                 self.plan_agent(clock::now());
@@ -289,7 +304,10 @@ impl Keeper {
         if self.quit.is_some() {
             return Ok(());
         }
-        let agent = self.agent.is_none().then(|| clock::now().until(self.next_agent) + Duration::from_millis(1));
+        // While who may do what is looked up, the end of the helper wakes us.
+        let waits = self.agent.is_none() && !self.rights.are_being_looked_up();
+        let agent = waits.then(|| clock::now().until(self.next_agent) + Duration::from_millis(1));
+        let errand = self.rights.deadline().map(|at| clock::now().until(at) + Duration::from_millis(1));
         // What could not be looked at or opened is tried again.
         let clearing = self.table.next_look(clock::now());
         let rest = self.rest_at.map(|at| clock::now().until(at) + Duration::from_millis(1));
@@ -299,7 +317,17 @@ impl Keeper {
         let unread = self.unread.values().map(|unread| clock::now().until(unread.next) + Duration::from_millis(1)).min();
         // A futex is nothing that can be polled. It is only told that it is over; its end is a signal like any.
         let late = self.starter.hangs().then_some(LOOK_AGAIN);
-        let wait = agent.into_iter().chain(silent).chain(clearing).chain(rest).chain(adopting).chain(round).chain(unread).chain(late).min();
+        let wait = agent
+            .into_iter()
+            .chain(errand)
+            .chain(silent)
+            .chain(clearing)
+            .chain(rest)
+            .chain(adopting)
+            .chain(round)
+            .chain(unread)
+            .chain(late)
+            .min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let timeout = wait.and_then(|wait| Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
@@ -330,6 +358,7 @@ impl Keeper {
             // Only when there is nothing from it to be read.
             self.look_at_silence();
         }
+        self.rights.end_late(clock::now());
         self.go_on_adopting();
         self.open_unread();
         self.say_late();
@@ -370,6 +399,8 @@ impl Keeper {
             self.starter.reaped(pid);
             if self.agent.as_ref().is_some_and(|agent| agent.pid == Some(pid)) {
                 self.agent_ended(how);
+            } else if let Some(over) = self.rights.reaped(pid, how) {
+                self.errand_over(over);
             } else if let Some(key) = self.table.ended(pid, how, clock::now()) {
                 ended.push(key);
             }
@@ -538,14 +569,10 @@ impl Keeper {
         let out = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 10).or_else(|_| rustix::io::fcntl_dupfd_cloexec(stdin, 10));
         let err = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 10).or_else(|_| rustix::io::fcntl_dupfd_cloexec(stdin, 10));
         let (out, err) = (out.map_err(doing("copy a descriptor"))?, err.map_err(doing("copy a descriptor"))?);
-        let mut env: Vec<CString> = std::env::vars_os()
-            .filter(|(name, _)| name != LINE_VARIABLE && name != protocol::KEY_VARIABLE)
-            .filter_map(|(name, value)| {
-                use std::os::unix::ffi::OsStrExt;
-                CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
-            })
-            .collect();
+        let mut env = own_environment();
         env.extend(CString::new(format!("{LINE_VARIABLE}={AGENT_LINE_FD}")));
+        let standing = if self.rights.split().is_some() { Some(STANDING_SPLIT) } else { self.rights.said() };
+        env.extend(standing.and_then(|standing| CString::new(format!("{STANDING_VARIABLE}={standing}")).ok()));
         // Before there is an agent: one that is not listened to would mind nothing, for ever.
         epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN).map_err(doing("watch the agent"))?;
         self.agent_starts += 1;
@@ -556,7 +583,7 @@ impl Keeper {
             env,
             own_pid_at: None,
             cwd: None,
-            credentials: None,
+            credentials: self.rights.agent(),
             fds: std::iter::once(Arc::clone(&self.null)).chain(fds).collect(),
             nofile: None,
             nice: None,
@@ -597,6 +624,7 @@ impl Keeper {
             self.plan_agent(agent.since);
         }
         self.notes.retain(|note| matches!(note, Note::Signalled(_)));
+        self.rights.agent_ended();
         // The next one asks itself.
         self.adopting = None;
         self.last_agent = Some(how);
@@ -637,6 +665,13 @@ impl Keeper {
             if buffer.is_empty() {
                 // The other end is closed. One that has closed its line minds nothing any more, whether it ends by itself or not.
                 unwatch(&self.epoll, &agent.line);
+                self.end_agent();
+                more = false;
+                break;
+            }
+            if self.notes.len() > rights::NOTES_MAX + 4 * self.table.len() {
+                complain("the agent asks and does not listen: it is ended, and the next one goes on");
+                self.notes.clear();
                 self.end_agent();
                 more = false;
                 break;
@@ -701,7 +736,9 @@ impl Keeper {
                     complain(&format!("{key} could not be signalled: {error}"));
                 }
             }
-            Ask::SignalJob { pid, start_ticks, title, number } => signal_job(ProcessId { pid, start_ticks }, &title, number),
+            Ask::SignalJob { pid, start_ticks, title, number } => {
+                signal_job(ProcessId { pid, start_ticks }, &title, number, |pid| self.descends_from_a_child(pid));
+            }
             Ask::KillTree { key } => {
                 // The main process is ours to signal even when nobody else can be seen.
                 self.table.signal(&key, libc::SIGKILL);
@@ -722,16 +759,27 @@ impl Keeper {
                 }
             }
             Ask::Forget { key } => self.table.forget(&key),
+            Ask::Adopt { root, .. } if self.rights.split().is_some_and(|split| split.root != root) => {
+                complain(&format!("`{root}` is not the root that is minded here: nobody of it is adopted"));
+                self.notes.push_back(Note::Adopted);
+            }
             Ask::Adopt { root, known } => {
                 let now = clock::now();
                 self.adopting = Some(Adopting { root, known, since: now, next: now, said: None });
             }
             Ask::Keep { name } => {
-                if let Some(fd) = fds.pop() {
+                let place = self.kept.contains_key(&name) || self.kept.len() < rights::KEPT_MAX;
+                if let Some(fd) = fds.pop().filter(|_| place) {
                     self.kept.insert(name, fd);
                 }
             }
-            Ask::Notify { state } => notify(&state),
+            Ask::Notify { state } => notify(&rights::sayable(&state)),
+            Ask::Errand(errand) => {
+                let mains = self.mains_of(&errand);
+                if let Err(why) = self.rights.begin(errand.clone(), mains, &mut self.starter, &self.null) {
+                    self.notes.push_back(Note::Errand(errand, Err(why)));
+                }
+            }
             Ask::Alive => {
                 // Once in a while what starts and ends of workers needed meanwhile is given back, too.
                 self.rest_at.get_or_insert_with(|| clock::now() + SETTLED_AFTER);
@@ -749,6 +797,72 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Sees that it is known who may do what, before an agent is started; returns whether it is.
+    fn look_up_rights(&mut self) -> Result<bool, KeeperError> {
+        if self.rights.are_known() {
+            return Ok(true);
+        }
+        let begun = self.rights.begin(Errand::Order, Vec::new(), &mut self.starter, &self.null);
+        begun.map(|()| false).map_err(|why| doing("look up who may do what")(io::Error::other(why)))
+    }
+
+    /// The main processes of the children that an errand is about: whoever asks knows them by name only.
+    fn mains_of(&self, errand: &Errand) -> Vec<Measured> {
+        let Errand::Memory(of) = errand else { return Vec::new() };
+        let main = |key: &Key| self.table.get(key).map_or((0, 0), |child| (child.id.pid, child.id.start_ticks));
+        of.iter().map(|(key, limit)| Measured { main: main(key), limit: *limit }).collect()
+    }
+
+    /// A helper that was root has ended.
+    fn errand_over(&mut self, over: Over) {
+        let Over { errand, answer } = over;
+        let answer = if errand == Errand::Order { self.ordered(answer) } else { answer };
+        if self.agent.is_some() {
+            self.notes.push_back(Note::Errand(errand, answer));
+        }
+        let failed = self.rights.go_on(&mut self.starter, &self.null);
+        self.notes.extend(failed.into_iter().map(|over| Note::Errand(over.errand, over.answer)));
+    }
+
+    /// Takes over who may do what; returns what the agent is told of it.
+    fn ordered(&mut self, answer: Result<OwnedFd, String>) -> Result<OwnedFd, String> {
+        let copy = answer.as_ref().ok().and_then(|answer| answer.try_clone().ok());
+        let before = self.rights.said().map(str::to_owned);
+        let (then, result) = self.rights.ordered(answer);
+        self.table.users = self.rights.users().cloned();
+        match (&then, &result) {
+            (Ordered::Never(why), _) => {
+                complain(&format!("no agent is started: {why}"));
+                self.quit = Some(CONFIGURATION);
+            }
+            (_, Err(why)) => complain(&format!("who may do what is as it was: {why}")),
+            (_, Ok(())) => match self.rights.said() {
+                Some(why) if before.as_deref() != Some(why) => complain(&format!("the agent runs as root: {why}")),
+                _ => {}
+            },
+        }
+        if then == Ordered::Again {
+            self.plan_agent(clock::now());
+        }
+        result.and_then(|()| copy.ok_or_else(|| "out of descriptors".to_owned()))
+    }
+
+    /// Whether a process descends from a child of ours that lives: only such are signalled by their number. Below one that was adopted by
+    /// the agent's word alone, only what belongs to the users of the configuration.
+    fn descends_from_a_child(&self, pid: i32) -> io::Result<bool> {
+        const DEEPEST: u32 = 256;
+        let mut at = pid;
+        for _ in 0..DEEPEST {
+            at = process::stat(at)?.ppid;
+            if at <= 1 {
+                break;
+            }
+            let Some(child) = self.table.running_at(at) else { continue };
+            return Ok(!child.adopted || (process::lives(child.id)? && self.table.may_be_adopted(pid)));
+        }
+        Ok(false)
     }
 
     /// Returns the signal that ends a child without us. One that dumps core ends, before Linux 5.16, all that share its memory
@@ -799,6 +913,9 @@ impl Keeper {
     /// Opens the tree of cgroups that is ours: the one that a service manager names, or else, where there is no systemd to whom all
     /// others belong, one that we make.
     fn open_tree(&mut self, name: &str) -> io::Result<()> {
+        if self.rights.split().is_some_and(|split| split.tree != name) {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("`{name}` is not this node's")));
+        }
         let path = match std::env::var_os(CGROUP_VARIABLE) {
             Some(path) => std::path::PathBuf::from(path),
             None if std::path::Path::new("/run/systemd/system").exists() => {
@@ -862,6 +979,10 @@ impl Keeper {
         };
         let texts = |list: &[String]| list.iter().map(|one| text(one)).collect::<Result<Vec<_>, _>>();
         let pipes = |source| SpawnError { step: Step::Descriptors, source };
+        let credentials = self.rights.judge(start).map_err(|why| {
+            complain(&format!("{} is not started: {why}", start.key));
+            SpawnError { step: Step::User, source: io::Error::from_raw_os_error(libc::EPERM) }
+        })?;
         let programs = texts(&start.programs)?;
         let argv = texts(&start.argv)?;
         let mut env = Vec::with_capacity(start.env.len() + 1);
@@ -872,20 +993,19 @@ impl Keeper {
         env.push(text(&format!("{}={}:0000000000@{}", protocol::KEY_VARIABLE, start.key, start.root))?);
         let own_pid_at = Some((env.len() - 1, protocol::KEY_VARIABLE.len() + 1 + start.key.len() + 1));
         let cwd = text(&start.cwd)?;
-        let size = usize::try_from(start.pipe_bytes).unwrap_or(0);
+        let size = usize::try_from(start.pipe_bytes.min(rights::PIPE_MAX_BYTES)).unwrap_or(0);
         let (out, worker_out) = process::output_pipe(size).map_err(pipes)?;
         let (err, worker_err) = process::output_pipe(size).map_err(pipes)?;
         if !self.has_place_for(&out) || !self.has_place_for(&err) {
             return Err(pipes(io::Error::from_raw_os_error(libc::EMFILE)));
         }
-        if let Some((uid, gid, _)) = &start.user {
+        if let Some(Credentials { uid, gid, .. }) = &credentials {
             // So that the worker may open /dev/stdout and /dev/stderr, which many programs log to.
             for pipe in [&worker_out, &worker_err] {
                 let owner = (rustix::process::Uid::from_raw(*uid), rustix::process::Gid::from_raw(*gid));
                 rustix::fs::fchown(pipe, Some(owner.0), Some(owner.1)).map_err(|error| pipes(error.into()))?;
             }
         }
-        let credentials = start.user.clone().map(|(uid, gid, groups)| Credentials { uid, gid, groups });
         let group = self.make_group(&start.key, settings)?;
         let (group, cgroup) = group.map(|(name, group)| (name, group.into_dir())).unzip();
         let stdin = stdin.map_or_else(|| Arc::clone(&self.null), Arc::new);
@@ -1108,7 +1228,7 @@ impl Keeper {
     }
 
     /// Puts a note in words; `None` when what it is about is forgotten by now.
-    fn words<'a>(&'a self, note: &Note) -> Option<(Tell, Vec<BorrowedFd<'a>>)> {
+    fn words<'a>(&'a self, note: &'a Note) -> Option<(Tell, Vec<BorrowedFd<'a>>)> {
         let plain = |tell| Some((tell, Vec::new()));
         match note {
             Note::Welcome => plain(Tell::Welcome(Welcome {
@@ -1156,6 +1276,10 @@ impl Keeper {
                 let counted = self.table.get(key)?.counted;
                 plain(Tell::OutOfMemory { key: key.clone(), times: counted.oom, peak_bytes: counted.peak_bytes })
             }
+            Note::Errand(errand, answer) => {
+                let failed = answer.as_ref().err().cloned();
+                Some((Tell::Errand { errand: errand.clone(), failed }, answer.iter().map(OwnedFd::as_fd).collect()))
+            }
             Note::Signalled(number) => plain(Tell::Signalled { number: *number }),
         }
     }
@@ -1168,8 +1292,9 @@ fn unwatch(epoll: &OwnedFd, fd: &OwnedFd) {
 }
 
 /// Signals a process below a worker if it is still the one that was judged.
-fn signal_job(id: ProcessId, title: &[u8], number: i32) {
+fn signal_job(id: ProcessId, title: &[u8], number: i32, ours: impl FnOnce(i32) -> io::Result<bool>) {
     let signalled = process::open(id).and_then(|pidfd| match process::title(id.pid)? == title {
+        true if !ours(id.pid)? => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it descends from no worker")),
         true => process::signal_open(pidfd.as_fd(), number),
         // It works on something else by now.
         false => Ok(()),
@@ -1179,6 +1304,15 @@ fn signal_job(id: ProcessId, title: &[u8], number: i32) {
     {
         complain(&format!("process {} could not be signalled: {error}", id.pid));
     }
+}
+
+/// Our environment, without what is said to one agent or worker alone.
+fn own_environment() -> Vec<CString> {
+    use std::os::unix::ffi::OsStrExt;
+    std::env::vars_os()
+        .filter(|(name, _)| ![LINE_VARIABLE, STANDING_VARIABLE, protocol::KEY_VARIABLE].iter().any(|ours| name == ours))
+        .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok())
+        .collect()
 }
 
 /// Tells the service manager that we are alive, if it wants to know (`sd_watchdog_enabled(3)`).
@@ -1243,12 +1377,12 @@ mod tests {
     use super::*;
     use crate::sys::fault;
 
-    fn keeper() -> Keeper {
+    pub(super) fn keeper() -> Keeper {
         Keeper::new(SignalFd::take().expect("signals"), Vec::new()).expect("a keeper")
     }
 
     /// A start of a program that waits for ever.
-    fn sleep(root: &str, key: &str, env: &[(&str, &str)]) -> Start {
+    pub(super) fn sleep(root: &str, key: &str, env: &[(&str, &str)]) -> Start {
         Start {
             key: key.to_owned(),
             programs: vec!["/bin/sleep".into()],
@@ -1267,7 +1401,7 @@ mod tests {
     }
 
     /// Ends a child that the keeper has started.
-    fn end(pid: i32) {
+    pub(super) fn end(pid: i32) {
         process::signal_child(pid, libc::SIGKILL).expect("ours");
         rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty()).expect("its end");
     }
@@ -1662,15 +1796,17 @@ mod tests {
             std::thread::yield_now();
         }
         fault::set_proc(Some("cmdline"));
-        signal_job(id, title, libc::SIGKILL);
+        let ours = |_| Ok(true);
+        signal_job(id, title, libc::SIGKILL, ours);
         // Unreadable is not empty either.
-        signal_job(id, b"", libc::SIGKILL);
+        signal_job(id, b"", libc::SIGKILL, ours);
         fault::set_proc(Some("stat"));
-        signal_job(id, title, libc::SIGKILL);
+        signal_job(id, title, libc::SIGKILL, ours);
+        signal_job(id, title, libc::SIGKILL, |_| Ok(false));
         fault::set_proc(None);
-        signal_job(id, b"sleep 1", libc::SIGKILL);
-        signal_job(ProcessId { start_ticks: id.start_ticks + 1, ..id }, title, libc::SIGKILL);
-        signal_job(id, title, libc::SIGTERM);
+        signal_job(id, b"sleep 1", libc::SIGKILL, ours);
+        signal_job(ProcessId { start_ticks: id.start_ticks + 1, ..id }, title, libc::SIGKILL, ours);
+        signal_job(id, title, libc::SIGTERM, ours);
         assert_eq!(job.wait().expect("its end").signal(), Some(libc::SIGTERM));
     }
 }

@@ -104,6 +104,21 @@ pub(crate) enum Ask {
         /// What is written into which of the cgroup's files before the start.
         settings: Vec<(String, String)>,
     },
+    /// Have done what needs root, where the agent is not root; answered by [`Tell::Errand`]. Where it is root nothing is done.
+    Errand(Errand),
+}
+
+/// What is done by a short-lived helper that is root, with the keeper's own configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Errand {
+    /// The configuration may have changed: read again who may run, and give what is below `root` to whom it belongs now.
+    Order,
+    /// Look which processes use which release.
+    Uses,
+    /// Remove these releases, as far as nobody uses them.
+    Prune(Vec<String>),
+    /// Look how much memory the trees of these children have, each with the limit near which it must be exact.
+    Memory(Vec<(Key, Option<u64>)>),
 }
 
 /// What is started.
@@ -217,6 +232,13 @@ pub(crate) enum Tell {
         /// The most memory that its tree ever had, where the kernel says so.
         peak_bytes: Option<u64>,
     },
+    /// An errand is over; what the helper said comes along in a descriptor.
+    Errand {
+        /// Which.
+        errand: Errand,
+        /// Why it was not done; `None`: it was.
+        failed: Option<String>,
+    },
 }
 
 /// Who the keeper is.
@@ -294,6 +316,8 @@ mod tests {
             Ask::Quit { code: 78 },
             Ask::Alive,
             Ask::Tree { name: "selfstart-flipper-1".into() },
+            Ask::Errand(Errand::Order),
+            Ask::Errand(Errand::Prune(vec!["20261122T101530Z-1a2b3c4".into()])),
         ]
     }
 
@@ -320,7 +344,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_message_is_refused_or_is_another_message(which in 0_usize..13, at in 0_usize..300, with in any::<u8>(), cut in 0_usize..300) {
+        fn a_damaged_message_is_refused_or_is_another_message(which in 0_usize..15, at in 0_usize..300, with in any::<u8>(), cut in 0_usize..300) {
             let mut bytes = encode(&samples()[which]);
             let len = bytes.len();
             bytes[at % len] = with;

@@ -99,9 +99,27 @@ pub(super) struct Table {
     pub(super) tree: Option<cgroup::Tree>,
     /// The cgroups that nobody is in any more.
     empty_groups: Vec<String>,
+    /// Whom children that were adopted may belong to, and what is signalled with them; `None`: anybody. An agent that is not root names
+    /// whom to adopt, and must not name others' processes.
+    pub(super) users: Option<BTreeSet<u32>>,
 }
 
 impl Table {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.children.len()
+    }
+
+    /// The child whose main process has this number, while it lives.
+    pub(super) fn running_at(&self, pid: i32) -> Option<&Child> {
+        self.children.get(self.running.get(&pid)?)
+    }
+
+    /// Whether a process that is no child of ours may be one of theirs.
+    pub(super) fn may_be_adopted(&self, pid: i32) -> bool {
+        self.users.as_ref().is_none_or(|users| process::users(pid).is_ok_and(|found| found.iter().all(|uid| users.contains(uid))))
+    }
+
     pub(super) fn insert(&mut self, key: Key, mut child: Child) {
         if child.adopted {
             // It may be from before there were cgroups.
@@ -420,6 +438,9 @@ impl Table {
                 break;
             }
         }
+        if child.adopted {
+            member.retain(|pid, _| self.may_be_adopted(*pid));
+        }
         // Whom somebody of the tree has started is of it, whatever its environment.
         let doubtful = doubtful.into_iter().find(|pid| !member.contains_key(pid));
         Left { processes: member.into_iter().map(|(pid, start_ticks)| ProcessId { pid, start_ticks }).collect(), doubtful }
@@ -536,6 +557,7 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
     for (key, pid, start_ticks) in known.iter().filter(|(key, ..)| !table.has(key)) {
         let id = ProcessId { pid: *pid, start_ticks: *start_ticks };
         match process::lives(id) {
+            Ok(true) if !table.may_be_adopted(*pid) => {}
             Ok(true) => {
                 mains.insert(key.clone(), (id, true));
             }
@@ -561,6 +583,9 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
             }
         };
         let Some(name) = name_in(&value).filter(|name| name.root == root && !table.has(name.key)) else { continue };
+        if !table.may_be_adopted(pid) {
+            continue;
+        }
         if name.pid == pid && !stat.zombie {
             mains.insert(name.key.to_owned(), (ProcessId { pid, start_ticks: stat.start_ticks }, true));
         } else {

@@ -12,10 +12,11 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use selfstart_core::id::Revision;
+use selfstart_core::id::{ReleaseId, Revision};
 use selfstart_core::time::Human;
 use serde::{Deserialize, Serialize};
 
+use super::layout::Layout;
 use super::{mirror, prune, stage};
 use crate::sys::{clock, process};
 
@@ -31,6 +32,18 @@ pub(crate) enum Request {
     Stage(Stage),
     /// Look which processes use which release, with the eyes of the configured user; answered by [`Done::Uses`].
     Uses(UsesRequest),
+    /// Give a staged release its name; answered by [`Done::Tidied`].
+    Name {
+        /// `<root>`.
+        root: PathBuf,
+        /// Which.
+        release: ReleaseId,
+    },
+    /// Remove what a kill has left among the releases; answered by [`Done::Tidied`].
+    Tidy {
+        /// `<root>`.
+        root: PathBuf,
+    },
 }
 
 impl Request {
@@ -40,7 +53,7 @@ impl Request {
             Self::Fetch(fetch) | Self::Look(fetch) => {
                 fetch.url.0.contains('@') || !matches!(fetch.credentials, Credentials::None | Credentials::Ssh { key: None, .. })
             }
-            Self::Stage(_) | Self::Uses(_) => false,
+            Self::Stage(_) | Self::Uses(_) | Self::Name { .. } | Self::Tidy { .. } => false,
         }
     }
 }
@@ -199,6 +212,8 @@ pub(crate) enum Done {
     Staged(Staged),
     /// Of [`Request::Uses`].
     Uses(prune::Uses),
+    /// What was done, for people.
+    Tidied(Vec<String>),
 }
 
 /// The mirror has the wanted commit and all of its tree.
@@ -387,9 +402,16 @@ pub(crate) fn main() -> ExitCode {
             Request::Stage(stage) => (stage.timeout_millis, "is the disk very slow?"),
             // One pass over /proc: only a hung kernel takes longer.
             Request::Uses(_) => (60_000, "is this machine stuck?"),
+            Request::Name { .. } | Request::Tidy { .. } => (300_000, "is the disk very slow?"),
         };
         watch(Arc::clone(&out), Duration::from_millis(millis), hint);
+        let tidied = |result: Result<Vec<String>, String>| result.map(Done::Tidied).map_err(|text| Failure::new(ErrorKind::Internal, text));
         match request {
+            Request::Name { root, release } => {
+                let named = prune::name_staged(&Layout::new(root), &release);
+                tidied(named.map(|()| Vec::new()).map_err(|error| error.to_string()))
+            }
+            Request::Tidy { root } => tidied(prune::clean_leftovers(&Layout::new(root)).map_err(|error| crate::agent::chain(&error))),
             Request::Fetch(fetch) => mirror::fetch(&fetch, &out).map(Done::Fetched),
             Request::Look(look) => mirror::look(&look, &out).map(|()| Done::Seen),
             Request::Stage(stage) => stage::stage(&stage, &out).map(Done::Staged),

@@ -187,6 +187,14 @@ impl Layout {
         Ok(said)
     }
 
+    /// Makes `<root>` itself, with what is missing above it.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub(crate) fn make_root(&self) -> Result<(), LayoutError> {
+        make_directory(&self.root, 0o755)
+    }
+
     /// Says which of these below `shared` belong to somebody else; `None`: none. They are an app's own, of whatever users it wants, so they
     /// are not given away here. What cannot be looked at is not named.
     pub(crate) fn foreign<'a>(&self, shared: impl Iterator<Item = &'a PathBuf>, owner: Owner) -> Option<String> {

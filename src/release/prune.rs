@@ -17,8 +17,9 @@ use selfstart_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, STAGING_SUFFIX, TRASH_PREFIX};
-use crate::sys::links;
+use crate::sys::spawn::Credentials;
 use crate::sys::sync;
+use crate::sys::{identity, links};
 
 /// What the kernel puts behind the name of what is removed but still used (`proc_pid_exe(5)`).
 const DELETED: &[u8] = b" (deleted)";
@@ -305,6 +306,24 @@ fn named(pid: i32) -> String {
     }
 }
 
+/// Whose hands rename and remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Hands {
+    /// Ours.
+    Own,
+    /// Those of the user who owns the releases: who looks is root, and root's hands do not go where others write.
+    Of(Credentials),
+}
+
+impl Hands {
+    fn carry_out(&self, work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+        match self {
+            Self::Own => work(),
+            Self::Of(user) => identity::within(user, work)?,
+        }
+    }
+}
+
 /// Removes releases: those in no use are first renamed away, looked at again (a process may have started meanwhile), then removed.
 ///
 /// `seen` adds what another user's eyes saw (the helper's answer to `uses`); `None`: only our own count. The live release must
@@ -312,7 +331,13 @@ fn named(pid: i32) -> String {
 ///
 /// # Errors
 /// If it cannot be known who uses what, or a rename fails. What went before stays gone.
-pub(crate) fn prune(layout: &Layout, victims: &[ReleaseId], unreadable: &Unreadable, seen: Option<&Uses>) -> Result<Pruned, PruneError> {
+pub(crate) fn prune(
+    layout: &Layout,
+    victims: &[ReleaseId],
+    unreadable: &Unreadable,
+    seen: Option<&Uses>,
+    hands: &Hands,
+) -> Result<Pruned, PruneError> {
     let look = || -> Result<Uses, PruneError> {
         let own = uses(&layout.releases())?;
         Ok(match seen {
@@ -337,7 +362,7 @@ pub(crate) fn prune(layout: &Layout, victims: &[ReleaseId], unreadable: &Unreada
             }
         }
         let (from, to) = (layout.release(id), trash(layout, id));
-        match fs_err::rename(&from, &to) {
+        match hands.carry_out(|| fs_err::rename(&from, &to)) {
             Ok(()) => away.push((id, from, to)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => pruned.removed.push(id.clone()),
             Err(source) => return Err(PruneError::Remove { path: from, source }),
@@ -354,11 +379,11 @@ pub(crate) fn prune(layout: &Layout, victims: &[ReleaseId], unreadable: &Unreada
             Err(_) => Use::Unknown(BTreeSet::new()),
         };
         if used != Use::Free {
-            fs_err::rename(&to, &from).map_err(|source| PruneError::Remove { path: to, source })?;
+            hands.carry_out(|| fs_err::rename(&to, &from)).map_err(|source| PruneError::Remove { path: to, source })?;
             pruned.kept.push((id.clone(), used));
             continue;
         }
-        if let Err(error) = links::remove_tree(&to) {
+        if let Err(error) = hands.carry_out(|| links::remove_tree(&to)) {
             pruned.leftovers.push(format!("`{}` could not be removed whole: {error}", to.display()));
         }
         pruned.removed.push(id.clone());
@@ -390,11 +415,21 @@ pub(crate) fn clean_leftovers(layout: &Layout) -> Result<Vec<String>, PruneError
             remove(entry.path(), "a half-staged release");
         }
     }
-    let link = layout.root().join(".current.new");
-    if fs_err::symlink_metadata(&link).is_ok() {
-        remove(link, "a half-made link");
-    }
+    said.extend(clean_link(layout)?);
     Ok(said)
+}
+
+/// As [`clean_leftovers`], but for the half-made link alone, which is in the agent's folder. One that somebody else may not remove stays.
+///
+/// # Errors
+/// None: what cannot be removed is among the texts.
+pub(crate) fn clean_link(layout: &Layout) -> Result<Vec<String>, PruneError> {
+    let link = layout.root().join(".current.new");
+    Ok(match fs_err::symlink_metadata(&link).map(|_| links::remove_tree(&link)) {
+        Err(_) => Vec::new(),
+        Ok(Ok(())) => vec![format!("removed a half-made link `{}`", link.display())],
+        Ok(Err(error)) => vec![format!("could not remove a half-made link `{}`: {error}", link.display())],
+    })
 }
 
 /// Gives a staged release its name: renames `releases/NAME.tmp` to `releases/NAME` and syncs the directory.
@@ -568,7 +603,7 @@ mod tests {
         switch::switch(&layout, &ids[3]).expect("switched");
         let user = spawn(sleep().current_dir(layout.release(&ids[1])));
         until_used(&layout, &[(&ids[1], user.pid())]);
-        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), None).expect("pruned");
+        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), None, &Hands::Own).expect("pruned");
         assert_eq!(pruned.removed, [ids[0].clone(), ids[2].clone()]);
         let kept: Vec<_> = pruned.kept.iter().map(|(id, _)| id.clone()).collect();
         assert_eq!(kept, [ids[1].clone(), ids[3].clone()]);
@@ -577,7 +612,7 @@ mod tests {
         assert_eq!(left, [ids[1].as_str().into(), ids[3].as_str().into()].into());
         drop(user);
         assert_eq!(
-            prune(&layout, &ids[..2], &Unreadable::KeepOf(BTreeSet::new()), None).expect("pruned").removed,
+            prune(&layout, &ids[..2], &Unreadable::KeepOf(BTreeSet::new()), None, &Hands::Own).expect("pruned").removed,
             ids[..2],
             "gone already is gone"
         );
@@ -587,7 +622,7 @@ mod tests {
     fn what_another_user_saw_keeps_a_release() {
         let (_dir, layout, ids) = scene(1);
         let seen = Uses { by_release: [(ids[0].clone(), [4711].into())].into(), ..Uses::default() };
-        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), Some(&seen)).expect("pruned");
+        let pruned = prune(&layout, &ids, &Unreadable::KeepOf(BTreeSet::new()), Some(&seen), &Hands::Own).expect("pruned");
         assert_eq!(pruned.kept, [(ids[0].clone(), Use::Used([4711].into()))]);
         assert!(layout.release(&ids[0]).exists());
     }

@@ -106,8 +106,16 @@ pub(crate) fn current(layout: &Layout) -> Result<Current, SwitchError> {
 /// What the disk says; the release does not count as built then.
 pub(crate) fn sync_release(layout: &Layout, release: &ReleaseId) -> Result<(), SwitchError> {
     let failed = |source| SwitchError::Sync { release: release.clone(), source };
-    sync::sync_file_system(&layout.release(release)).map_err(failed)?;
-    sync::sync_file_system(&layout.shared()).map_err(failed)
+    for (path, above) in [(layout.release(release), layout.releases()), (layout.shared(), layout.root().to_owned())] {
+        match sync::sync_file_system(&path) {
+            // A build has closed it for everybody but its user; the folder that it is in is on the same disk.
+            Err(SyncError::Sync { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                sync::sync_file_system(&above).map_err(&failed)?;
+            }
+            other => other.map_err(&failed)?,
+        }
+    }
+    Ok(())
 }
 
 /// Moves `current` to a release: directories synced, a temporary link, `rename(2)`, `<root>` synced. Repeating it is harmless.

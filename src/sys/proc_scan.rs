@@ -5,7 +5,7 @@
 //!
 //! Sources: `proc_pid_stat(5)`, `proc_pid_smaps(5)` (smaps_rollup), `proc(5)` (hidepid: who is hidden from us is in no tree).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -212,6 +212,27 @@ impl ProcScanner {
             }
         }
         trees.iter().zip(members).map(|(tree, members)| self.tree_memory(snapshot, tree, &members)).collect()
+    }
+
+    /// Whether what we may see of these trees is enough, where we may not look into their processes: nobody can be theirs whom only an
+    /// environment shows to be (`everybody`: the main processes of all workers), and none is near its limit, where pages that several have must be divided among them.
+    pub(crate) fn sees(&self, snapshot: &Snapshot, trees: &[Tree], everybody: &BTreeSet<i32>) -> bool {
+        let (me, keeper) =
+            (i32::try_from(std::process::id()).unwrap_or(0), rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()));
+        let owners = snapshot.owners(trees);
+        let left = snapshot.procs.iter().zip(&owners).any(|((pid, stat), owner)| {
+            let of_others = everybody.contains(pid) || everybody.contains(&stat.session);
+            owner.is_none() && Some(stat.ppid) == keeper && *pid != me && !of_others && !stat.zombie
+        });
+        let mut pages = vec![0_u64; trees.len()];
+        for ((_, stat), owner) in snapshot.procs.iter().zip(&owners) {
+            if let Some(tree) = *owner {
+                pages[tree] = pages[tree].saturating_add(stat.rss_pages);
+            }
+        }
+        let near =
+            |(tree, pages): (&Tree, u64)| tree.limit.is_some_and(|limit| pages.saturating_mul(self.page_size) > limit.0 - limit.0 / 16);
+        !left && !trees.iter().zip(pages).any(near)
     }
 
     /// The sum of resident sets, which counts a shared page for each who has it, and is cheap; near the limit the sum of proportional

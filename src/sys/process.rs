@@ -157,6 +157,20 @@ pub(crate) fn signal_open(process: BorrowedFd<'_>, number: i32) -> io::Result<()
     }
 }
 
+/// Returns the real, effective, saved and file system user of a process (`proc_pid_status(5)`).
+///
+/// # Errors
+/// When the process is gone, or `/proc` may not be read.
+pub(crate) fn users(pid: i32) -> io::Result<[u32; 4]> {
+    fault::proc("status")?;
+    let mut buffer = [0_u8; 4096];
+    let read = read_file(&format!("/proc/{pid}/status"), &mut buffer)?;
+    let unknown = || io::Error::new(io::ErrorKind::InvalidData, "an unknown form of /proc/PID/status");
+    let line = buffer[..read].split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:")).ok_or_else(unknown)?;
+    let numbers = std::str::from_utf8(line).map_err(|_| unknown())?.split_ascii_whitespace().map(str::parse);
+    numbers.collect::<Result<Vec<u32>, _>>().ok().and_then(|numbers| numbers.try_into().ok()).ok_or_else(unknown)
+}
+
 /// What one line of `/proc/PID/stat` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {

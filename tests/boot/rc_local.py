@@ -48,7 +48,7 @@ def scenario(lab):
 
     push({"version": "v2\n"}, "v2")
     lab.order("systemctl reboot")
-    lab.expect("Linux version", 240, which="serial")
+    lab.expect("Welcome to", 240, which="serial")
     lab.hang_up()
     wait_ready(lab, "push + reboot")
     works(lab, "v2")

@@ -23,6 +23,7 @@ mod load;
 mod node;
 mod output;
 mod pools;
+mod privileges;
 mod redis;
 mod releases;
 mod reload;

@@ -437,3 +437,29 @@ fn a_wrong_configuration_is_not_tried_again_and_a_log_that_cannot_be_written_sto
     assert!(told.code == 0 && told.out == "to the console\n", "{} {}{}", told.code, told.out, told.err);
     assert_eq!(fs_err::read_to_string(dir.join("ran")).expect("ran"), "x\n");
 }
+
+#[test]
+fn an_image_gets_the_agents_user_once_and_keeps_it() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root can make users");
+    }
+    let image = Image::new();
+    image.write("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644);
+    image.write("/etc/group", "root:x:0:\n", 0o644);
+    let ours = fs_err::read_to_string("/etc/passwd").expect("read");
+    let told = image.done("install");
+    assert!(told.out.contains("made the system user selfstart (") && !told.err.contains("will run as root"), "{}{}", told.out, told.err);
+    let passwd = image.read("/etc/passwd");
+    let line: Vec<&str> = passwd.lines().find(|line| line.starts_with("selfstart:")).expect("made").split(':').collect();
+    let (uid, gid): (u32, u32) = (line[2].parse().expect("a number"), line[3].parse().expect("a number"));
+    assert!(uid > 0 && uid < 1000 && line[6] == "/usr/sbin/nologin", "{line:?}");
+    let group = |path: &str| fs_err::metadata(image.at(path)).expect("there").gid();
+    assert_eq!((group("/etc/selfstart"), image.mode("/etc/selfstart"), group("/etc/selfstart/config.yaml.example")), (gid, 0o750, gid));
+    assert!(image.done("install").out.contains("nothing was changed"));
+    assert_eq!(image.read("/etc/passwd"), passwd);
+    let told = image.done("uninstall");
+    assert!(told.err.contains("the system user selfstart stays"), "{}", told.err);
+    assert_eq!(image.read("/etc/passwd"), passwd);
+    // Nothing of this machine's.
+    assert_eq!(fs_err::read_to_string("/etc/passwd").expect("read"), ours);
+}
