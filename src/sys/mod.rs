@@ -12,6 +12,7 @@ mod clone_into;
 pub mod fault;
 #[cfg(test)]
 pub(crate) mod headless;
+pub(crate) mod hidden;
 pub mod libgit2;
 pub mod links;
 pub(crate) mod notify;
