@@ -13,6 +13,7 @@ use crate::config::{ConfigErrors, Loaded, process_env};
 use crate::release::transport::ssh;
 use crate::rights::{self, AGENT_USER, Outlook};
 use crate::sys::cgroup;
+use crate::sys::hidden;
 use crate::sys::links;
 use crate::sys::users::{self, UserError};
 
@@ -117,6 +118,8 @@ fn of_machine(settings: &Settings) -> Vec<Finding> {
         found.push(finding(Weight::Warning, "user: not set, so builds and workers run as root", Some(hint)));
     }
     found.extend(of_root(settings));
+    found.extend(lasts(settings));
+    found.extend(hidden::processes().map(|hidden| finding(Weight::Warning, hidden.to_string(), None)));
     found.extend(of_files(settings));
     found.extend(of_ssh(settings));
     found.extend(of_secrets(settings));
@@ -175,6 +178,20 @@ fn of_root(settings: &Settings) -> Vec<Finding> {
         }
         _ => vec![finding(Weight::Good, format!("root: `{}` can be written", there.display()), None)],
     }
+}
+
+/// Whether `root` is there after a reboot.
+fn lasts(settings: &Settings) -> Option<Finding> {
+    /// `statfs(2)`.
+    const TMPFS: i64 = 0x0102_1994;
+    const RAMFS: i64 = 0x8584_58f6;
+    let there = settings.root.ancestors().find(|path| path.exists())?;
+    let kind = rustix::fs::statfs(there).ok()?.f_type;
+    #[expect(clippy::unnecessary_fallible_conversions, reason = "its width differs between machines")]
+    let kind = i64::try_from(kind).ok()?;
+    let text = format!("root: `{}` is in memory: a reboot loses releases, `shared/`, holds and logs", settings.root.display());
+    let hint = "name a directory on a disk, if it should come up without its source";
+    [TMPFS, RAMFS].contains(&kind).then(|| finding(Weight::Warning, text, Some(hint)))
 }
 
 /// Files that helpers and workers need; what holds secrets of `${file:...}` is looked at in [`of_secrets`].

@@ -525,7 +525,8 @@ impl Parts {
         for (tell, fds) in self.backlog {
             agent.told(tell, fds);
         }
-        for text in agent.limits_not_kept().into_iter().chain(agent.longer_than_a_container_waits()) {
+        let hidden = crate::sys::hidden::processes().map(|hidden| hidden.to_string());
+        for text in agent.limits_not_kept().into_iter().chain(agent.longer_than_a_container_waits()).chain(hidden) {
             if agent.welcome.agent_starts == 1 {
                 agent.telling.warn(&text);
             }

@@ -128,7 +128,7 @@ fn fingerprint(settings: &Settings) -> Fingerprint {
 }
 
 fn mark_path(layout: &Layout, release: &ReleaseId) -> PathBuf {
-    layout.run().join("built").join(format!("{release}.json"))
+    layout.built_mark(release)
 }
 
 /// Looks at the disk: what is there, and which of it is whole.

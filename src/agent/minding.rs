@@ -421,13 +421,7 @@ impl Agent {
             ReadyHow::After(_) => {}
             ReadyHow::Tcp(address) => {
                 let address = expand(address, &values);
-                let slot = id.clone();
-                let probe = self.works.spawn(async move {
-                    while !answers(&address).await {
-                        tokio::time::sleep(PROBE_EVERY).await;
-                    }
-                    Worked::Answers(slot, start)
-                });
+                let probe = self.works.spawn(ask_until_news(id.clone(), start, address, None));
                 self.remember_probe(id, start, probe);
             }
             ReadyHow::Command(words) => {
@@ -464,6 +458,20 @@ impl Agent {
                 Worked::AskReady(slot, start)
             });
             self.remember_probe(&id, start, probe);
+        }
+    }
+
+    /// A worker was not reached, for another reason than before: it is asked again a little later.
+    pub(crate) fn unreached(&mut self, slot: &SlotId, start: StartNo, address: String, met: Box<str>) {
+        self.slot_event(slot, worker::Event::ReadyNotSeen { start, met: met.clone() });
+        let waiting = self.pools.get(&slot.pool).and_then(|run| run.machine().slot(slot.slot));
+        if waiting.is_some_and(|it| it.start() == Some(start) && it.shown() == SlotState::Starting) {
+            let id = slot.clone();
+            let probe = self.works.spawn(async move {
+                tokio::time::sleep(PROBE_EVERY).await;
+                ask_until_news(id, start, address, Some(met)).await
+            });
+            self.remember_probe(slot, start, probe);
         }
     }
 
@@ -918,21 +926,36 @@ pub(crate) fn jitter() -> Jitter {
     Jitter(fastrand::u16(0..=1000))
 }
 
-async fn answers(address: &str) -> bool {
+/// Asks until it is answered, or meets something else than `known`: who has heard of it once need not hear it ten times a second.
+async fn ask_until_news(slot: SlotId, start: StartNo, address: String, known: Option<Box<str>>) -> Worked {
+    loop {
+        match answers(&address).await {
+            Ok(()) => return Worked::Answers(slot, start),
+            Err(Some(met)) if Some(&met) != known.as_ref() => return Worked::Unreached { slot, start, address, met },
+            Err(_) => tokio::time::sleep(PROBE_EVERY).await,
+        }
+    }
+}
+
+/// Whether somebody answers there; `Err`: what was met, for people, if anything was tried.
+async fn answers(address: &str) -> Result<(), Option<Box<str>>> {
     let connected = async {
         // Most are numbers: nobody has to be asked for them.
         let addresses = match address.parse() {
             Ok(address) => vec![address],
-            Err(_) => looked_up(address, &LOOKING, resolve).await,
+            Err(_) => looked_up(address, &LOOKING, resolve).await?,
         };
-        for address in addresses {
-            if tokio::net::TcpStream::connect(address).await.is_ok() {
-                return true;
+        let mut met = None;
+        for one in addresses {
+            match tokio::net::TcpStream::connect(one).await {
+                Ok(_) => return Ok(()),
+                Err(error) => met = Some(format!("`{address}` cannot be reached: {error}").into()),
             }
         }
-        false
+        Err(met)
     };
-    tokio::time::timeout(PROBE_TIMEOUT, connected).await.unwrap_or(false)
+    let late = || format!("`{address}` did not resolve and answer within {}", Human(PROBE_TIMEOUT)).into();
+    tokio::time::timeout(PROBE_TIMEOUT, connected).await.unwrap_or_else(|_| Err(Some(late())))
 }
 
 /// The names that are being looked up.
@@ -951,16 +974,17 @@ impl Drop for Looking {
     }
 }
 
-/// Returns where a name and a port are; nothing also when it is being looked up already, or too many are: who asks asks again.
+/// Returns where a name and a port are, or why that is not known; `None`: it is being looked up already, or too many are: who asks asks
+/// again.
 async fn looked_up(
     address: &str,
     all: &'static Mutex<BTreeSet<String>>,
-    resolve: impl FnOnce(&str) -> Vec<SocketAddr> + Send + 'static,
-) -> Vec<SocketAddr> {
+    resolve: impl FnOnce(&str) -> Result<Vec<SocketAddr>, Box<str>> + Send + 'static,
+) -> Result<Vec<SocketAddr>, Option<Box<str>>> {
     let looking = {
         let mut names = all.lock().unwrap_or_else(PoisonError::into_inner);
         if names.len() >= LOOKING_MAX || !names.insert(address.to_owned()) {
-            return Vec::new();
+            return Err(None);
         }
         Looking(all, address.to_owned())
     };
@@ -971,11 +995,16 @@ async fn looked_up(
         drop(looking);
         found
     });
-    found.join_next().await.and_then(Result::ok).unwrap_or_default()
+    found.join_next().await.and_then(Result::ok).map_or(Err(None), |found| found.map_err(Some))
 }
 
-fn resolve(address: &str) -> Vec<SocketAddr> {
-    address.to_socket_addrs().map(Iterator::collect).unwrap_or_default()
+fn resolve(address: &str) -> Result<Vec<SocketAddr>, Box<str>> {
+    let unresolved = |why: &dyn std::fmt::Display| format!("`{address}` does not resolve: {why}").into();
+    match address.to_socket_addrs().map(Vec::from_iter) {
+        Ok(found) if found.is_empty() => Err(unresolved(&"the name has no address")),
+        Ok(found) => Ok(found),
+        Err(error) => Err(unresolved(&error)),
+    }
 }
 
 #[cfg(test)]
@@ -1003,9 +1032,9 @@ mod tests {
                     let name = format!("host{}:80", worker % 10);
                     let found = looked_up(&name, &ALL, move |_| {
                         let _until_let_go = wait.recv();
-                        vec![SocketAddr::from(([127, 0, 0, 1], 80))]
+                        Ok(vec![SocketAddr::from(([127, 0, 0, 1], 80))])
                     });
-                    found.await.len()
+                    found.await.unwrap_or_default().len()
                 });
             }
             // Those that are not begun are answered at once.
@@ -1019,13 +1048,13 @@ mod tests {
             // Nobody waits for one any more: its thread is still taken, and no other is.
             hanging.abort_all();
             while hanging.join_next().await.is_some() {}
-            assert!(looked_up("host0:80", &ALL, resolve).await.is_empty());
+            assert_eq!(looked_up("host0:80", &ALL, resolve).await, Err(None));
             assert_eq!(ALL.lock().expect("not poisoned").len(), LOOKING_MAX);
             lets_go.clear();
             while !ALL.lock().expect("not poisoned").is_empty() {
                 tokio::task::yield_now().await;
             }
-            assert!(!looked_up("localhost:80", &ALL, resolve).await.is_empty());
+            assert!(looked_up("localhost:80", &ALL, resolve).await.is_ok_and(|found| !found.is_empty()));
         });
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::config::settings::Settings;
@@ -20,7 +20,7 @@ use crate::telling::rotating::{let_enter, let_read, numbered};
 /// Gives events and logs to a group; `former`: only those that this group has. Returns what went wrong, for people.
 pub(crate) fn give(layout: &Layout, settings: &Settings, group: u32, former: Option<u32>) -> Option<String> {
     let mut failed: Vec<(PathBuf, std::io::Error)> = Vec::new();
-    let give = |path: &Path, more, let_in: fn(BorrowedFd<'_>, u32) -> std::io::Result<()>| match open(path, more)? {
+    let give = |path: &Path, more, let_in: fn(BorrowedFd<'_>, u32) -> std::io::Result<()>| match open(layout, path, more)? {
         Some(fd) if has(&fd, former)? => let_in(fd.as_fd(), group),
         _ => Ok(()),
     };
@@ -55,13 +55,22 @@ fn files(layout: &Layout, settings: &Settings) -> Vec<PathBuf> {
     files
 }
 
-/// Opens it without following a link or waiting for a writer; `None`: it is not there.
-fn open(path: &Path, more: OFlags) -> std::io::Result<Option<OwnedFd>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | more;
-    match rustix::fs::open(path, flags, Mode::empty()) {
+/// Opens it without following any link below `root` or waiting for a writer; `None`: it is not there.
+///
+/// `log` itself may be a link, as only who may write to `root` can make one; below it, and in other folders, who logs may be able to, and
+/// could have something else given away. By openat2(2), Linux 5.6; where there is none, nothing is given.
+fn open(layout: &Layout, path: &Path, more: OFlags) -> std::io::Result<Option<OwnedFd>> {
+    let log = layout.log();
+    let base = if path != log && path.starts_with(&log) { log } else { layout.root().to_owned() };
+    let below = path.strip_prefix(&base).map_err(std::io::Error::other)?;
+    let opened = rustix::fs::open(&base, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).and_then(|base| {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | more;
+        rustix::fs::openat2(base, below, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+    });
+    match opened {
         Ok(fd) => Ok(Some(fd)),
         // A link is nothing of ours, and what is behind it is somebody else's to give.
-        Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => Ok(None),
+        Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO | Errno::XDEV) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -71,4 +80,42 @@ fn has(fd: &OwnedFd, former: Option<u32>) -> std::io::Result<bool> {
         None => true,
         Some(former) => rustix::fs::fstat(fd)?.st_gid == former,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn no_link_in_the_way_to_a_log_has_something_else_given_away() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("left out: only root may give a file to any group");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a folder");
+        let layout = Layout::new(dir.path().join("root"));
+        let (elsewhere, ours, linked) = (dir.path().join("elsewhere"), layout.root().join("own"), layout.root().join("shared"));
+        for folder in [&elsewhere, &ours, &linked, &dir.path().join("disk")] {
+            fs_err::create_dir_all(folder).expect("made");
+        }
+        symlink(&elsewhere, linked.join("logs")).expect("linked");
+        // The operator's own link to another disk.
+        symlink(dir.path().join("disk"), layout.log()).expect("linked");
+        symlink(&elsewhere, layout.log().join("deeper")).expect("linked");
+        let paths = [ours.join("w.log"), linked.join("logs/w.log"), layout.log().join("w.log"), layout.log().join("deeper/w.log")];
+        for path in &paths {
+            fs_err::write(path, "a line\n").expect("written");
+        }
+        const GROUP: u32 = 4711;
+        for path in &paths {
+            if let Some(fd) = open(&layout, path, OFlags::empty()).expect("opened, or not there") {
+                let_read(fd.as_fd(), GROUP).expect("given");
+            }
+        }
+        let given = paths.map(|path| fs_err::metadata(path).expect("there").gid() == GROUP);
+        assert_eq!(given, [true, false, true, false]);
+        assert!(open(&layout, &layout.root().join("../elsewhere/w.log"), OFlags::empty()).expect("not there").is_none());
+    }
 }

@@ -58,6 +58,8 @@ pub(crate) enum Worked {
     Sampled(Box<Sampled>),
     /// A worker answers at its address.
     Answers(SlotId, StartNo),
+    /// A worker could not be asked at its address, for a reason that was not told yet.
+    Unreached { slot: SlotId, start: StartNo, address: String, met: Box<str> },
     /// It is time to ask a worker again whether it is ready.
     AskReady(SlotId, StartNo),
     /// The configuration was kept as a good one, or not.
@@ -361,6 +363,7 @@ impl Agent {
                 self.rested = self.rested && clock::now() < self.rest_again;
             }
             Worked::Answers(slot, start) => self.probed(&slot, start, true),
+            Worked::Unreached { slot, start, address, met } => self.unreached(&slot, start, address, met),
             Worked::AskReady(slot, start) => self.ask_ready(&slot, start),
             Worked::ConfigKept(result) => {
                 if let Err(error) = result {

@@ -530,7 +530,24 @@ impl Agent {
         if matches!(self.ending, Ending::Draining | Ending::Drained) {
             return Some(Err("the node is drained, and starts nothing until `selfstart start`".into()));
         }
-        pools.find_map(|(name, run)| self.given_up(name, run)).map(Err)
+        let given_up = pools.find_map(|(name, run)| self.given_up(name, run));
+        given_up.map(|why| self.with_failed_deploy(why)).or_else(|| self.nothing_to_run()).map(Err)
+    }
+
+    /// Why nothing will be ready until somebody helps: nothing is live, and what was fetched failed, which is not tried again by itself.
+    fn nothing_to_run(&self) -> Option<String> {
+        let machine = self.deploying.machine();
+        let over = matches!(machine.phase_name(), PhaseName::Idle) && !self.deploying.busy() && !machine.quarantined().is_empty();
+        let failed = machine.last_error().filter(|_| over && machine.live().is_none())?;
+        Some(format!("nothing is live, and the last deploy failed: {}", failed.text))
+    }
+
+    /// Adds what became of the last deploy, if it failed: the release that runs may not be the one that would be ready.
+    fn with_failed_deploy(&self, why: String) -> String {
+        match self.deploying.machine().last_error() {
+            Some(failed) => format!("{why}\nthe last deploy failed: {}", failed.text),
+            None => why,
+        }
     }
 
     /// The pools and slots that an operator has stopped, as `start` takes them.
@@ -951,7 +968,7 @@ impl Agent {
             self.serving.workers_may.store(loaded.settings.control.workers, Ordering::Relaxed);
             readers = given.ok().map(|owner| owner.gid);
         }
-        self.notes.clear();
+        self.notes = crate::sys::hidden::processes().map(|hidden| hidden.to_string()).into_iter().collect();
         let (good, bytes) = (self.layout.good_config(), loaded.bytes);
         self.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
         if changes.is_empty() {

@@ -116,7 +116,17 @@ pub(crate) fn changes_text(changes: &[Change]) -> String {
 
 /// Nobody there, and the configuration by which we looked for it is broken: say both.
 pub(crate) fn unreachable_agent(site: &Site, error: ClientError) -> Stop {
+    let nobody = matches!(error, ClientError::NoAgent(_));
     match Stop::from(error) {
+        Stop::Failed(mut failure) if nobody && site.problems.is_empty() => {
+            if let Some(root) = super::elsewhere::root(site) {
+                failure
+                    .causes
+                    .push(format!("the node runs with another `root`, as it was configured when it was started: `{}`", root.display()));
+                failure.hint = Some("restart selfstart to change `root`, or put it back; a reload cannot change it".into());
+            }
+            Stop::Failed(failure)
+        }
         Stop::Failed(mut failure) if !site.problems.is_empty() => {
             failure.causes.extend(site.problems.iter().cloned());
             failure.hint = Some("put the configuration right (`selfstart check`), then `selfstart run`".into());

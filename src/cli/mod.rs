@@ -12,6 +12,7 @@ pub(crate) mod ask;
 pub(crate) mod check;
 pub(crate) mod demo;
 mod deploy;
+mod elsewhere;
 mod events;
 mod exec;
 pub(crate) mod exit;

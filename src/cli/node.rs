@@ -13,7 +13,7 @@ use super::exit::Exit;
 use super::failure::{Failure, Stop};
 use super::site::Site;
 use crate::control::client::ClientError;
-use crate::control::wire::{Change, Facts, Request};
+use crate::control::wire::{Change, Facts, Outcome, Request};
 use crate::sys::clock;
 
 /// Flags of `drain` and `unhold`.
@@ -99,7 +99,8 @@ pub(crate) fn wait(site: &Site, args: &WaitArgs) -> Result<Exit, Stop> {
             Ok(outcome) => return ask::conclude(outcome, Format::Text),
             Err(ClientError::Late) => {
                 let span = args.timeout.map(|timeout| Human(timeout).to_string()).unwrap_or_default();
-                let failure = Failure::new(Exit::Failed, format!("the pools were not ready within {span}"));
+                let mut failure = Failure::new(Exit::Failed, format!("the pools were not ready within {span}"));
+                failure.causes.extend(failed_deploy(site));
                 return Err(failure.hint("`selfstart status` shows which are not").into());
             }
             Err(ClientError::GoneAway) => {}
@@ -109,6 +110,16 @@ pub(crate) fn wait(site: &Site, args: &WaitArgs) -> Result<Exit, Stop> {
         }
         thread::sleep(ask::LOOK_AGAIN);
     }
+}
+
+/// What the last deploy failed by, for who waited for it in vain.
+fn failed_deploy(site: &Site) -> Option<String> {
+    let deadline = clock::instant().checked_add(Duration::from_secs(2));
+    let outcome = ask::try_act(site, &Request::new(Command::Status {}), Format::Json, deadline).ok()?;
+    let Outcome::Done(done) = outcome else { return None };
+    let Some(Facts::Status(status)) = done.facts else { return None };
+    let failed = status.deploy.last_error?;
+    Some(format!("the last deploy failed: {}", failed))
 }
 
 #[cfg(test)]

@@ -47,6 +47,11 @@ impl Site {
         self.loaded.root.join("run/control.sock")
     }
 
+    /// Whether its configuration is where nobody has to name it.
+    pub(crate) fn is_usual(&self) -> bool {
+        self.config == Path::new(DEFAULT_CONFIG)
+    }
+
     /// Every event, newest file.
     pub(crate) fn events(&self) -> PathBuf {
         self.loaded.root.join("run/events.jsonl")

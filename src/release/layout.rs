@@ -150,6 +150,11 @@ impl Layout {
         self.run().join("config.good.yaml")
     }
 
+    /// Says that a release is whole, and of what it was made.
+    pub(crate) fn built_mark(&self, release: &ReleaseId) -> PathBuf {
+        self.run().join("built").join(format!("{release}.json"))
+    }
+
     /// Every event.
     #[must_use]
     pub(crate) fn events(&self) -> PathBuf {

@@ -56,6 +56,9 @@ pub(crate) struct Uses {
     pub unknown: BTreeMap<i32, u32>,
     /// The processes that were looked into.
     pub known: BTreeSet<i32>,
+    /// `/proc` does not show all of them: somebody unseen may use any release.
+    #[serde(default)]
+    pub hidden: bool,
 }
 
 impl Uses {
@@ -67,6 +70,8 @@ impl Uses {
         }
         self.unknown.extend(other.unknown);
         self.known.extend(other.known);
+        // Two who each see their own do not see a third.
+        self.hidden &= other.hidden;
         // A process that only one of the two met stays what that one says.
         self.unknown.retain(|pid, _| !self.known.contains(pid));
         self
@@ -106,7 +111,9 @@ impl Uses {
             Unreadable::KeepOf(uids) => uids.contains(uid),
         };
         let unknown: BTreeSet<i32> = self.unknown.iter().filter(|(_, uid)| counts(uid)).map(|(pid, _)| *pid).collect();
-        if unknown.is_empty() { Use::Free } else { Use::Unknown(unknown) }
+        // Who is not root has workers of its own user only, whom it sees.
+        let unseen = self.hidden && *unreadable == Unreadable::KeepAll;
+        if unknown.is_empty() && !unseen { Use::Free } else { Use::Unknown(unknown) }
     }
 }
 
@@ -127,7 +134,7 @@ pub(crate) fn uses(releases: &Path) -> Result<Uses, PruneError> {
     if prefix.last() != Some(&b'/') {
         prefix.push(b'/');
     }
-    let mut found = Uses::default();
+    let mut found = Uses { hidden: crate::sys::hidden::processes().is_some(), ..Uses::default() };
     let proc_dir = Path::new("/proc");
     for entry in fs_err::read_dir(proc_dir).map_err(unreadable(proc_dir))? {
         let entry = entry.map_err(unreadable(proc_dir))?;
@@ -287,7 +294,8 @@ impl Pruned {
         }
         let named: Vec<String> = pids.iter().take(NAMED).map(|pid| named(*pid)).collect();
         let more = if pids.len() > NAMED { format!(" and {} more", pids.len() - NAMED) } else { String::new() };
-        let who = if named.is_empty() { "/proc".to_owned() } else { format!("{}{more}", named.join(", ")) };
+        let who =
+            if named.is_empty() { "/proc, which does not show all processes,".to_owned() } else { format!("{}{more}", named.join(", ")) };
         let ids: Vec<&str> = releases.iter().map(ReleaseId::as_str).collect();
         let text = format!(
             "{} cannot be removed: whether a process lives there is not known, since {who} cannot be looked into; give selfstart the \
@@ -365,6 +373,8 @@ pub(crate) fn prune(
         match hands.carry_out(|| fs_err::rename(&from, &to)) {
             Ok(()) => away.push((id, from, to)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => pruned.removed.push(id.clone()),
+            // Of a lower layer of an overlay (it came with an image), which no folder can be moved out of.
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => away.push((id, from.clone(), from)),
             Err(source) => return Err(PruneError::Remove { path: from, source }),
         }
     }
@@ -379,9 +389,18 @@ pub(crate) fn prune(
             Err(_) => Use::Unknown(BTreeSet::new()),
         };
         if used != Use::Free {
-            hands.carry_out(|| fs_err::rename(&to, &from)).map_err(|source| PruneError::Remove { path: to, source })?;
+            if to != from {
+                hands.carry_out(|| fs_err::rename(&to, &from)).map_err(|source| PruneError::Remove { path: to, source })?;
+            }
             pruned.kept.push((id.clone(), used));
             continue;
+        }
+        if to == from {
+            // What is cut short under its own name must not be taken for whole.
+            match hands.carry_out(|| fs_err::remove_file(layout.built_mark(id))) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(PruneError::Remove { path: from, source }),
+                _ => {}
+            }
         }
         if let Err(error) = hands.carry_out(|| links::remove_tree(&to)) {
             pruned.leftovers.push(format!("`{}` could not be removed whole: {error}", to.display()));
@@ -637,6 +656,15 @@ mod tests {
         // The other one could look into 2, and met 4, which started later, without being able to.
         let other = Uses { unknown: [(1, 0), (3, 0), (4, 0)].into(), known: [2].into(), ..Uses::default() };
         assert_eq!(own.merge(other).unknown, [(1, 0), (4, 0)].into());
+    }
+
+    #[test]
+    fn who_is_hidden_may_use_any_release() {
+        let id: ReleaseId = "20261122T101530Z-1a2b3c4".parse().expect("an id");
+        let own = Uses { hidden: true, ..Uses::default() };
+        assert_eq!(own.of(&id, &Unreadable::KeepAll), Use::Unknown(BTreeSet::new()));
+        assert_eq!(own.of(&id, &Unreadable::KeepOf([7].into())), Use::Free);
+        assert!(own.clone().merge(own.clone()).hidden && !own.merge(Uses::default()).hidden);
     }
 
     #[test]

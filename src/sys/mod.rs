@@ -21,6 +21,7 @@ mod clone_into;
 pub mod fault;
 #[cfg(test)]
 pub(crate) mod headless;
+pub(crate) mod hidden;
 pub(crate) mod identity;
 pub mod libgit2;
 pub mod links;

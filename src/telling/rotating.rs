@@ -218,7 +218,11 @@ impl RotatingFile {
         }
     }
 
-    fn is_too_old(&self, now: WallTime) -> bool {
+    fn is_too_old(&mut self, now: WallTime) -> bool {
+        if let Some(open) = &mut self.open {
+            // From before the clock was set back: its age counts from now, or it would not be rotated for years.
+            open.first_at = open.first_at.map(|first_at| first_at.min(now));
+        }
         let first_at = self.open.as_ref().and_then(|open| open.first_at);
         first_at.zip(self.rotation.max_age).is_some_and(|(first_at, max_age)| now.since(first_at) > max_age)
     }
@@ -364,4 +368,23 @@ pub(crate) fn length(stat: &Stat) -> u64 {
 fn modified(stat: &Stat) -> WallTime {
     let nanos = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
     WallTime::from_unix_millis(stat.st_mtime.saturating_mul(1000).saturating_add(nanos / 1_000_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_line_from_the_future_does_not_keep_a_file_from_being_rotated() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let hour = Duration::from_secs(3600);
+        let mut file = RotatingFile::new(dir.path().join("a.log"), Rotation { max_size: 1000, max_age: Some(hour), keep: 1 });
+        let at = |hours: i64| WallTime::from_unix_millis(hours * 3_600_000);
+        file.prepare(at(500_000)).expect("opened");
+        file.append(b"from a wrong clock\n", at(500_000)).expect("written");
+        // The clock is set right: from then on the hour counts.
+        assert_eq!(file.prepare(at(400_000)).expect("open"), Prepared::Good);
+        assert_eq!(file.prepare(at(400_001)).expect("open"), Prepared::Good);
+        assert_eq!(file.prepare(at(400_002)).expect("open"), Prepared::TooOld);
+    }
 }

@@ -6,12 +6,12 @@ use std::process::{Command, Stdio};
 use crate::node::{Node, QUICK, alive};
 
 /// Whether this is the inner run of a test. Where all tests are asked for, also the ignored ones, there is no namespace, and no test.
-fn inside() -> bool {
+pub(crate) fn inside() -> bool {
     std::env::var_os("E2E_OWN_MOUNTS").is_some()
 }
 
 /// Runs one of the ignored tests in a mount namespace of its own; false when that is not permitted.
-fn with_own_mounts(name: &str) -> bool {
+pub(crate) fn with_own_mounts(name: &str) -> bool {
     let unshare = || {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private"]).stdin(Stdio::null());
@@ -40,7 +40,7 @@ fn a_full_disk_stops_deploys_and_logs_but_no_worker_and_all_goes_on_when_there_i
 }
 
 /// Takes all the room that is left.
-fn fill(path: &Path) {
+pub(crate) fn fill(path: &Path) {
     // Ends with "no space left", which is what is wanted; by small blocks in the end, so that nothing is left.
     for block in ["64K", "512"] {
         let out = Command::new("sh").args(["-c", &format!("dd if=/dev/zero bs={block} >>'{}' 2>/dev/null", path.display())]).output();

@@ -20,6 +20,7 @@ mod disk;
 mod end;
 mod goals;
 mod load;
+mod machines;
 mod node;
 mod output;
 mod pools;

@@ -271,9 +271,7 @@ impl Slot {
             }
             State::Stopping { worker, ready, order, ladder } if turn.now >= ladder.due() => {
                 let ladder = match ladder {
-                    Ladder::Polite { rung, .. } => {
-                        Self::take_rung(worker.start, rung.saturating_add(1), ladder.ignored(turn.now), turn)
-                    }
+                    Ladder::Polite { rung, .. } => Self::take_rung(worker.start, rung.saturating_add(1), ladder.ignored(turn.now), turn),
                     Ladder::Killed { ignored, .. } => Self::kill(worker.start, ignored, turn),
                 };
                 State::Stopping { worker, ready, order, ladder }
@@ -834,13 +832,7 @@ impl Ending {
     }
 
     /// One that ended while no agent was there: it ran since it was ready, as far as is known.
-    fn recalled(
-        start: StartNo,
-        target: Arc<Target>,
-        ready: Option<MonoTime>,
-        stop: Option<Stop>,
-        now: MonoTime,
-    ) -> Self {
+    fn recalled(start: StartNo, target: Arc<Target>, ready: Option<MonoTime>, stop: Option<Stop>, now: MonoTime) -> Self {
         Self { start, target, since: ready.unwrap_or(now), ready, stop }
     }
 

@@ -529,8 +529,16 @@ fn verdicts_read_well() {
             ended(asked(StopWhy::Scale, Rung::Polite(Signal::Quit)), ExitHow::Code(0), Sequel::Stopped),
             ended(asked(StopWhy::Operator, Rung::Polite(Signal::Quit)), ExitHow::Code(0), Sequel::Stopped),
             ended(asked(StopWhy::Drain, Rung::Polite(Signal::Quit)), ExitHow::Code(0), Sequel::Stopped),
-            ended(EndWhy::Asked { why: StopWhy::Reload, rung: None, ignored: None }, ExitHow::Code(3), Sequel::Backoff { wait: secs(7), crashes: 0 }),
-            ended(EndWhy::Asked { why: StopWhy::Drain, rung: Some(Rung::Kill), ignored }, ExitHow::Signal { number: 9, core: false }, Sequel::Stopped),
+            ended(
+                EndWhy::Asked { why: StopWhy::Reload, rung: None, ignored: None },
+                ExitHow::Code(3),
+                Sequel::Backoff { wait: secs(7), crashes: 0 }
+            ),
+            ended(
+                EndWhy::Asked { why: StopWhy::Drain, rung: Some(Rung::Kill), ignored },
+                ExitHow::Signal { number: 9, core: false },
+                Sequel::Stopped
+            ),
         ]
         .join("\n")
     );
