@@ -84,10 +84,11 @@ pub(super) fn make(tree: &Tree, root: &Path) -> Result<Made, TreeError> {
     Ok(Made::Not(why))
 }
 
-/// Lets the user into the folder of the configuration, if that is root's group's alone; returns whether it was changed.
+/// Lets the user into the folder of the configuration, if that is root's group's alone, and into what is put there from now on (setgid);
+/// returns whether it was changed.
 pub(super) fn let_in(tree: &Tree, folder: &str) -> Result<bool, TreeError> {
     let Some(group) = group(tree)? else { return Ok(false) };
-    tree.give_to_group(Path::new(folder), OFlags::RDONLY | OFlags::DIRECTORY, Gid::from_raw(group), Mode::RGRP | Mode::XGRP)
+    tree.give_to_group(Path::new(folder), OFlags::RDONLY | OFlags::DIRECTORY, Gid::from_raw(group), Mode::RGRP | Mode::XGRP | Mode::SGID)
 }
 
 /// As [`let_in`], of a file.

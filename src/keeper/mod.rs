@@ -835,7 +835,8 @@ impl Keeper {
         match (&then, &result) {
             (Ordered::Never(why), _) => {
                 complain(&format!("no agent is started: {why}"));
-                self.quit = Some(CONFIGURATION);
+                // Who has taken over running workers from a former program does not leave them for it.
+                self.quit = (self.table.len() == 0).then_some(CONFIGURATION);
             }
             (_, Err(why)) => complain(&format!("who may do what is as it was: {why}")),
             (_, Ok(())) => match self.rights.said() {
@@ -843,7 +844,7 @@ impl Keeper {
                 _ => {}
             },
         }
-        if then == Ordered::Again {
+        if then != Ordered::Go && self.quit.is_none() {
             self.plan_agent(clock::now());
         }
         result.and_then(|()| copy.ok_or_else(|| "out of descriptors".to_owned()))

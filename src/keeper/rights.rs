@@ -537,6 +537,20 @@ mod tests {
     }
 
     #[test]
+    fn a_keeper_that_may_start_no_agent_ends_but_not_beside_workers() {
+        let mut keeper = keeper();
+        keeper.start_child(&sleep("/never", "w/0#1", &[]), None, None);
+        let pid = keeper.table.get("w/0#1").expect("a child").id.pid;
+        keeper.rights.standing = Standing::Unknown;
+        let refuse = |keeper: &mut Keeper| keeper.ordered(answer(&Grant::Refused { why: "no".into() })).is_err();
+        assert!(refuse(&mut keeper) && keeper.quit.is_none() && keeper.next_agent > clock::now());
+        end(pid);
+        keeper.table.forget("w/0#1");
+        assert!(refuse(&mut keeper));
+        assert_eq!(keeper.quit, Some(78));
+    }
+
+    #[test]
     fn systemd_is_told_nothing_but_how_the_node_is() {
         assert_eq!(sayable("READY=1\nMAINPID=1\nSTATUS=minding\nFDSTORE=1\nNOTIFYACCESS=all"), "READY=1\nSTATUS=minding");
         assert_eq!(sayable("MAINPID=1"), "");

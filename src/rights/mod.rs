@@ -418,3 +418,50 @@ fn last_record(config: &Path) -> Option<Split> {
     let split = record(&glimpse.root)?;
     (split.root == glimpse.root.display().to_string()).then_some(split)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    #[test]
+    fn the_record_of_who_may_run_counts_only_as_root_wrote_it() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can give files away");
+        }
+        let dir = tempfile::Builder::new().prefix("rights-").tempdir_in("/tmp").expect("a directory");
+        let root = dir.path().join("root");
+        fs_err::create_dir(&root).expect("made");
+        let who = |uid: u32| Who { uid, gid: uid, groups: vec![uid] };
+        let split = Split { agent: who(1001), users: vec![who(1002)], root: root.display().to_string(), tree: "selfstart-x-1".into() };
+        assert_eq!(record(&root), None);
+        // What is there under the temporary name is not followed.
+        symlink("/nowhere/at/all", root.join(".rights.json.new")).expect("planted");
+        keep(&root, &split).expect("kept");
+        assert_eq!(record(&root), Some(split.clone()));
+        let file = root.join(RECORD);
+        let mode = |bits: u32| fs_err::set_permissions(&file, std::fs::Permissions::from_mode(bits)).expect("changed");
+        mode(0o664);
+        assert_eq!(record(&root), None, "the group may write it");
+        mode(0o644);
+        for (path, back) in [(&file, 0), (&root, 0)] {
+            chown(path, Some(65534), None).expect("given");
+            assert_eq!(record(&root), None, "{} is another's", path.display());
+            chown(path, Some(back), None).expect("taken back");
+        }
+        fs_err::hard_link(&file, dir.path().join("second")).expect("linked");
+        assert_eq!(record(&root), None, "it has a second name");
+        fs_err::remove_file(&file).expect("removed");
+        symlink(dir.path().join("second"), &file).expect("linked");
+        assert_eq!(record(&root), None, "a link");
+        // By it a broken configuration names nobody new.
+        fs_err::remove_file(&file).expect("removed");
+        keep(&root, &split).expect("kept");
+        let config = dir.path().join("config.yaml");
+        fs_err::write(&config, format!("app: x\nroot: {}\nnonsense: [\n", root.display())).expect("written");
+        assert_eq!(last_record(&config), Some(split));
+        fs_err::write(&config, "app: x\nroot: /nowhere/at/all\nnonsense: [\n").expect("written");
+        assert_eq!(last_record(&config), None);
+    }
+}

@@ -93,6 +93,11 @@ pub(crate) fn put_in_order(layout: &Layout, order: &Order, logs: &[&Path]) -> Re
     for name in folders {
         let path = layout.root().join(&name);
         let folder = place.folder(&root, &name)?;
+        let owner = stat(&folder).map_err(failed(&path))?.st_uid;
+        if name != "log" && owner != 0 && owner != order.agent.uid {
+            // An operator has given it to somebody; whether the agent may write there is seen when it does.
+            continue;
+        }
         place.take(&folder, &path, &Group::Readers { agent: order.agent.gid, readers, former }, 0)?;
         give_folder(&folder, order.agent, readers).map_err(failed(&path))?;
     }

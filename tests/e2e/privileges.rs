@@ -10,7 +10,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::node::{Node, QUICK, children_of, said, signal_to, title};
+use crate::node::{Node, QUICK, Said, children_of, said, signal_to, title};
 
 /// Nobody's of this machine.
 const AGENT: u32 = 4_242_010;
@@ -65,6 +65,14 @@ impl Apart {
         self.0.until("the control socket", || self.0.root("run/control.sock").exists().then_some(()));
         self.0.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
         self.0.idle();
+    }
+
+    /// Says something on that machine.
+    fn cli(&self, args: &[&str]) -> Said {
+        let (script, dir) = (self.0.text("in"), self.0.path("").display().to_string());
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", script.trim(), dir.trim_end_matches('/'), env!("CARGO_BIN_EXE_selfstart"), "--config"]);
+        said(command.arg(self.0.path("config.yaml")).args(args))
     }
 
     fn agent(&self) -> i32 {
@@ -153,6 +161,8 @@ fn a_node_lives_its_whole_life_with_an_agent_that_is_not_root() {
     node.configure("user: nobody\n", &pools);
     node.boot();
     assert!(everybody_is_who_it_must_be(&node) >= 5);
+    let checked = node.cli(&["check", "--offline"]).exits(0);
+    assert!(!checked.out.contains("agent: "), "{checked:?}");
     node.0.until("the secret in its environment", || node.0.text("root/log/w.0.log").contains("S=sesame").then_some(()));
     let release = node.0.root("current");
     node.0.same(fs_err::read_to_string(release.join("built")).expect("built").trim().to_owned(), NOBODY.to_owned());
@@ -306,6 +316,8 @@ fn the_agent_stays_root_where_it_could_not_do_its_work_and_says_what_to_change()
     node.0.same(ids(node.agent()).map(|ids| ids.uid), Some(four("0")));
     let note = node.0.look("/notes/0").as_str().unwrap_or_default().to_owned();
     assert!(note.contains("may not read") && note.contains("chgrp selfstart") && note.contains("0640"), "{note}");
+    node.cli(&["check", "--offline"]).exits(0).says(&["agent: runs as root: user `selfstart` may not read", "chgrp selfstart"]);
+    node.0.cli(&["check", "--offline"]).exits(0).says(&["there is no system user `selfstart`", "selfstart install"]);
     node.0.signal_keeper(Signal::TERM);
     node.0.same(node.0.ended(), Some(0));
     // Once it may, it is not root any more; and from then on what it may not read is no reason to make it root again.
@@ -325,6 +337,7 @@ fn the_agent_stays_root_where_it_could_not_do_its_work_and_says_what_to_change()
         fs_err::set_permissions(node.0.path(path), std::fs::Permissions::from_mode(wrong)).expect("opened");
         node.start();
         node.0.same(node.0.ended(), Some(78));
+        node.cli(&["check", "--offline"]).exits(78).says(&["agent: is not started", "can be written by others than root"]);
         let log = node.0.text("agent.log");
         let said = log.lines().rev().find(|line| line.contains("no agent is started")).unwrap_or_default().to_owned();
         assert!(said.contains("can be written by others than root"), "{said}");

@@ -454,7 +454,7 @@ fn an_image_gets_the_agents_user_once_and_keeps_it() {
     let (uid, gid): (u32, u32) = (line[2].parse().expect("a number"), line[3].parse().expect("a number"));
     assert!(uid > 0 && uid < 1000 && line[6] == "/usr/sbin/nologin", "{line:?}");
     let group = |path: &str| fs_err::metadata(image.at(path)).expect("there").gid();
-    assert_eq!((group("/etc/selfstart"), image.mode("/etc/selfstart"), group("/etc/selfstart/config.yaml.example")), (gid, 0o750, gid));
+    assert_eq!((group("/etc/selfstart"), image.mode("/etc/selfstart"), group("/etc/selfstart/config.yaml.example")), (gid, 0o2750, gid));
     assert!(image.done("install").out.contains("nothing was changed"));
     assert_eq!(image.read("/etc/passwd"), passwd);
     let told = image.done("uninstall");
