@@ -27,7 +27,7 @@ use super::serving::Serving;
 use super::tell::Telling;
 use crate::config::settings::Settings;
 use crate::control::server::Call;
-use crate::keeper::protocol::{ALIVE_EVERY, Ask, Key, Tell, Welcome};
+use crate::keeper::protocol::{ALIVE_EVERY, Ask, Key, Tell, Upgraded, Welcome};
 use crate::release::layout::Layout;
 use crate::sys::clock;
 use crate::sys::watch::watched;
@@ -141,6 +141,8 @@ pub(crate) struct Agent {
     pub(crate) groups: Groups,
     /// Whom the kernel has ended for want of memory, and the most that they had; until their end is heard.
     pub(crate) out_of_memory: BTreeMap<Key, Option<Bytes>>,
+    /// What became of the last upgrade.
+    pub(crate) upgraded: Option<Upgraded>,
 }
 
 /// What the keeper has of cgroups for our children.
@@ -276,6 +278,7 @@ impl Agent {
             Tell::OutOfMemory { key, peak_bytes, .. } => {
                 self.out_of_memory.insert(key, peak_bytes.map(Bytes));
             }
+            Tell::Upgraded(upgraded) => self.upgraded(upgraded),
             Tell::Welcome(_) | Tell::Kept { .. } | Tell::Listed | Tell::Adopted => {}
         }
     }
