@@ -665,7 +665,15 @@ mod tests {
         fn run_with(&self, agent_starts: u32, tells: &[&Tell], fds: &[BorrowedFd<'_>]) -> Vec<Ask> {
             let (ours, theirs) = packet::pair().expect("a line");
             let keeper_pid = i32::try_from(std::process::id()).expect("a pid");
-            let welcome = Tell::Welcome(Welcome { protocol: PROTOCOL, version: String::new(), keeper_pid, agent_starts, last_agent: None, for_upgrade: false, program: String::new() });
+            let welcome = Tell::Welcome(Welcome {
+                protocol: PROTOCOL,
+                version: String::new(),
+                keeper_pid,
+                agent_starts,
+                last_agent: None,
+                for_upgrade: false,
+                program: String::new(),
+            });
             for tell in std::iter::once(&welcome).chain(tells.iter().copied()) {
                 let fds = if matches!(tell, Tell::Child { streams, .. } if !streams.is_empty()) { fds } else { &[] };
                 packet::send(ours.as_fd(), &encode(tell), fds).expect("room");

@@ -795,7 +795,11 @@ impl Agent {
     /// Has the keeper and us renewed.
     fn upgrade(&mut self, placed: bool, by: String, reply: Reply) {
         if !self.serving.upgrades.is_empty() {
-            return reply.finish(refused(RefusalCode::Busy, "an upgrade is under way already", Some("`selfstart status` shows what comes of it")));
+            return reply.finish(refused(
+                RefusalCode::Busy,
+                "an upgrade is under way already",
+                Some("`selfstart status` shows what comes of it"),
+            ));
         }
         self.serving.upgrades.push(reply);
         self.ask(Ask::Upgrade { placed, by });

@@ -299,7 +299,7 @@ impl Keeper {
         }
     }
 
-    /// Takes over what another keeper has left; whoever has ended meanwhile is reaped.
+    /// Takes over what another keeper has left.
     pub(super) fn restore(&mut self, state: State) -> Result<(), KeeperError> {
         let taking = |error: HandoverError| KeeperError { what: "take over what the former one has left", source: io::Error::other(error) };
         let mut fds = BTreeMap::new();
@@ -338,7 +338,12 @@ impl Keeper {
         let former = state.trial.and_then(|trial| Some((take(trial.former)?, trial)));
         let program = PathBuf::from(OsString::from_vec(state.program));
         self.upgrade.resume(program, state.upgrades, state.report, former);
-        // A SIGCHLD that was pending is gone: to set its default discards it (POSIX, "Signal Generation and Delivery").
+        Ok(())
+    }
+
+    /// Reaps who has ended while nobody was there. A SIGCHLD that was pending is gone: to set its default discards it (`sigaction(2)`: of a
+    /// signal whose default is to be ignored).
+    pub(super) fn see_who_ended(&mut self) -> Result<(), KeeperError> {
         let mut ended = Vec::new();
         self.take_signals(&mut ended)?;
         self.note_exits(ended);
@@ -422,3 +427,156 @@ pub(super) fn not_executed(mut state: State, error: &io::Error) -> State {
     state
 }
 
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::keeper::protocol::{Ask, HowUpgraded, Start, Tell};
+    use crate::sys::signals::SignalFd;
+
+    /// Every format that was ever written must be read for ever.
+    const FIRST: &str = include_str!("../../tests/fixtures/handover/state-1.json");
+
+    fn keeper() -> Keeper {
+        Keeper::new(SignalFd::take().expect("signals"), vec![c"/etc/selfstart/config.yaml".to_owned()]).expect("a keeper")
+    }
+
+    fn start(key: &str, script: &str) -> Start {
+        Start {
+            key: key.to_owned(),
+            programs: vec!["/bin/sh".into()],
+            argv: vec!["sh".into(), "-c".into(), script.into()],
+            env: Vec::new(),
+            root: "/handed".into(),
+            cwd: "/".into(),
+            user: None,
+            nofile: None,
+            nice: None,
+            umask: None,
+            pipe_bytes: 1 << 16,
+            helper: false,
+            note: format!("note of {key}"),
+        }
+    }
+
+    fn end(pid: i32) {
+        crate::sys::process::signal_child(pid, libc::SIGKILL).expect("ours");
+        rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty()).expect("its end");
+    }
+
+    #[test]
+    fn the_first_format_reads_and_writes_back_and_what_is_newer_in_it_is_left() {
+        let state = State::decode(FIRST.as_bytes()).expect("a state");
+        assert_eq!((state.format, state.children.len(), state.arguments()), (1, 3, vec![c"/etc/selfstart/config.yaml".to_owned()]));
+        let written: serde_json::Value = serde_json::to_value(&state).expect("JSON");
+        assert_eq!(written, serde_json::from_str::<serde_json::Value>(FIRST).expect("JSON"));
+        let mut newer = written.clone();
+        newer["format"] = 7.into();
+        newer["of_the_future"] = serde_json::json!({"a": [1]});
+        newer["children"][0]["of_the_future"] = 1.into();
+        let read = State::decode(newer.to_string().as_bytes()).expect("a newer one that an older program may read");
+        assert_eq!(State { format: 1, ..read }, state);
+    }
+
+    #[test]
+    fn what_needs_a_newer_program_or_cannot_be_is_refused() {
+        let with = |change: fn(&mut serde_json::Value)| {
+            let mut state: serde_json::Value = serde_json::from_str(FIRST).expect("JSON");
+            change(&mut state);
+            let sealed = exec::sealed(state.to_string().as_bytes()).expect("made");
+            rehearse(sealed).refused.unwrap_or_default()
+        };
+        assert_eq!(with(|_| {}), "");
+        let newer = with(|state| state["needs"] = 2.into());
+        assert!(newer.starts_with("the state needs a reader of format 2, and this program (selfstart "), "{newer}");
+        assert_eq!(with(|state| state["kept"][0][1] = 1.into()), "the state has descriptor 1 where it cannot be");
+        assert_eq!(with(|state| state["kept"][0][1] = state["kept"][1][1].clone()), "the state has descriptor 41 where it cannot be");
+        let less = with(|state| drop(state.as_object_mut().expect("an object").remove("children")));
+        assert!(less.starts_with("the state is not one: missing field `children`"), "{less}");
+        let open = crate::sys::memory_file(FIRST.as_bytes()).expect("made");
+        assert_eq!(rehearse(open).refused.expect("others could change it"), "the state could not be read: it is not sealed");
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_state_is_refused_or_is_another_without_a_panic(at in 0_usize..4000, with in any::<u8>(), cut in 0_usize..4000) {
+            let mut bytes = FIRST.as_bytes().to_vec();
+            let len = bytes.len();
+            bytes[at % len] = with;
+            let _any = State::decode(&bytes);
+            bytes.truncate(cut % len);
+            prop_assert!(State::decode(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn all_that_one_keeper_knows_the_next_one_tells_the_same() {
+        let mut former = keeper();
+        former.nofile = (1000, 4000);
+        former.leaving = true;
+        (former.agent_starts, former.last_agent) = (4, Some(Ended::Signal { number: 9, core: false }));
+        for (key, script) in [("w/0#1", "echo said; exec sleep 1000"), ("w/1#1", "exit 7"), ("w/2#1", "exec sleep 1000")] {
+            former.start_child(&start(key, script), None, None);
+        }
+        let pid = |keeper: &Keeper, key: &str| keeper.table.get(key).expect("a child").id.pid;
+        let (runs, gone, adopted) = (pid(&former, "w/0#1"), pid(&former, "w/1#1"), former.table.get("w/2#1").expect("a child").id);
+        rustix::process::waitpid(rustix::process::Pid::from_raw(gone), rustix::process::WaitOptions::empty()).expect("its end");
+        former.table.ended(gone, Ended::Code(7), MonoTime::from_boot(Duration::from_micros(1_234_567)));
+        former.table.set_tree_gone("w/1#1", true);
+        former.table.forget("w/2#1");
+        former.adopt("w/3#1".to_owned(), adopted, "/handed");
+        former.watch("w/3#1");
+        let kept = exec::sealed(b"kept").expect("made");
+        former.obey(Ask::Keep { name: "lock".into() }, vec![super::super::above_standard(kept).expect("moved")]);
+        former.notes.clear();
+        former.notes.extend([Note::Signalled(libc::SIGHUP), Note::Listed]);
+        former.upgrade.refuse_for_test("because");
+        let state = former.state(former.upgrade.report().cloned(), None);
+        std::mem::forget(former);
+
+        let handed = State::read(state.seal().expect("sealed")).expect("a state");
+        assert_eq!(handed, state);
+        let mut next = Keeper::new(SignalFd::take().expect("signals"), handed.arguments()).expect("a keeper");
+        next.restore(handed).expect("taken over");
+        assert_eq!((next.nofile, next.leaving, next.hurry, next.agent_starts), ((1000, 4000), true, false, 4));
+        assert_eq!(next.last_agent, Some(Ended::Signal { number: 9, core: false }));
+        next.greet(crate::keeper::protocol::PROTOCOL);
+        let told: Vec<String> = next.notes.iter().map(|note| format!("{note:?}")).collect();
+        let all = [
+            "Welcome",
+            "Child(\"w/0#1\")",
+            "Child(\"w/1#1\")",
+            "Exited(\"w/1#1\")",
+            "Child(\"w/3#1\")",
+            "Kept(\"lock\")",
+            "Upgraded",
+            "Listed",
+            "Signalled(15)",
+            "Signalled(1)",
+        ];
+        assert_eq!(told, all);
+        let tells: Vec<(Tell, usize)> =
+            next.notes.iter().filter_map(|note| next.words(note)).map(|(tell, fds)| (tell, fds.len())).collect();
+        assert!(matches!(&tells[1], (Tell::Child { pid, adopted: false, streams, note, .. }, 2)
+            if *pid == runs && *streams == [1, 2] && note == "note of w/0#1"));
+        let exit = (Tell::Exited { key: "w/1#1".into(), how: Ended::Code(7), at_micros: 1_234_567, tree_gone: true }, 0);
+        assert_eq!(tells[3], exit);
+        assert!(matches!(&tells[4], (Tell::Child { pid, adopted: true, .. }, _) if *pid == adopted.pid), "{:?}", tells[4]);
+        assert!(matches!(&tells[6], (Tell::Upgraded(upgraded), 0) if upgraded.text == "because" && upgraded.how == HowUpgraded::Refused));
+        // Its output, from where it was; and the end of the adopted one is told.
+        let mut buffer = [0; 16];
+        let (_, out) = &next.table.get("w/0#1").expect("a child").streams[0];
+        rustix::event::poll(&mut [rustix::event::PollFd::new(out, rustix::event::PollFlags::IN)], None).expect("poll");
+        let read = rustix::io::read(out, &mut buffer).expect("read");
+        assert_eq!(&buffer[..read], b"said\n");
+        assert!(!next.table.has_unwatched());
+        end(adopted.pid);
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
+        let patience = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+        let woken = epoll::wait(&next.epoll, &mut events[..], Some(&patience)).expect("a wait");
+        let token = (u64::from(adopted.pid.unsigned_abs()) << 2) | PROCESS;
+        assert!(events[..woken].iter().any(|event| event.data.u64() == token), "nobody tells");
+        end(runs);
+    }
+}

@@ -31,8 +31,8 @@ use crate::sys::starter::{Started, Starter};
 use crate::sys::{clock, packet};
 use protocol::{Ask, Key, PROTOCOL, Start, Tell, Welcome, decode, encode};
 pub(crate) use table::main_process_of;
-pub(crate) use upgrade::beside;
 use table::{Child, DOUBT_FOR, Doubt, LOOK_AGAIN, LOOK_SOON, LOOK_SOON_FOR, Life, Table};
+pub(crate) use upgrade::beside;
 
 /// The environment variable that tells the agent which descriptor leads to the keeper.
 pub(crate) const LINE_VARIABLE: &str = "SELFSTART_KEEPER_FD";
@@ -276,6 +276,7 @@ fn mind(signals: SignalFd, begin: Begin) -> Result<End, KeeperError> {
         Begin::Inherited(state) => {
             let mut keeper = Keeper::new(signals, state.arguments())?;
             keeper.restore(state)?;
+            keeper.see_who_ended()?;
             keeper
         }
     };
@@ -387,7 +388,17 @@ impl Keeper {
         // A futex is nothing that can be polled. It is only told that it is over; its end is a signal like any.
         let late = self.starter.hangs().then_some(LOOK_AGAIN);
         let upgrade = self.upgrade.next().map(|at| clock::now().until(at) + Duration::from_millis(1));
-        let wait = agent.into_iter().chain(upgrade).chain(silent).chain(clearing).chain(rest).chain(adopting).chain(round).chain(unread).chain(late).min();
+        let wait = agent
+            .into_iter()
+            .chain(upgrade)
+            .chain(silent)
+            .chain(clearing)
+            .chain(rest)
+            .chain(adopting)
+            .chain(round)
+            .chain(unread)
+            .chain(late)
+            .min();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
         let timeout = wait.and_then(|wait| Timespec::try_from(wait).ok());
         let woken = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {

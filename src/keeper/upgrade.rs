@@ -20,10 +20,10 @@ use selfstart_core::time::MonoTime;
 use super::handover::{OnTrial, Parcel, Rehearsed, micros};
 use super::protocol::{HowUpgraded, Upgraded};
 use super::{Keeper, Note, complain, describe};
+use crate::sys::clock;
 use crate::sys::process::{self, Ended};
 use crate::sys::spawn::{Credentials, Job, SpawnError, Step};
 use crate::sys::starter::Started;
-use crate::sys::clock;
 
 /// How long the new program has for each: the rehearsal, and until its agent says that it is alive.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,10 +112,9 @@ impl Upgrade {
             from: trial.from,
             by: trial.by,
             until: MonoTime::from_boot(Duration::from_micros(trial.until_micros)),
-            placed: trial.placed.map(|(path, device, inode)| Placed {
-                path: PathBuf::from(std::ffi::OsStr::from_bytes(&path)),
-                file: (device, inode),
-            }),
+            placed: trial
+                .placed
+                .map(|(path, device, inode)| Placed { path: PathBuf::from(std::ffi::OsStr::from_bytes(&path)), file: (device, inode) }),
             ends: 0,
         });
     }
@@ -159,6 +158,12 @@ impl Upgrade {
     /// Returns what is to be executed in our place, once it is time.
     pub(super) fn parcel(&mut self) -> Option<Parcel> {
         self.parcel.take()
+    }
+
+    /// As if one had been refused.
+    #[cfg(test)]
+    pub(super) fn refuse_for_test(&mut self, why: &str) {
+        self.report = Some(Upgraded::failed(1, "0", None, "root", why.to_owned()));
     }
 
     /// Whether the agent that has just ended was ended for it.

@@ -110,6 +110,11 @@ impl Node {
                     let before = ends.insert(name, (event["pid"].as_i64(), 0));
                     assert!(before.is_none(), "started twice: {event}");
                 }
+                // By an agent that ended before it could tell; or told by another, once more, that it is minded.
+                Some("worker_adopted") => {
+                    let known = ends.entry(name).or_insert((event["pid"].as_i64(), 0));
+                    assert_eq!(*known, (event["pid"].as_i64(), 0), "{event}");
+                }
                 Some("worker_ended") => ends.get_mut(&name).unwrap_or_else(|| panic!("never started: {event}")).1 += 1,
                 _ => {}
             }
@@ -262,7 +267,9 @@ fn the_former_one_is_back_when_the_agent_of_the_new_one_does_not_come_up() {
     let hangs = node.until("one that waits", || {
         let pid = children_of(keeper).into_iter().find(is_agent)?;
         // It has said hello by then, and holds nothing of ours open.
-        fs_err::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|at| at.contains("fifo") || at.contains("wait_for_partner")).then_some(pid)
+        fs_err::read_to_string(format!("/proc/{pid}/wchan"))
+            .is_ok_and(|at| at.contains("fifo") || at.contains("wait_for_partner"))
+            .then_some(pid)
     });
     fs_err::rename(node.path("config.next"), node.path("config.yaml")).expect("renamed");
     let said = asked.expect("started").wait_with_output().expect("its end");
@@ -279,28 +286,61 @@ fn the_former_one_is_back_when_the_agent_of_the_new_one_does_not_come_up() {
     node.told_once();
 }
 
+/// A program that rehearses well, and does this when it is executed in the place of the keeper; with nothing more, it ends with 3.
+fn liar(node: &Node, does: &str) -> PathBuf {
+    let includes = "#include <signal.h>\n#include <stdio.h>\n#include <unistd.h>\n";
+    let us = env!("CARGO_BIN_EXE_selfstart");
+    let text = format!("{includes}int main(int n, char **a) {{\n  if (n == 2) execv(\"{us}\", a);\n  {does}\n  return 3;\n}}\n");
+    node.made("liar", &text)
+}
+
 #[test]
-fn a_program_that_ends_as_a_keeper_leaves_the_workers_to_the_next_run() {
+fn a_program_that_ends_as_a_keeper_leaves_the_workers_to_the_next_run_whose_upgrade_keeps_them() {
     let node = Node::new();
-    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "");
+    node.configure(&format!("  w: {{command: '@FIXTURE@ --flood 0 500', {LOG}, {QUICK}}}"), "");
     node.boot_installed();
     let pid = node.pid("w");
-    // It rehearses well, and is none.
-    let text = format!(
-        "#include <unistd.h>\nint main(int n, char **a) {{ if (n == 2) execv(\"{}\", a); return 3; }}\n",
-        env!("CARGO_BIN_EXE_selfstart")
-    );
-    let liar = node.made("liar", &text);
-    let mut asked = node.command(&["upgrade", "--binary", &liar.display().to_string()]);
+    let mut asked = node.command(&["upgrade", "--binary", &liar(&node, "").display().to_string()]);
     let mut asked = asked.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("asked");
     assert_eq!(node.ended(), Some(3));
     let _gone = asked.kill();
     let _gone = asked.wait();
     assert!(alive(pid));
     let mark = node.mark();
-    node.boot();
+    node.boot_installed();
     assert_eq!(node.pid("w"), pid);
     node.told(mark, "worker_adopted", &pid.to_string());
+    // It is nobody's child now: the program that takes over must be told of its end all the same.
+    node.upgrade(&node.newer()).exits(0);
+    assert_eq!(node.pid("w"), pid);
+    let mark = node.mark();
+    signal_to(pid, Signal::KILL);
+    node.told(mark, "worker_ended", "");
+    assert!(lines(&node.text("root/log/w.0.log")) > 0);
+}
+
+#[test]
+fn who_ends_and_what_is_signalled_while_nobody_is_there_is_seen() {
+    let node = Node::new();
+    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "");
+    node.boot_installed();
+    let pid = node.pid("w");
+    let us = env!("CARGO_BIN_EXE_selfstart");
+    // Nothing else ends meanwhile, whose end would be told together with it.
+    let binary = liar(&node, &format!("kill({pid}, SIGKILL); usleep(200000); execv(\"{us}\", a);"));
+    let mark = node.mark();
+    node.upgrade(&binary).exits(0);
+    let told = node.told(mark, "worker_ended", "KILL");
+    assert_eq!(told["verdict"], "signal", "{told}");
+    assert_ne!(node.pid("w"), pid);
+    let binary = liar(&node, &format!("kill(getpid(), SIGTERM); kill(getpid(), SIGUSR1); execv(\"{us}\", a);"));
+    let mut asked = node.command(&["upgrade", "--binary", &binary.display().to_string()]);
+    let mut asked = asked.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("asked");
+    assert_eq!(node.ended(), Some(0));
+    let _gone = asked.kill();
+    let _gone = asked.wait();
+    node.told_once();
+    assert!(node.text("agent.log").contains("a signal: everything is stopped"));
 }
 
 #[test]
