@@ -225,7 +225,7 @@ pub(crate) fn inherited() -> Option<Inherited> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn resume(inherited: Inherited) -> Result<u8, KeeperError> {
-    keep(Begin::Inherited(inherited.0))
+    keep(Begin::Inherited(Box::new(inherited.0)))
 }
 
 /// `selfstart internal-keeper`: reads what is handed over, and says whether it could be taken over.
@@ -236,7 +236,7 @@ pub(crate) fn rehearse() -> std::process::ExitCode {
 /// What there is at first.
 enum Begin {
     Nothing(Vec<CString>),
-    Inherited(handover::State),
+    Inherited(Box<handover::State>),
 }
 
 /// How the loop ends.
@@ -263,7 +263,7 @@ fn keep(mut begin: Begin) -> Result<u8, KeeperError> {
             End::Execute(parcel) => {
                 let (state, error) = parcel.execute();
                 let state = handover::State::read(state).map_err(|error| doing("go on after all")(io::Error::other(error)))?;
-                begin = Begin::Inherited(handover::not_executed(state, &error));
+                begin = Begin::Inherited(Box::new(handover::not_executed(state, &error)));
             }
         }
     }
@@ -275,7 +275,7 @@ fn mind(signals: SignalFd, begin: Begin) -> Result<End, KeeperError> {
         Begin::Nothing(arguments) => Keeper::new(signals, arguments)?,
         Begin::Inherited(state) => {
             let mut keeper = Keeper::new(signals, state.arguments())?;
-            keeper.restore(state)?;
+            keeper.restore(*state)?;
             keeper.see_who_ended()?;
             keeper
         }

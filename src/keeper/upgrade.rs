@@ -454,9 +454,6 @@ fn open_checked(path: &Path) -> Result<(OwnedFd, (u64, u64)), String> {
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
         return Err(format!("`{shown}` is no file"));
     }
-    if us == 0 && stat.st_uid != 0 {
-        return Err(format!("`{shown}` belongs to user {}, and root executes only what is root's", stat.st_uid));
-    }
     checked(path, &stat, us, false)?;
     if stat.st_mode & 0o005 != 0o005 {
         return Err(format!("`{shown}` may not be executed and read by everybody (mode {:o}): 755 is expected", stat.st_mode & 0o7777));
@@ -514,5 +511,53 @@ fn put(placed: &Placed, program: &Path) -> io::Result<()> {
 fn remove(placed: &Placed) {
     if is_there(placed) {
         let _stays = rustix::fs::unlink(&placed.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::protocol::Ask;
+    use super::*;
+    use crate::sys::signals::SignalFd;
+
+    fn answered(text: &str, how: Ended) -> Result<String, (Option<String>, String)> {
+        let (answer, theirs) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK).expect("a pipe");
+        rustix::io::write(&theirs, text.as_bytes()).expect("room");
+        understood(&answer, how, 3)
+    }
+
+    #[test]
+    fn only_who_has_found_everybody_has_understood_the_state() {
+        let good = "{\"selfstart\": \"0.2.0\", \"format\": 1, \"children\": 3, \"of_the_future\": 1}\nmore\n";
+        assert_eq!(answered(good, Ended::Code(0)), Ok("0.2.0".to_owned()));
+        let two = "{\"selfstart\": \"0.2.0\", \"format\": 1, \"children\": 2}\n";
+        let to = || Some("0.2.0".to_owned());
+        assert_eq!(answered(two, Ended::Code(0)), Err((to(), "it found 2 of 3 processes in the state".to_owned())));
+        assert_eq!(answered(good, Ended::Code(1)), Err((to(), "its rehearsal ended by exit 1".to_owned())));
+        let refused = "{\"selfstart\": \"0.2.0\", \"format\": 1, \"children\": 3, \"refused\": \"why\"}\n";
+        assert_eq!(answered(refused, Ended::Code(0)), Err((to(), "why".to_owned())));
+        for none in ["", "\n", "selfstart 0.1.0\n", "{}"] {
+            let (to, why) = answered(none, Ended::Code(0)).expect_err("no answer");
+            assert_eq!((to, why.as_str()), (None, "it is no selfstart that can take over (exit 0, without an answer)"));
+        }
+    }
+
+    #[test]
+    fn an_agent_on_trial_may_end_the_node_only_when_it_is_to_end() {
+        let on_trial = |leaving| {
+            let mut keeper = Keeper::new(SignalFd::take().expect("signals"), Vec::new()).expect("a keeper");
+            keeper.leaving = leaving;
+            let former = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("us");
+            let until_micros = micros(clock::now() + PATIENCE);
+            let trial = OnTrial { former: 9, from: "0".to_owned(), by: "root".to_owned(), until_micros, placed: None };
+            keeper.upgrade.resume(PathBuf::from("/nowhere"), 1, None, Some((former, trial)));
+            keeper.obey(Ask::Quit { code: 0 }, Vec::new());
+            let back = keeper.go_on_upgrading();
+            (keeper.quit, back, keeper.upgrade.report().map(|report| report.how))
+        };
+        assert_eq!(on_trial(true), (Some(0), false, None));
+        // The way back is told by who is back.
+        assert_eq!(on_trial(false), (None, true, None));
     }
 }

@@ -28,7 +28,7 @@ pub(crate) fn execute(program: BorrowedFd<'_>, argv: &[CString], env: &[CString]
 /// # Errors
 /// When there is none of this number.
 pub(crate) fn leave(number: i32) -> io::Result<()> {
-    Ok(rustix::io::fcntl_setfd(&borrow(number)?, FdFlags::empty())?)
+    Ok(rustix::io::fcntl_setfd(borrow(number)?, FdFlags::empty())?)
 }
 
 /// Takes a descriptor that the program before us left, by its number, and keeps it from what we start.
@@ -38,7 +38,7 @@ pub(crate) fn leave(number: i32) -> io::Result<()> {
 /// # Errors
 /// When there is none of this number.
 pub(crate) fn take(number: i32) -> io::Result<OwnedFd> {
-    rustix::io::fcntl_setfd(&borrow(number)?, FdFlags::CLOEXEC)?;
+    rustix::io::fcntl_setfd(borrow(number)?, FdFlags::CLOEXEC)?;
     // SAFETY: it is open, and whoever had it is this process, before it executed us.
     #[expect(unsafe_code, reason = "an inherited descriptor is known by its number only")]
     Ok(unsafe { OwnedFd::from_raw_fd(number) })

@@ -33,7 +33,7 @@ impl Node {
         fs_err::create_dir_all(self.path("bin")).expect("made");
         fs_err::set_permissions(self.path("bin"), PermissionsExt::from_mode(0o755)).expect("its mode");
         self.copied(&self.program(), &[]);
-        let start = format!("shift; exec {} \"$@\"", self.program().display());
+        let start = format!("ulimit -Sn 4000; shift; exec {} \"$@\"", self.program().display());
         self.start_with(&["sh", "-c", &start, "sh"]);
         self.until("the control socket", || self.root("run/control.sock").exists().then_some(()));
         self.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
@@ -288,9 +288,15 @@ fn the_former_one_is_back_when_the_agent_of_the_new_one_does_not_come_up() {
 
 /// A program that rehearses well, and does this when it is executed in the place of the keeper; with nothing more, it ends with 3.
 fn liar(node: &Node, does: &str) -> PathBuf {
+    liar_that_rehearses(node, "", does)
+}
+
+/// As [`liar`], doing this before it rehearses.
+fn liar_that_rehearses(node: &Node, first: &str, does: &str) -> PathBuf {
     let includes = "#include <signal.h>\n#include <stdio.h>\n#include <unistd.h>\n";
     let us = env!("CARGO_BIN_EXE_selfstart");
-    let text = format!("{includes}int main(int n, char **a) {{\n  if (n == 2) execv(\"{us}\", a);\n  {does}\n  return 3;\n}}\n");
+    let text =
+        format!("{includes}int main(int n, char **a) {{\n  if (n == 2) {{ {first} execv(\"{us}\", a); }}\n  {does}\n  return 3;\n}}\n");
     node.made("liar", &text)
 }
 
@@ -341,6 +347,31 @@ fn who_ends_and_what_is_signalled_while_nobody_is_there_is_seen() {
     let _gone = asked.wait();
     node.told_once();
     assert!(node.text("agent.log").contains("a signal: everything is stopped"));
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_after_all_changes_nothing() {
+    let node = Node::new();
+    node.configure(&busy(), "");
+    node.boot_installed();
+    let (pids, keeper) = (node.pids("steady"), node.keeper());
+    let binary = liar_that_rehearses(&node, "sleep(1);", "").display().to_string();
+    let mut asked = node.command(&["upgrade", "--binary", &binary]);
+    let asked = asked.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("asked");
+    node.until("the rehearsal", || children_of(keeper).into_iter().find(|pid| title(*pid).contains("internal-keeper")));
+    // Not even root executes that.
+    fs_err::set_permissions(node.path("bin/selfstart.new"), PermissionsExt::from_mode(0o644)).expect("its mode");
+    let said = asked.wait_with_output().expect("its end");
+    let err = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.code() == Some(1) && err.contains("could not be executed: Permission denied"), "{err}");
+    node.same((node.keeper(), node.pids("steady"), node.version().as_str()), (keeper, pids, OURS));
+    // Again, and none of the descriptors of the first time is left.
+    let open = || fs_err::read_dir(format!("/proc/{keeper}/fd")).expect("read").count();
+    let before = open();
+    node.upgrade(&node.newer()).exits(0);
+    node.until("as many descriptors as before", || (open() <= before).then_some(()));
+    node.ends_with_all_lines(&[("steady", 2), ("brief", 2)]);
+    node.told_once();
 }
 
 #[test]
