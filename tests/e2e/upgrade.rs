@@ -331,7 +331,7 @@ fn who_ends_and_what_is_signalled_while_nobody_is_there_is_seen() {
     node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), "");
     node.boot_installed();
     let pid = node.pid("w");
-    let us = env!("CARGO_BIN_EXE_selfstart");
+    let us = node.path("ours").display().to_string();
     // Nothing else ends meanwhile, whose end would be told together with it.
     let binary = liar(&node, &format!("kill({pid}, SIGKILL); usleep(200000); execv(\"{us}\", a);"));
     let mark = node.mark();
