@@ -26,9 +26,20 @@ use cli::failure::{Failure, Stop};
 use cli::site::Loaded;
 
 fn main() -> ExitCode {
+    // Another selfstart was here before us, in this very process: what it was about goes on.
+    if let Some(inherited) = keeper::inherited() {
+        return match keeper::resume(inherited) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => {
+                eprintln!("error: selfstart cannot mind this node: {}", agent::chain(&error));
+                ExitCode::FAILURE
+            }
+        };
+    }
     // What selfstart starts itself, before any parsing: helpers are small, and their words are not an interface.
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next().as_deref().and_then(|verb| verb.to_str()) {
+        Some("internal-keeper") => return keeper::rehearse(),
         Some("internal-git") => return release::git::main(),
         Some("internal-holder") => return holder::main(arguments.next().is_some_and(|word| word == "--stop")),
         Some("internal-rights") => return rights::main(arguments),

@@ -29,7 +29,7 @@ use crate::config::settings::Settings;
 use crate::config::{self, Loaded, Surroundings};
 use crate::control::server::serve;
 use crate::control::socket;
-use crate::keeper::protocol::{Ask, Errand, Key, PROTOCOL, Tell, Welcome};
+use crate::keeper::protocol::{Ask, Errand, Key, PROTOCOL, Tell, Upgraded, Welcome};
 use crate::release::layout::{Layout, Owner};
 use crate::release::prune;
 use crate::sys::clock;
@@ -117,6 +117,7 @@ struct Found {
     groups: Groups,
     out_of_memory: BTreeMap<Key, Option<Bytes>>,
     order_failed: Option<String>,
+    upgraded: Option<Upgraded>,
 }
 
 impl Found {
@@ -147,6 +148,7 @@ impl Found {
                     Tell::OutOfMemory { key, peak_bytes, .. } => {
                         self.out_of_memory.insert(key, peak_bytes.map(Bytes));
                     }
+                    Tell::Upgraded(upgraded) => self.upgraded = Some(upgraded),
                     Tell::SpawnFailed { .. } | Tell::TreeGone { .. } | Tell::Listed | Tell::Adopted => {}
                     Tell::Errand { failed, .. } => self.order_failed = failed,
                 }
@@ -514,7 +516,11 @@ impl Parts {
             notified: std::env::var_os("NOTIFY_SOCKET").is_some(),
             groups: self.found.groups,
             out_of_memory: self.found.out_of_memory,
+            upgraded: None,
         };
+        if let Some(upgraded) = self.found.upgraded {
+            agent.upgraded(upgraded);
+        }
         if agent.notes.is_empty() {
             agent.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
         }
@@ -679,7 +685,15 @@ mod tests {
         fn run_with(&self, agent_starts: u32, tells: &[&Tell], fds: &[BorrowedFd<'_>]) -> Vec<Ask> {
             let (ours, theirs) = packet::pair().expect("a line");
             let keeper_pid = i32::try_from(std::process::id()).expect("a pid");
-            let welcome = Tell::Welcome(Welcome { protocol: PROTOCOL, version: String::new(), keeper_pid, agent_starts, last_agent: None });
+            let welcome = Tell::Welcome(Welcome {
+                protocol: PROTOCOL,
+                version: String::new(),
+                keeper_pid,
+                agent_starts,
+                last_agent: None,
+                for_upgrade: false,
+                program: String::new(),
+            });
             for tell in std::iter::once(&welcome).chain(tells.iter().copied()) {
                 let fds = if matches!(tell, Tell::Child { streams, .. } if !streams.is_empty()) { fds } else { &[] };
                 packet::send(ours.as_fd(), &encode(tell), fds).expect("room");

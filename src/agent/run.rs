@@ -27,7 +27,7 @@ use super::serving::Serving;
 use super::tell::Telling;
 use crate::config::settings::Settings;
 use crate::control::server::Call;
-use crate::keeper::protocol::{ALIVE_EVERY, Ask, Key, Tell, Welcome};
+use crate::keeper::protocol::{ALIVE_EVERY, Ask, Key, Tell, Upgraded, Welcome};
 use crate::release::layout::Layout;
 use crate::sys::clock;
 use crate::sys::watch::watched;
@@ -147,6 +147,8 @@ pub(crate) struct Agent {
     pub(crate) groups: Groups,
     /// Whom the kernel has ended for want of memory, and the most that they had; until their end is heard.
     pub(crate) out_of_memory: BTreeMap<Key, Option<Bytes>>,
+    /// What became of the last upgrade.
+    pub(crate) upgraded: Option<Upgraded>,
 }
 
 /// What the keeper has of cgroups for our children.
@@ -283,6 +285,7 @@ impl Agent {
                 self.out_of_memory.insert(key, peak_bytes.map(Bytes));
             }
             Tell::Errand { errand, failed } => self.errand_told(&errand, failed, fds.into_iter().next()),
+            Tell::Upgraded(upgraded) => self.upgraded(upgraded),
             Tell::Welcome(_) | Tell::Kept { .. } | Tell::Listed | Tell::Adopted => {}
         }
     }

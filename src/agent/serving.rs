@@ -30,7 +30,7 @@ use crate::config::settings::{Changes, ControlSettings, Settings};
 use crate::control::server::{Call, FAREWELL, Gate, Peer, Reply, Verdict};
 use crate::control::socket;
 use crate::control::wire::{Change, Done, Facts, Failed, Launch, Live, Outcome, Progress, RefusalCode, Refused, ValueChange};
-use crate::keeper::protocol::Ask;
+use crate::keeper::protocol::{Ask, HowUpgraded, Upgraded};
 use crate::release::layout::{Layout, Owner};
 use crate::release::prune;
 use crate::sys::process::Variable;
@@ -48,6 +48,8 @@ pub(crate) struct Serving {
     /// What is so already, and is answered once a write of the state that contains it is over; with the number of that write.
     unsaved: Vec<(u64, Reply, Box<Done>)>,
     shown: Option<(MonoTime, String)>,
+    /// Who waits for an upgrade. When it is begun this agent ends, and they ask the next one.
+    upgrades: Vec<Reply>,
     /// `control.workers`, as the gate reads it.
     workers_may: Arc<AtomicBool>,
 }
@@ -223,6 +225,7 @@ impl Agent {
             Command::Reload { plan: true } => self.reload_plan(&peer, reply),
             Command::Reload { plan: false } => self.reload(Some((by, reply, wait))),
             Command::Wait {} => self.pending(reply, true, Goal::AllReady, "every pool is ready".into()),
+            Command::Upgrade { placed } => self.upgrade(placed, by, reply),
             Command::Launch { pool } => reply.finish(self.launch_facts(pool, peer.uid)),
         }
     }
@@ -806,6 +809,34 @@ impl Agent {
         }
     }
 
+    /// Has the keeper and us renewed.
+    fn upgrade(&mut self, placed: bool, by: String, reply: Reply) {
+        if !self.serving.upgrades.is_empty() {
+            return reply.finish(refused(
+                RefusalCode::Busy,
+                "an upgrade is under way already",
+                Some("`selfstart status` shows what comes of it"),
+            ));
+        }
+        self.serving.upgrades.push(reply);
+        self.ask(Ask::Upgrade { placed, by });
+    }
+
+    /// The keeper says what became of the last upgrade; again after each start of an agent.
+    pub(crate) fn upgraded(&mut self, upgraded: Upgraded) {
+        if !upgraded.told {
+            self.telling.upgraded(&upgraded);
+            self.ask(Ask::UpgradeNoted { number: upgraded.number });
+        }
+        for reply in std::mem::take(&mut self.serving.upgrades) {
+            reply.finish(match upgraded.how {
+                HowUpgraded::Done => Done::text(upgraded.text.clone()),
+                HowUpgraded::Refused | HowUpgraded::WentBack => Failed::because(upgraded.text.clone()),
+            });
+        }
+        self.upgraded = Some(upgraded);
+    }
+
     /// A signal for the node.
     pub(crate) fn signalled(&mut self, number: i32) {
         match number {
@@ -814,7 +845,6 @@ impl Agent {
                 self.outputs.reopen();
                 self.telling.reopened();
             }
-            libc::SIGUSR2 => self.telling.warn("USR2 (upgrade in place) is not there yet: nothing was done"),
             libc::SIGTERM | libc::SIGINT => {
                 if self.ending == Ending::Leaving {
                     self.telling.warn("a second signal: what still runs is killed now");

@@ -6,7 +6,7 @@ use selfstart_core::id::SlotId;
 use selfstart_core::pool::Pool;
 use selfstart_core::status::{
     AgentState, AgentStatus, DeployPhase, DeployStatus, HoldStatus, JobStatus, NodeStatus, PendingStatus, PoolStatus, Progress,
-    QuarantinedRevision, Reached, SCHEMA, SlotState, SlotStatus, Status, Step, VerdictStatus,
+    QuarantinedRevision, Reached, SCHEMA, SlotState, SlotStatus, Status, Step, UpgradeStatus, VerdictStatus,
 };
 use selfstart_core::time::{Human, MonoTime, WallTime};
 use selfstart_core::units::Bytes;
@@ -14,6 +14,7 @@ use selfstart_core::worker;
 
 use super::minding::PoolRun;
 use super::run::{Agent, Ending};
+use crate::keeper::protocol::{HowUpgraded, Upgraded};
 use crate::sys::clock;
 
 impl Agent {
@@ -28,6 +29,8 @@ impl Agent {
                 keeper_pid: self.welcome.keeper_pid,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 started_at: Timestamp(self.started_at),
+                program: Some(self.welcome.program.clone()).filter(|program| !program.is_empty()),
+                upgrade: self.upgraded.as_ref().map(upgrade_status),
                 state: match self.ending {
                     Ending::No => AgentState::Running,
                     Ending::Draining | Ending::Leaving => AgentState::Draining,
@@ -251,4 +254,14 @@ fn phase(phase: PhaseName) -> DeployPhase {
 fn machine_id() -> String {
     let id = fs_err::read_to_string("/etc/machine-id").map(|id| id.trim().to_owned()).unwrap_or_default();
     if id.is_empty() { rustix::system::uname().nodename().to_string_lossy().into_owned() } else { id }
+}
+
+fn upgrade_status(upgraded: &Upgraded) -> UpgradeStatus {
+    UpgradeStatus {
+        number: upgraded.number,
+        from: upgraded.from.clone(),
+        to: upgraded.to.clone(),
+        done: upgraded.how == HowUpgraded::Done,
+        text: upgraded.text.clone(),
+    }
 }

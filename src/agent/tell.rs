@@ -12,7 +12,7 @@ use super::deploying::chain;
 use super::output::OutputNews;
 use crate::config::settings::Settings;
 use crate::control::wire::Change;
-use crate::keeper::protocol::Welcome;
+use crate::keeper::protocol::{HowUpgraded, Upgraded, Welcome};
 use crate::release::layout::Layout;
 use crate::sys::clock;
 use crate::telling::journal::{self, Filter, Journal};
@@ -47,7 +47,10 @@ impl Telling {
             .filter(|record| record.kind == Kind::WorkerEnded.as_str());
         let told_ends = ends.filter_map(|end| Some((end.pool?, end.slot?, end.more.get("start")?.as_u64()?))).collect();
         let mut telling = Self { journal, told_ends, terminal: std::io::stderr().is_terminal() };
-        if welcome.agent_starts > 1 {
+        if welcome.for_upgrade {
+            let text = format!("selfstart {} minds `{}`", env!("CARGO_PKG_VERSION"), settings.app);
+            telling.tell(Happening::new(Kind::AgentStarted, text));
+        } else if welcome.agent_starts > 1 {
             let how = welcome.last_agent.map_or_else(String::new, |how| format!("; the last one ended: {}", crate::keeper::describe(how)));
             telling.tell(Happening::new(Kind::AgentRestarted, format!("the agent is back{how}")));
         } else {
@@ -229,6 +232,17 @@ impl Telling {
     /// Lets another group read events.
     pub(crate) fn set_readers(&mut self, group: Option<u32>) {
         self.journal.set_readers(group);
+    }
+
+    /// The keeper and the agent were renewed, or were not.
+    pub(crate) fn upgraded(&mut self, upgraded: &Upgraded) {
+        let happening = match upgraded.how {
+            HowUpgraded::Done => Happening::new(Kind::Upgraded, upgraded.text.clone()),
+            HowUpgraded::Refused => Happening::new(Kind::UpgradeFailed, upgraded.text.clone()).verdict("refused"),
+            HowUpgraded::WentBack => Happening::new(Kind::UpgradeFailed, upgraded.text.clone()).verdict("went_back"),
+        };
+        let happening = happening.with("number", upgraded.number).with("from", upgraded.from.clone());
+        self.tell(happening.with("to", upgraded.to.clone()).with(ASKED_BY, upgraded.by.clone()));
     }
 
     pub(crate) fn reopened(&mut self) {

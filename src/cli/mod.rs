@@ -28,6 +28,7 @@ pub(crate) mod run;
 pub(crate) mod site;
 mod status;
 mod tail;
+mod upgrade;
 
 use exit::Exit;
 use failure::Stop;
@@ -90,7 +91,8 @@ impl AnswerArgs {
 enum Verb {
     /// Keep this node: boot, deploy, mind the pools until told to stop
     ///
-    /// Stays in the foreground. TERM or INT: stop everything by its ladder, then end; a second one: at once. HUP: reload.
+    /// Stays in the foreground. TERM or INT: stop everything by its ladder, then end; a second one: at once. HUP: reload. USR2: upgrade.
+    /// USR1: open the logs again.
     #[command(after_help = "Example:\n  selfstart run --config ./config.yaml")]
     Run(run::RunArgs),
     /// Look for what is wrong with the configuration and this machine
@@ -171,6 +173,12 @@ enum Verb {
     /// Ends as the command ends; 126: it cannot be executed; 127: there is no such command.
     #[command(after_help = "Examples:\n  selfstart exec -- bundle exec rake -T\n  selfstart exec --pool checkins -- sh")]
     Exec(exec::ExecArgs),
+    /// Renew selfstart itself, workers untouched
+    ///
+    /// The new program first reads the state in a process of its own, then takes over, on trial: if its agent is not up within 10 s the
+    /// old one is back. USR2 to `selfstart run` does the same with the program that lies where it was started from.
+    #[command(after_help = "Examples:\n  selfstart upgrade --binary ./selfstart\n  selfstart upgrade")]
+    Upgrade(upgrade::UpgradeArgs),
     /// Have selfstart started at boot, by systemd or rc.local
     ///
     /// Copies this program to where it is to be if there is none, and needs no configuration. A second time changes nothing.
@@ -253,5 +261,6 @@ fn dispatch(cli: &Cli, wiring: &Wiring) -> Result<Exit, Stop> {
         Verb::Events(args) => events::events(site, args),
         Verb::Why(args) => events::why(site, args),
         Verb::Exec(args) => exec::exec(site, args),
+        Verb::Upgrade(args) => upgrade::upgrade(site, args),
     }
 }

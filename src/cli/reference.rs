@@ -70,7 +70,7 @@ fn the_definition_is_sound() {
 
 #[test]
 fn verbs_of_later_issues_are_unknown() {
-    for verb in ["quiet", "unquiet", "reap", "jobs", "queues", "enqueue", "work", "env", "upgrade", "fleet", "bake"] {
+    for verb in ["quiet", "unquiet", "reap", "jobs", "queues", "enqueue", "work", "env", "fleet", "bake"] {
         let error = Cli::command().try_get_matches_from(["selfstart", verb]).expect_err(verb);
         assert_eq!(error.exit_code(), 2, "{verb}");
     }

@@ -264,6 +264,7 @@ fn is_told(command: &Command) -> bool {
         | Command::Hold { .. }
         | Command::Unhold {}
         | Command::Drain {}
+        | Command::Upgrade { .. }
         | Command::Reload { plan: false } => true,
         Command::Status {}
         | Command::Releases {}

@@ -403,7 +403,7 @@ mod tests {
             same(line, &request.to_line());
             verbs.insert(request.command.verb());
         }
-        assert_eq!(verbs.len(), 17, "a request for each verb: {verbs:?}");
+        assert_eq!(verbs.len(), 18, "a request for each verb: {verbs:?}");
     }
 
     #[test]

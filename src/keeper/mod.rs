@@ -5,9 +5,11 @@
 //! What it must tell the agent is kept in the table of children itself until it is told, so an agent may die at any moment and
 //! the next one hears everything again.
 
+mod handover;
 pub(crate) mod protocol;
 mod rights;
 mod table;
+mod upgrade;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
@@ -33,6 +35,7 @@ use protocol::{Ask, Errand, Key, PROTOCOL, Start, Tell, Welcome, decode, encode}
 use rights::{Ordered, Over, Rights};
 pub(crate) use table::main_process_of;
 use table::{Child, DOUBT_FOR, Doubt, LOOK_AGAIN, LOOK_SOON, LOOK_SOON_FOR, Life, Table};
+pub(crate) use upgrade::beside;
 
 /// The environment variable that tells the agent which descriptor leads to the keeper.
 pub(crate) const LINE_VARIABLE: &str = "SELFSTART_KEEPER_FD";
@@ -107,6 +110,7 @@ enum Note {
     Tree(String),
     OutOfMemory(Key),
     Errand(Errand, Result<OwnedFd, String>),
+    Upgraded,
 }
 
 /// The exit code for a configuration with which nothing may run (PRODUCT.md, section 4).
@@ -199,6 +203,7 @@ struct Keeper {
     /// The adopted children of whose output some could not be opened.
     unread: BTreeMap<Key, Unread>,
     buffer: Vec<u8>,
+    upgrade: upgrade::Upgrade,
 }
 
 /// Runs until the agent says that it is over; returns the exit code. `agent_arguments` are what the agent gets after its own verb.
@@ -210,27 +215,106 @@ struct Keeper {
 /// # Errors
 /// When the kernel refuses something without which nothing can be minded.
 pub(crate) fn run(agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
-    process::close_inherited_on_exec();
-    process::become_subreaper().map_err(doing("become the parent of orphans"))?;
-    signals::take_back().map_err(doing("take signals"))?;
-    // Here, so that they are blocked in both threads.
-    let signals = SignalFd::take().map_err(doing("take signals"))?;
-    let thread = std::thread::Builder::new()
-        .name("keeper".to_owned())
-        .spawn(|| mind(signals, agent_arguments))
-        .map_err(doing("start the thread that minds"))?;
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    keep(Begin::Nothing(agent_arguments))
+}
+
+/// What another selfstart has left to this program, which it has executed in its place.
+pub(crate) struct Inherited(handover::State);
+
+/// Returns that, if there was one; called first of all. What cannot be understood is told and left: then a `run` like any goes on, and
+/// adopts the workers.
+pub(crate) fn inherited() -> Option<Inherited> {
+    match handover::inherited()? {
+        Ok(state) => Some(Inherited(state)),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
+            complain(&format!("what the former selfstart has left cannot be used, and its workers are adopted: {error}{cause}"));
+            None
+        }
+    }
+}
+
+/// Goes on in the place of another selfstart; as [`run`].
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn resume(inherited: Inherited) -> Result<u8, KeeperError> {
+    keep(Begin::Inherited(Box::new(inherited.0)))
+}
+
+/// `selfstart internal-keeper`: reads what is handed over, and says whether it could be taken over.
+pub(crate) fn rehearse() -> std::process::ExitCode {
+    handover::rehearsal()
+}
+
+/// What there is at first.
+enum Begin {
+    Nothing(Vec<CString>),
+    Inherited(Box<handover::State>),
+}
+
+/// How the loop ends.
+enum End {
+    Quit(u8),
+    Execute(handover::Parcel),
+}
+
+/// Runs the loop in a thread of its own, and executes what takes its place. That is done here, where no other thread is left: those who
+/// are to end with us end with the thread that started them, not with this one.
+fn keep(mut begin: Begin) -> Result<u8, KeeperError> {
+    loop {
+        process::close_inherited_on_exec();
+        process::become_subreaper().map_err(doing("become the parent of orphans"))?;
+        signals::take_back().map_err(doing("take signals"))?;
+        // Here, so that they are blocked in both threads.
+        let signals = SignalFd::take().map_err(doing("take signals"))?;
+        let thread = std::thread::Builder::new()
+            .name("keeper".to_owned())
+            .spawn(|| mind(signals, begin))
+            .map_err(doing("start the thread that minds"))?;
+        match thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))? {
+            End::Quit(code) => return Ok(code),
+            End::Execute(parcel) => {
+                let (state, error) = parcel.execute();
+                let state = handover::State::read(state).map_err(|error| doing("go on after all")(io::Error::other(error)))?;
+                begin = Begin::Inherited(Box::new(handover::not_executed(state, &error)));
+            }
+        }
+    }
 }
 
 /// The loop.
-fn mind(signals: SignalFd, agent_arguments: Vec<CString>) -> Result<u8, KeeperError> {
-    let mut keeper = Keeper::new(signals, agent_arguments)?;
+fn mind(signals: SignalFd, begin: Begin) -> Result<End, KeeperError> {
+    let mut keeper = match begin {
+        Begin::Nothing(arguments) => Keeper::new(signals, arguments)?,
+        Begin::Inherited(state) => {
+            let mut keeper = Keeper::new(signals, state.arguments())?;
+            keeper.restore(*state)?;
+            keeper.see_who_ended()?;
+            keeper
+        }
+    };
     loop {
         keeper.turn()?;
         if let Some(code) = keeper.quit {
-            return Ok(code);
+            return Ok(End::Quit(code));
+        }
+        if let Some(parcel) = keeper.upgrade.parcel() {
+            // Its descriptors stay open for who takes them over, by their numbers.
+            std::mem::forget(keeper);
+            return Ok(End::Execute(parcel));
         }
     }
+}
+
+/// Our environment, without what is meant for one process only.
+fn own_environment() -> Vec<CString> {
+    use std::os::unix::ffi::OsStrExt;
+    let not_ours = [LINE_VARIABLE, STANDING_VARIABLE, protocol::KEY_VARIABLE, handover::VARIABLE];
+    std::env::vars_os()
+        .filter(|(name, _)| !not_ours.iter().any(|other| name == other))
+        .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok())
+        .collect()
 }
 
 /// Duplicates a descriptor out of the way of 0, 1 and 2, which a daemon may have been started without.
@@ -288,11 +372,15 @@ impl Keeper {
             next_round: clock::now(),
             unread: BTreeMap::new(),
             buffer: Vec::new(),
+            upgrade: upgrade::Upgrade::new(),
         })
     }
 
     /// Waits for something, deals with all of it, tells the agent.
     fn turn(&mut self) -> Result<(), KeeperError> {
+        if self.go_on_upgrading() {
+            return Ok(());
+        }
         if self.agent.is_none() && clock::now() >= self.next_agent && !self.rights.are_being_looked_up() {
             if let Err(error) = self.look_up_rights().and_then(|known| if known { self.start_agent() } else { Ok(()) }) {
                 // Out of descriptors, say: the workers are minded no worse for trying again.
@@ -317,9 +405,11 @@ impl Keeper {
         let unread = self.unread.values().map(|unread| clock::now().until(unread.next) + Duration::from_millis(1)).min();
         // A futex is nothing that can be polled. It is only told that it is over; its end is a signal like any.
         let late = self.starter.hangs().then_some(LOOK_AGAIN);
+        let upgrade = self.upgrade.next().map(|at| clock::now().until(at) + Duration::from_millis(1));
         let wait = agent
             .into_iter()
             .chain(errand)
+            .chain(upgrade)
             .chain(silent)
             .chain(clearing)
             .chain(rest)
@@ -383,7 +473,10 @@ impl Keeper {
     /// Reads pending signals; an ended child is reaped at once, any number of them for one signal.
     fn take_signals(&mut self, ended: &mut Vec<Key>) -> Result<(), KeeperError> {
         while let Some(number) = self.signals.next().map_err(doing("read signals"))? {
-            if number != libc::SIGCHLD {
+            if number == libc::SIGUSR2 {
+                // Not the agent's affair: it may be the reason.
+                self.begin_upgrade(false, "USR2".to_owned());
+            } else if number != libc::SIGCHLD {
                 let end = matches!(number, libc::SIGTERM | libc::SIGINT);
                 self.hurry = self.hurry || (end && self.leaving);
                 self.leaving = self.leaving || end;
@@ -401,6 +494,8 @@ impl Keeper {
                 self.agent_ended(how);
             } else if let Some(over) = self.rights.reaped(pid, how) {
                 self.errand_over(over);
+            } else if self.rehearsal_ended(pid, how) {
+                continue;
             } else if let Some(key) = self.table.ended(pid, how, clock::now()) {
                 ended.push(key);
             }
@@ -459,14 +554,22 @@ impl Keeper {
         if group.kill().is_err() {
             return false;
         }
-        if let Some(events) = events.filter(|events| self.has_place_for(events)) {
-            self.groups_watched += 1;
-            let token = epoll::EventData::new_u64((self.groups_watched << 2) | GROUP);
-            if epoll::add(&self.epoll, &events, token, epoll::EventFlags::PRI).is_ok() {
-                self.emptying.insert(key.to_owned(), (self.groups_watched, events));
-            }
+        if let Some(events) = events {
+            self.watch_emptying(key, events);
         }
         true
+    }
+
+    /// Has the end of the last one in a cgroup told.
+    fn watch_emptying(&mut self, key: &str, events: OwnedFd) {
+        if !self.has_place_for(&events) {
+            return;
+        }
+        self.groups_watched += 1;
+        let token = epoll::EventData::new_u64((self.groups_watched << 2) | GROUP);
+        if epoll::add(&self.epoll, &events, token, epoll::EventFlags::PRI).is_ok() {
+            self.emptying.insert(key.to_owned(), (self.groups_watched, events));
+        }
     }
 
     /// Kills what is left of each tree that is being cleared; a tree of which nothing is left is told.
@@ -628,7 +731,9 @@ impl Keeper {
         // The next one asks itself.
         self.adopting = None;
         self.last_agent = Some(how);
-        if self.quit.is_none() {
+        self.agent_of_trial_ended(how);
+        if self.quit.is_none() && !self.upgrade.goes_on() {
+            self.upgrade.agent_ended_by_itself();
             complain(&format!("the agent has ended ({}); starting it again", describe(how)));
         }
     }
@@ -787,8 +892,11 @@ impl Keeper {
                     agent.silent = Some((clock::now() + SILENCE[0], 0));
                 }
                 watchdog();
+                self.agent_is_up();
             }
-            Ask::Quit { code } => {
+            Ask::Upgrade { placed, by } => self.begin_upgrade(placed, by),
+            Ask::UpgradeNoted { number } => self.upgrade.noted(number),
+            Ask::Quit { code } if self.may_quit() => {
                 self.quit = Some(code);
                 self.table.remove_groups();
                 if let Some((mount, name)) = &self.own_tree {
@@ -796,6 +904,7 @@ impl Keeper {
                     let _stays = cgroup::Tree::open(mount).and_then(|mount| mount.remove(name));
                 }
             }
+            Ask::Quit { .. } => {}
         }
     }
 
@@ -903,6 +1012,7 @@ impl Keeper {
             }
         }
         self.notes.extend(self.kept.keys().cloned().map(Note::Kept));
+        self.notes.extend(self.upgrade.report().map(|_| Note::Upgraded));
         self.notes.push_back(Note::Listed);
         if self.leaving && !signals.iter().any(|note| matches!(note, Note::Signalled(libc::SIGTERM | libc::SIGINT))) {
             self.notes.push_back(Note::Signalled(libc::SIGTERM));
@@ -1238,6 +1348,8 @@ impl Keeper {
                 keeper_pid: rustix::process::getpid().as_raw_nonzero().get(),
                 agent_starts: self.agent_starts,
                 last_agent: self.last_agent,
+                for_upgrade: self.upgrade.ended_agent(),
+                program: self.upgrade.program().display().to_string(),
             })),
             Note::Child(key) | Note::Streams(key, _) => {
                 let child = self.table.get(key)?;
@@ -1281,6 +1393,7 @@ impl Keeper {
                 let failed = answer.as_ref().err().cloned();
                 Some((Tell::Errand { errand: errand.clone(), failed }, answer.iter().map(OwnedFd::as_fd).collect()))
             }
+            Note::Upgraded => plain(Tell::Upgraded(self.upgrade.report()?.clone())),
             Note::Signalled(number) => plain(Tell::Signalled { number: *number }),
         }
     }
@@ -1305,15 +1418,6 @@ fn signal_job(id: ProcessId, title: &[u8], number: i32, ours: impl FnOnce(i32) -
     {
         complain(&format!("process {} could not be signalled: {error}", id.pid));
     }
-}
-
-/// Our environment, without what is said to one agent or worker alone.
-fn own_environment() -> Vec<CString> {
-    use std::os::unix::ffi::OsStrExt;
-    std::env::vars_os()
-        .filter(|(name, _)| ![LINE_VARIABLE, STANDING_VARIABLE, protocol::KEY_VARIABLE].iter().any(|ours| name == ours))
-        .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok())
-        .collect()
 }
 
 /// Tells the service manager that we are alive, if it wants to know (`sd_watchdog_enabled(3)`).

@@ -106,6 +106,19 @@ pub(crate) enum Ask {
     },
     /// Have done what needs root, where the agent is not root; answered by [`Tell::Errand`]. Where it is root nothing is done.
     Errand(Errand),
+    /// Execute another program in the place of the keeper's, on trial; answered by [`Tell::Upgraded`]. It names no file: which ones may be
+    /// executed is not the agent's to say.
+    Upgrade {
+        /// The one that was put beside the program (`PROGRAM.new`); else the one that lies where the program was started from.
+        placed: bool,
+        /// Who asked.
+        by: String,
+    },
+    /// What became of this upgrade is in the journal.
+    UpgradeNoted {
+        /// Its number.
+        number: u32,
+    },
 }
 
 /// What is done by a short-lived helper that is root, with the keeper's own configuration.
@@ -239,6 +252,45 @@ pub(crate) enum Tell {
         /// Why it was not done; `None`: it was.
         failed: Option<String>,
     },
+    /// What became of the last upgrade.
+    Upgraded(Upgraded),
+}
+
+/// What became of an upgrade.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Upgraded {
+    /// Which, counted from the first start of the keeper.
+    pub(crate) number: u32,
+    /// The version that there was.
+    pub(crate) from: String,
+    /// The version that there was to be; `None`: it is not known.
+    pub(crate) to: Option<String>,
+    /// Who asked.
+    pub(crate) by: String,
+    /// How it went.
+    pub(crate) how: HowUpgraded,
+    /// The same for people, with the reason.
+    pub(crate) text: String,
+    /// Whether an agent has told it in the journal.
+    pub(crate) told: bool,
+}
+
+impl Upgraded {
+    /// One that was not begun.
+    pub(crate) fn failed(number: u32, from: &str, to: Option<String>, by: &str, text: String) -> Self {
+        Self { number, from: from.to_owned(), to, by: by.to_owned(), how: HowUpgraded::Refused, text, told: false }
+    }
+}
+
+/// How an upgrade went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum HowUpgraded {
+    /// The new program has taken over.
+    Done,
+    /// It was not executed: nothing has changed.
+    Refused,
+    /// It was executed, did not come up, and the former one is back.
+    WentBack,
 }
 
 /// Who the keeper is.
@@ -254,6 +306,10 @@ pub(crate) struct Welcome {
     pub(crate) agent_starts: u32,
     /// How the last agent ended.
     pub(crate) last_agent: Option<Ended>,
+    /// Whether it was ended for an upgrade.
+    pub(crate) for_upgrade: bool,
+    /// The file that the keeper was started from at first.
+    pub(crate) program: String,
 }
 
 /// A message that is none.
@@ -318,6 +374,8 @@ mod tests {
             Ask::Tree { name: "selfstart-flipper-1".into() },
             Ask::Errand(Errand::Order),
             Ask::Errand(Errand::Prune(vec!["20261122T101530Z-1a2b3c4".into()])),
+            Ask::Upgrade { placed: true, by: "root".into() },
+            Ask::UpgradeNoted { number: 3 },
         ]
     }
 

@@ -26,17 +26,17 @@ pub(super) struct Child {
     pub(super) id: ProcessId,
     /// Whether an earlier keeper started it: then it is not ours to reap, its pidfd says when it ends.
     pub(super) adopted: bool,
-    pidfd: Option<OwnedFd>,
+    pub(super) pidfd: Option<OwnedFd>,
     pub(super) streams: Vec<(u8, OwnedFd)>,
     pub(super) life: Life,
-    root: String,
+    pub(super) root: String,
     pub(super) note: String,
     /// The name of its cgroup; `None`: it has none of its own.
     pub(super) group: Option<String>,
     /// What the kernel counted in it, once the main process has ended.
     pub(super) counted: Counted,
     /// While its tree is being cleared: how many were killed.
-    clearing: Option<u32>,
+    pub(super) clearing: Option<u32>,
     /// While nothing is known to be left of its tree, but something might be: since when.
     doubtful: Option<MonoTime>,
 }

@@ -121,6 +121,10 @@ kinds! {
     OutputFile = "output_file", Warn;
     /// A pool changes over to a release.
     Rollout = "rollout", Info;
+    /// Another selfstart has taken over.
+    Upgraded = "upgraded", Info;
+    /// Another selfstart did not take over.
+    UpgradeFailed = "upgrade_failed", Error;
     /// Something else did not work as it should, and was worked around.
     Trouble = "trouble", Warn;
     /// Events could not be written before this one.

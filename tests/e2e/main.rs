@@ -30,4 +30,5 @@ mod releases;
 mod reload;
 mod remote;
 mod ssh;
+mod upgrade;
 mod users;

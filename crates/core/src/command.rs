@@ -99,6 +99,12 @@ pub enum Command {
     },
     /// Answer when every pool has its workers ready.
     Wait {},
+    /// Have the keeper and the agent renewed, workers untouched.
+    Upgrade {
+        /// By the program that was put beside the one they were started from; else by the one that lies there now.
+        #[serde(default, skip_serializing_if = "is_false")]
+        placed: bool,
+    },
     /// With what a worker of this pool would be started now.
     Launch {
         /// Which; `None`: the first pool of the configuration.
@@ -132,6 +138,7 @@ impl Command {
             Self::Unhold {} => "unhold",
             Self::Reload { .. } => "reload",
             Self::Wait {} => "wait",
+            Self::Upgrade { .. } => "upgrade",
             Self::Launch { .. } => "launch",
         }
     }

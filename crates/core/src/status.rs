@@ -57,6 +57,28 @@ pub struct AgentStatus {
     pub started_at: Timestamp,
     /// What it is about.
     pub state: AgentState,
+    /// The file that selfstart was started from; an upgrade takes its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    /// What became of the last upgrade; `None`: there was none since selfstart was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<UpgradeStatus>,
+}
+
+/// What became of an upgrade.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeStatus {
+    /// Which, counted since selfstart was started.
+    pub number: u32,
+    /// The version that there was.
+    pub from: String,
+    /// The version that there was to be; `None`: it is not known.
+    #[serde(default)]
+    pub to: Option<String>,
+    /// Whether it has taken over.
+    pub done: bool,
+    /// The same for people, with the reason.
+    pub text: String,
 }
 
 /// What the agent is about.
