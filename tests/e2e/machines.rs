@@ -271,12 +271,8 @@ fn inside_a_proc_that_hides() {
         node.until("the memory of its workers", || {
             node.slots("w").iter().all(|slot| slot["memory_bytes"].as_u64() > Some(0)).then_some(())
         });
-        let first = node.live();
-        for _ in 0..3 {
-            node.commit(&[]);
-            node.cli(&["deploy"]).exits(0);
-        }
-        node.until("the first release to go", || (!node.root("releases").join(&first.1).exists()).then_some(()));
+        node.commit(&[]);
+        node.cli(&["deploy"]).exits(0);
         drop(node);
         run(Command::new("umount").arg("/proc"));
     }
