@@ -182,16 +182,11 @@ fn of_root(settings: &Settings) -> Vec<Finding> {
 
 /// Whether `root` is there after a reboot.
 fn lasts(settings: &Settings) -> Option<Finding> {
-    /// `statfs(2)`.
-    const TMPFS: i64 = 0x0102_1994;
-    const RAMFS: i64 = 0x8584_58f6;
     let there = settings.root.ancestors().find(|path| path.exists())?;
-    let kind = rustix::fs::statfs(there).ok()?.f_type;
-    #[expect(clippy::unnecessary_fallible_conversions, reason = "its width differs between machines")]
-    let kind = i64::try_from(kind).ok()?;
+    let in_memory = rustix::fs::statfs(there).ok()?.f_type == libc::TMPFS_MAGIC;
     let text = format!("root: `{}` is in memory: a reboot loses releases, `shared/`, holds and logs", settings.root.display());
     let hint = "name a directory on a disk, if it should come up without its source";
-    [TMPFS, RAMFS].contains(&kind).then(|| finding(Weight::Warning, text, Some(hint)))
+    in_memory.then(|| finding(Weight::Warning, text, Some(hint)))
 }
 
 /// Files that helpers and workers need; what holds secrets of `${file:...}` is looked at in [`of_secrets`].

@@ -944,8 +944,8 @@ impl Keeper {
         match (&then, &result) {
             (Ordered::Never(why), _) => {
                 complain(&format!("no agent is started: {why}"));
-                // Who has taken over running workers from a former program does not leave them for it.
-                self.quit = (self.table.len() == 0).then_some(CONFIGURATION);
+                // Who has taken over running workers from a former program does not leave them for it; who is on trial has not passed.
+                self.quit = (self.may_quit() && self.table.len() == 0).then_some(CONFIGURATION);
             }
             (_, Err(why)) => complain(&format!("who may do what is as it was: {why}")),
             (_, Ok(())) => match self.rights.said() {

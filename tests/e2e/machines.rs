@@ -251,11 +251,28 @@ fn inside_a_proc_that_hides() {
             node.cli(&["deploy"]).exits(0);
         }
         assert!(node.root("releases").join(&first.1).exists(), "a release that somebody unseen may use is gone");
-        node.told(0, "trouble", "cannot be removed: whether a process lives there is not known");
+        let told = node.told(0, "trouble", "cannot be removed: whether a process lives there is not known");
+        eprintln!("{option}: {told}");
         kill_agent(&node);
         node.state("w", "ready");
         node.signal_keeper(Signal::TERM);
         node.same(node.ended(), Some(0));
+        drop(node);
+
+        // An unprivileged one sees its own, and nobody else's workers are its own: it goes on as ever.
+        let node = Node::new();
+        fs_err::create_dir_all(node.path("root")).expect("made");
+        run(Command::new("chown").arg("nobody").arg(node.path("root")));
+        node.configure_raw(&configuration.replace("user: nobody\n", ""));
+        node.start_with(&["setpriv", "--reuid=nobody", "--clear-groups"]);
+        node.until("the control socket", || node.root("run/control.sock").exists().then_some(()));
+        node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+        node.cli(&["status"]).exits(0).says(&["/proc is mounted with `hidepid="]);
+        node.until("the memory of its workers", || {
+            node.slots("w").iter().all(|slot| slot["memory_bytes"].as_u64() > Some(0)).then_some(())
+        });
+        node.commit(&[]);
+        node.cli(&["deploy"]).exits(0);
         drop(node);
         run(Command::new("umount").arg("/proc"));
     }
