@@ -1,7 +1,7 @@
 //! The real binary, end to end: real git, real processes, real Redis, and a worker that misbehaves on request.
 //!
 //! Few tests, for the wiring; the edges are tested in `crates/core`. Each has a root of its own and ends all that it started. Needed:
-//! `git`, the user `nobody`, and for `redis` also `redis-server`, `node` and `npm` with its registry.
+//! `git`, `cc`, the user `nobody`, and for `redis` also `redis-server`, `node` and `npm` with its registry.
 
 #[path = "../kit/git.rs"]
 mod git;

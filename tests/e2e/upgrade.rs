@@ -165,13 +165,22 @@ fn a_newer_program_takes_over_and_an_older_one_again_and_no_line_or_end_is_lost(
         node.upgrade(binary).exits(0).says(&[&text, "on trial"]);
         node.same((node.version().as_str(), node.keeper(), node.pids("steady")), (to, keeper, pids.clone()));
         // What is started next time is what runs, and nothing else is left there.
-        assert_eq!(fs_err::read(node.program()).expect("read"), fs_err::read(binary).expect("read"));
+        assert!(fs_err::read(node.program()).expect("read") == fs_err::read(binary).expect("read"), "not in place");
         assert_eq!(fs_err::read_dir(node.path("bin")).expect("read").count(), 1);
         assert_eq!(fs_err::read_to_string(format!("/proc/{keeper}/comm")).expect("its name"), "selfstart\n");
         let told = node.told(mark, "upgraded", &text);
         assert_eq!((&told["from"], &told["to"], told["asked_by"].is_string()), (&from.into(), &to.into(), true), "{told}");
         assert!(node.since(mark, &["agent_restarted", "upgrade_failed"]).is_empty());
+        // Lines still come: a worker whose pipe is full would wait, without a gap.
+        let (log, soon) = (node.root("log/steady.0.log"), 200_000);
+        let len = || fs_err::metadata(&log).map_or(0, |it| it.len());
+        let before = len();
+        node.until("more lines than a pipe holds", || (len() > before + soon).then_some(()));
     }
+    // What became of it is told once, however many agents come after it.
+    let agent = node.agent();
+    signal_to(agent, Signal::KILL);
+    node.until("another agent", || (node.agent() != agent).then_some(()));
     assert_eq!(node.since(0, &["upgraded"]).len(), 3);
     // A worker that is started by the new one has no more descriptors than one of the old one: three, and its limits.
     let limit = |pid: i32| {
@@ -223,8 +232,17 @@ fn what_is_no_selfstart_for_this_node_changes_nothing() {
     assert!((10..14).contains(&took.as_secs()), "{took:?}");
     let told = node.since(mark, &["upgrade_failed"]);
     assert!(told.len() == 2 && told.iter().all(|event| event["verdict"] == "refused"), "{told:?}");
+    // Also when who asked has gone meanwhile.
+    let binary = liar_that_rehearses(&node, "sleep(1); return 4;", "").display().to_string();
+    let mut asked = node.command(&["upgrade", "--binary", &binary]);
+    let mut asked = asked.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("asked");
+    node.until("the rehearsal", || children_of(keeper).into_iter().find(|pid| title(*pid).contains("internal-keeper")));
+    let asking = children_of(i32::try_from(asked.id()).expect("a pid"));
+    asking.into_iter().for_each(|pid| signal_to(pid, Signal::KILL));
+    let _its_end = asked.wait();
+    node.told(mark, "upgrade_failed", "no selfstart that can take over (exit 4");
     node.same((node.pid("w"), node.agent(), node.keeper()), (pid, agent, keeper));
-    assert_eq!(fs_err::read(node.program()).expect("read"), before);
+    assert!(fs_err::read(node.program()).expect("read") == before, "another program");
     assert_eq!(fs_err::read_dir(node.path("bin")).expect("read").count(), 1);
     // It has no child but its agent and its worker, a rehearsal least of all.
     let mut children = children_of(keeper);
@@ -279,7 +297,7 @@ fn the_former_one_is_back_when_the_agent_of_the_new_one_does_not_come_up() {
     node.told(mark, "upgrade_failed", "did not come up within 10 s");
 
     node.same((node.version().as_str(), node.keeper(), node.pids("steady")), (OURS, keeper, pids));
-    assert_eq!(fs_err::read(node.program()).expect("read"), before);
+    assert!(fs_err::read(node.program()).expect("read") == before, "another program");
     assert_eq!(fs_err::read_dir(node.path("bin")).expect("read").count(), 1);
     node.upgrade(&node.newer()).exits(0);
     node.ends_with_all_lines(&[("steady", 2), ("brief", 2)]);
@@ -294,7 +312,8 @@ fn liar(node: &Node, does: &str) -> PathBuf {
 /// As [`liar`], doing this before it rehearses.
 fn liar_that_rehearses(node: &Node, first: &str, does: &str) -> PathBuf {
     let includes = "#include <signal.h>\n#include <stdio.h>\n#include <unistd.h>\n";
-    let us = env!("CARGO_BIN_EXE_selfstart");
+    // Where `nobody`, as whom it rehearses, gets to.
+    let us = node.copied(&node.path("ours"), &[]).display().to_string();
     let text =
         format!("{includes}int main(int n, char **a) {{\n  if (n == 2) {{ {first} execv(\"{us}\", a); }}\n  {does}\n  return 3;\n}}\n");
     node.made("liar", &text)
