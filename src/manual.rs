@@ -47,10 +47,11 @@ const ENVIRONMENT: [(&str, &str); 3] = [
     ("TZ", "The time zone of what people read."),
 ];
 
-const SIGNALS: [(&str, &str); 3] = [
+const SIGNALS: [(&str, &str); 4] = [
     ("TERM, INT", "To `selfstart run`: every worker is stopped by its ladder, then it ends. A second one: the last rung now."),
     ("HUP", "The configuration is read anew, as by `selfstart reload`."),
     ("USR1", "Its log files are opened anew."),
+    ("USR2", "The program that lies in the place of its own takes over, on trial, as by `selfstart upgrade`; workers go on."),
 ];
 
 const SMALLEST: &str = "\

@@ -88,6 +88,9 @@ _selfstart() {
             selfstart,uninstall)
                 cmd="selfstart__subcmd__uninstall"
                 ;;
+            selfstart,upgrade)
+                cmd="selfstart__subcmd__upgrade"
+                ;;
             selfstart,wait)
                 cmd="selfstart__subcmd__wait"
                 ;;
@@ -166,6 +169,9 @@ _selfstart() {
             selfstart__subcmd__help,uninstall)
                 cmd="selfstart__subcmd__help__subcmd__uninstall"
                 ;;
+            selfstart__subcmd__help,upgrade)
+                cmd="selfstart__subcmd__help__subcmd__upgrade"
+                ;;
             selfstart__subcmd__help,wait)
                 cmd="selfstart__subcmd__help__subcmd__wait"
                 ;;
@@ -179,7 +185,7 @@ _selfstart() {
 
     case "${cmd}" in
         selfstart)
-            opts="-h -V --config --app --help --version run check wait status deploy rollback releases start stop restart scale signal pause resume drain hold unhold reload logs events why exec install uninstall demo help"
+            opts="-h -V --config --app --help --version run check wait status deploy rollback releases start stop restart scale signal pause resume drain hold unhold reload logs events why exec upgrade install uninstall demo help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -357,7 +363,7 @@ _selfstart() {
             return 0
             ;;
         selfstart__subcmd__help)
-            opts="run check wait status deploy rollback releases start stop restart scale signal pause resume drain hold unhold reload logs events why exec install uninstall demo help"
+            opts="run check wait status deploy rollback releases start stop restart scale signal pause resume drain hold unhold reload logs events why exec upgrade install uninstall demo help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -693,6 +699,20 @@ _selfstart() {
             return 0
             ;;
         selfstart__subcmd__help__subcmd__uninstall)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        selfstart__subcmd__help__subcmd__upgrade)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1118,6 +1138,32 @@ _selfstart() {
             fi
             case "${prev}" in
                 --root)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --app)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        selfstart__subcmd__upgrade)
+            opts="-h --binary --json --config --app --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --binary)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
