@@ -342,7 +342,7 @@ impl Keeper {
     }
 
     /// Reaps who has ended while nobody was there. A SIGCHLD that was pending is gone: to set its default discards it (`sigaction(2)`: of a
-    /// signal whose default is to be ignored).
+    /// signal whose default is to be ignored). Where `close_range` is tried the child that tries it makes another; not everywhere.
     pub(super) fn see_who_ended(&mut self) -> Result<(), KeeperError> {
         let mut ended = Vec::new();
         self.take_signals(&mut ended)?;
