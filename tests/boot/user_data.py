@@ -13,7 +13,9 @@ def scenario(lab):
     lab.bake()
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../cloud-init/user-data.example.yaml")) as file:
         text = file.read()
-    for old, new in (("https://git.example.com/acme/hello.git", "git://git.lab/app.git"), ("branch: production", "branch: main")):
+    for old, new in (("https://git.example.com/acme/hello.git", "git://git.lab/app.git"), ("branch: production", "branch: main"),
+                     # For https only.
+                     ('        credentials: {token: "${file:/etc/selfstart/token}"}\n', "")):
         if old not in text:
             lab.fail(f"the user data has no {old} any more")
         text = text.replace(old, new)

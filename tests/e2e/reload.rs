@@ -78,7 +78,7 @@ fn a_reload_answers_when_it_is_so() {
     node.same(node.slots("w")[0]["release"].clone(), live.as_str().into());
     node.same(node.look("/deploy/phase"), "idle".into());
     // One that fails is told.
-    reload(&pools(1, ""), "build: {steps: ['sleep 0.3; exit 9']}").exits(1).says(&["9", "building 1/1: sleep 0.3; exit 9\n"]);
+    reload(&pools(1, ""), "build: {steps: ['sleep 0.3; exit 9']}").exits(1).says(&["build step 1 of 1 failed", "exit 9"]);
     node.same(node.live().1, live.clone());
     // Who does not wait is answered at once.
     node.configure(&pools(2, ""), "build: {steps: ['while test -e @DIR@/hold; do sleep 0.05; done']}");
