@@ -48,14 +48,21 @@ def limits_kept(lab, now, what):
             lab.fail(f"{what}: the cgroup of worker {slot} has {values}")
 
 
+def standing(lab, pid):
+    """Of a process: its user and group, and its capabilities."""
+    return lab.out(f"stat -c '%U %G' /proc/{pid}; awk '/^(CapEff|CapPrm|CapAmb):/ {{print $2}}' /proc/{pid}/status").split()
+
+
 def unprivileged(lab, now):
-    """Workers are nobody's, without a capability."""
-    for it in now.values():
-        seen = lab.out(f"awk '/^(Uid|Gid|CapEff|CapPrm|CapAmb):/ {{print $2}}' /proc/{it['pid']}/status").split()
-        nobody = lab.out("id -u nobody; id -g nobody").split()
-        if seen[:2] != nobody or any(int(capabilities, 16) for capabilities in seen[2:]):
-            lab.fail(f"a worker has uid, gid, capabilities: {seen}")
-    lab.ok("workers run as nobody, without capabilities")
+    """Only the keeper is root: the agent is selfstart's, workers are nobody's, neither with a capability."""
+    for who, pids_of_them in (("selfstart selfstart", [agent_pid(lab)]), ("nobody nogroup", pids(now).values())):
+        for pid in pids_of_them:
+            seen = standing(lab, pid)
+            if " ".join(seen[:2]) != who or any(int(capabilities, 16) for capabilities in seen[2:]):
+                lab.fail(f"process {pid}, wanted {who} without capabilities: {seen}")
+    if standing(lab, main_pid(lab))[0] != "root":
+        lab.fail("the keeper is not root")
+    lab.ok("the agent runs as selfstart, workers as nobody, without capabilities")
 
 
 def killed_agent(lab, first):
@@ -107,6 +114,7 @@ def scenario(lab):
     lab.say("\n" + lab.out("ps -eo pid,ppid,user,cgroup:60,args | grep -E '[s]elfstart|[w]ork$'"))
 
     killed_agent(lab, first)
+    unprivileged(lab, first)
     lab.sh("systemctl daemon-reload")
     same_workers(lab, first, "daemon-reload")
     killed_keeper(lab, first, "keeper KILLed")
