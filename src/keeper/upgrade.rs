@@ -1,9 +1,11 @@
 //! The keeper and its agent renew themselves: another program is executed in the keeper's place, and goes back if its agent does not come
 //! up. docs/decisions/0006-upgrade.md.
 //!
+//! ```text
 //!     idle ─▶ rehearsing ─▶ ending the agent ─▶ (the new program) on trial ─▶ idle
 //!       ▲         │                 │                              │
 //!       └─────────┴─────────────────┴──────── (the former one) ◀───┘
+//! ```
 //!
 //! Nothing here waits: the workers are minded all the time, but for the moment of `execve(2)`.
 
