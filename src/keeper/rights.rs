@@ -324,7 +324,9 @@ fn read(answer: OwnedFd) -> io::Result<Grant> {
 
 /// What of an agent's words goes to the service manager.
 pub(super) fn sayable(state: &str) -> String {
-    state.lines().filter(|line| SAYINGS.iter().any(|saying| line.starts_with(saying))).collect::<Vec<_>>().join("\n")
+    // systemd takes a carriage return for the end of a line, too.
+    let lines = state.split(['\n', '\r']).filter(|line| !line.contains(char::is_control));
+    lines.filter(|line| SAYINGS.iter().any(|saying| line.starts_with(saying))).collect::<Vec<_>>().join("\n")
 }
 
 /// A hostile agent speaks the protocol at the other end of the line.
@@ -554,6 +556,8 @@ mod tests {
     fn systemd_is_told_nothing_but_how_the_node_is() {
         assert_eq!(sayable("READY=1\nMAINPID=1\nSTATUS=minding\nFDSTORE=1\nNOTIFYACCESS=all"), "READY=1\nSTATUS=minding");
         assert_eq!(sayable("MAINPID=1"), "");
+        assert_eq!(sayable("STATUS=a\rMAINPID=1\rREADY=1"), "STATUS=a\nREADY=1");
+        assert_eq!(sayable("STATUS=a\u{b}b"), "");
     }
 
     #[test]

@@ -398,6 +398,11 @@ pub(crate) fn prune(
         if to == from {
             // What is cut short under its own name must not be taken for whole.
             match hands.carry_out(|| fs_err::remove_file(layout.built_mark(id))) {
+                // The mark is not the app's to remove: then the release stays whole.
+                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    pruned.leftovers.push(format!("`{}` came with an image and stays: {source}", from.display()));
+                    continue;
+                }
                 Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(PruneError::Remove { path: from, source }),
                 _ => {}
             }

@@ -30,7 +30,7 @@ use crate::sys::proc_scan::{ProcScanner, Tree};
 use crate::sys::spawn::Credentials;
 use crate::sys::users::{self, UserError};
 use crate::sys::{identity, links};
-use place::Order;
+use place::{Order, PlaceError};
 use trust::End;
 
 /// Whom the agent runs as, where this user is and the keeper is root.
@@ -169,7 +169,8 @@ enum Standing {
 fn standing(config: &Path) -> Result<Standing, String> {
     let other = |why: String| Ok(Standing::Other(Grant::AsKeeper { why }));
     let agent = match users::user(AGENT_USER, None) {
-        Ok(user) => user.credentials,
+        // Its own group alone: another one could be as good as root.
+        Ok(user) => Credentials { groups: vec![user.credentials.gid], ..user.credentials },
         Err(UserError::NoUser(_) | UserError::NoGroup(_)) => return other(String::new()),
         Err(error @ UserError::Unknown(..)) => return Err(chain(&error)),
     };
@@ -222,8 +223,9 @@ fn standing(config: &Path) -> Result<Standing, String> {
 /// root by spoiling something.
 fn shown_first(settings: &Settings, why: String) -> Result<Standing, String> {
     Ok(Standing::Other(match record(&settings.root) {
-        None => Grant::AsKeeper { why },
-        Some(_) => Grant::Refused { why },
+        Ok(None) => Grant::AsKeeper { why },
+        // One that cannot be read is no proof that there never was another user.
+        Ok(Some(_)) | Err(_) => Grant::Refused { why },
     }))
 }
 
@@ -237,7 +239,9 @@ fn unreadable(config: &Path, settings: &Settings, agent: &Credentials) -> Result
     files.extend(settings.pools.iter().flat_map(|pool| pool.env_files.iter().cloned()));
     let keeper = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
     let (denied, program, hidden) = identity::within(agent, || {
-        let denied = |path: &PathBuf| fs_err::File::open(path).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+        // NONBLOCK: a FIFO in its place must not make us wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let denied = |path: &PathBuf| rustix::fs::open(path, flags, Mode::empty()).is_err_and(|error| error == rustix::io::Errno::ACCESS);
         let program = rustix::fs::access("/proc/self/exe", rustix::fs::Access::EXEC_OK).is_ok();
         let hidden = fs_err::read(format!("/proc/{keeper}/stat")).is_err();
         (files.iter().filter(|path| denied(path)).cloned().collect::<Vec<_>>(), program, hidden)
@@ -299,8 +303,9 @@ fn order(config: &Path) -> Result<Grant, String> {
     match standing(config)? {
         Standing::Other(grant) => Ok(grant),
         Standing::Broken => Ok(match last_record(config) {
-            Some(split) => Grant::Split(split),
-            None => Grant::AsKeeper { why: String::new() },
+            Ok(Some(split)) => Grant::Split(split),
+            Ok(None) => Grant::AsKeeper { why: "the configuration cannot be understood".to_owned() },
+            Err(why) => Grant::Refused { why },
         }),
         Standing::Split(split, settings) => {
             let layout = Layout::new(&settings.root);
@@ -312,7 +317,14 @@ fn order(config: &Path) -> Result<Grant, String> {
                         let _nobody_listens = writeln!(std::io::stderr(), "selfstart: {text}");
                     }
                 }
-                Err(error) => return Ok(Grant::Refused { why: chain(&error) }),
+                Err(error @ PlaceError::Planted { .. }) => return Ok(Grant::Refused { why: chain(&error) }),
+                // A node that was root's goes on as it was; on any other it may be a disk that fails for a moment, and is tried again.
+                Err(error) => {
+                    return match record(&settings.root) {
+                        Ok(None) => Ok(Grant::AsKeeper { why: chain(&error) }),
+                        Ok(Some(_)) | Err(_) => Err(chain(&error)),
+                    };
+                }
             }
             keep(&settings.root, &split).map_err(|error| format!("failed to write `{}`: {error}", settings.root.join(RECORD).display()))?;
             Ok(Grant::Split(split))
@@ -330,7 +342,7 @@ fn wanted(split: &Split, control: socket::Owner) -> Order {
 fn split(config: &Path) -> Result<(Split, Layout), String> {
     let split = match standing(config)? {
         Standing::Split(split, _) => split,
-        Standing::Broken => last_record(config).ok_or("the configuration cannot be understood")?,
+        Standing::Broken => last_record(config)?.ok_or("the configuration cannot be understood")?,
         Standing::Other(_) => return Err("the agent has no user of its own".to_owned()),
     };
     let layout = Layout::new(&split.root);
@@ -377,7 +389,7 @@ fn input() -> Result<Vec<u8>, String> {
 
 /// Writes down what the keeper is told: beside, synced, renamed. `root` is root's and sticky, so nobody can put another in its place.
 fn keep(root: &Path, split: &Split) -> std::io::Result<()> {
-    if record(root).as_ref() == Some(split) {
+    if record(root).is_ok_and(|kept| kept.as_ref() == Some(split)) {
         return Ok(());
     }
     const NEW: &str = ".rights.json.new";
@@ -394,29 +406,44 @@ fn keep(root: &Path, split: &Split) -> std::io::Result<()> {
     Ok(rustix::fs::fsync(&folder)?)
 }
 
-/// Reads that; `None`: it is not there, or not root's.
-fn record(root: &Path) -> Option<Split> {
-    let folder = links::open_directory(root).ok()?;
-    if rustix::fs::fstat(folder.as_fd()).ok()?.st_uid != 0 {
-        return None;
-    }
+/// Reads that; `None`: it is not there.
+///
+/// # Errors
+/// Why it cannot be believed. It is then not as if it were not there: that would be a way to make an agent root again.
+fn record(root: &Path) -> Result<Option<Split>, String> {
+    let path = root.join(RECORD);
+    let failed = |error: &dyn std::error::Error| format!("`{}`, root's record of who may run, cannot be read: {error}", path.display());
+    let folder = match links::open_directory(root) {
+        Ok(folder) => folder,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(&error)),
+    };
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&folder, RECORD, flags, Mode::empty()).ok()?;
-    let found = rustix::fs::fstat(&file).ok()?;
-    if found.st_uid != 0 || found.st_nlink != 1 || found.st_mode & 0o022 != 0 {
-        return None;
+    let file = match rustix::fs::openat(&folder, RECORD, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(failed(&error)),
+    };
+    let (of_root, found) = (rustix::fs::fstat(folder.as_fd()), rustix::fs::fstat(&file));
+    let (of_root, found) = (of_root.map_err(|error| failed(&error))?, found.map_err(|error| failed(&error))?);
+    if of_root.st_uid != 0 || found.st_uid != 0 || found.st_nlink != 1 || found.st_mode & 0o022 != 0 {
+        return Err(format!(
+            "`{}` is not as root wrote it (owner, mode, or a second name)\nhint: look who did that; then remove it",
+            path.display()
+        ));
     }
     let mut text = Vec::new();
-    std::fs::File::from(file).take(MAX_INPUT).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    std::fs::File::from(file).take(MAX_INPUT).read_to_end(&mut text).map_err(|error| failed(&error))?;
+    serde_json::from_slice(&text).map(Some).map_err(|error| failed(&error))
 }
 
 /// As [`record`], of the root that a configuration names that cannot be understood otherwise.
-fn last_record(config: &Path) -> Option<Split> {
-    let glimpse = fs_err::read_to_string(config).ok().and_then(|text| crate::cli::site::by_lines(&text))?;
-    trust::way(&glimpse.root, End::Any).ok()?;
-    let split = record(&glimpse.root)?;
-    (split.root == glimpse.root.display().to_string()).then_some(split)
+fn last_record(config: &Path) -> Result<Option<Split>, String> {
+    let Some(glimpse) = fs_err::read_to_string(config).ok().and_then(|text| crate::cli::site::by_lines(&text)) else { return Ok(None) };
+    if let Err(error) = trust::way(&glimpse.root, End::Any) {
+        return Err(format!("root: {}", chain(&error)));
+    }
+    Ok(record(&glimpse.root)?.filter(|split| split.root == glimpse.root.display().to_string()))
 }
 
 #[cfg(test)]
@@ -435,33 +462,33 @@ mod tests {
         fs_err::create_dir(&root).expect("made");
         let who = |uid: u32| Who { uid, gid: uid, groups: vec![uid] };
         let split = Split { agent: who(1001), users: vec![who(1002)], root: root.display().to_string(), tree: "selfstart-x-1".into() };
-        assert_eq!(record(&root), None);
+        assert_eq!(record(&root), Ok(None));
         // What is there under the temporary name is not followed.
         symlink("/nowhere/at/all", root.join(".rights.json.new")).expect("planted");
         keep(&root, &split).expect("kept");
-        assert_eq!(record(&root), Some(split.clone()));
+        assert_eq!(record(&root), Ok(Some(split.clone())));
         let file = root.join(RECORD);
         let mode = |bits: u32| fs_err::set_permissions(&file, std::fs::Permissions::from_mode(bits)).expect("changed");
         mode(0o664);
-        assert_eq!(record(&root), None, "the group may write it");
+        assert!(record(&root).is_err(), "the group may write it");
         mode(0o644);
         for (path, back) in [(&file, 0), (&root, 0)] {
             chown(path, Some(65534), None).expect("given");
-            assert_eq!(record(&root), None, "{} is another's", path.display());
+            assert!(record(&root).is_err(), "{} is another's", path.display());
             chown(path, Some(back), None).expect("taken back");
         }
         fs_err::hard_link(&file, dir.path().join("second")).expect("linked");
-        assert_eq!(record(&root), None, "it has a second name");
+        assert!(record(&root).is_err(), "it has a second name");
         fs_err::remove_file(&file).expect("removed");
         symlink(dir.path().join("second"), &file).expect("linked");
-        assert_eq!(record(&root), None, "a link");
+        assert!(record(&root).is_err(), "a link");
         // By it a broken configuration names nobody new.
         fs_err::remove_file(&file).expect("removed");
         keep(&root, &split).expect("kept");
         let config = dir.path().join("config.yaml");
         fs_err::write(&config, format!("app: x\nroot: {}\nnonsense: [\n", root.display())).expect("written");
-        assert_eq!(last_record(&config), Some(split));
+        assert_eq!(last_record(&config), Ok(Some(split)));
         fs_err::write(&config, "app: x\nroot: /nowhere/at/all\nnonsense: [\n").expect("written");
-        assert_eq!(last_record(&config), None);
+        assert_eq!(last_record(&config), Ok(None));
     }
 }

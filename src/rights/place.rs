@@ -13,7 +13,10 @@ use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use crate::release::layout::{Layout, LayoutError, Owner};
-use crate::sys::links;
+use crate::sys::spawn::Credentials;
+use crate::sys::{identity, links};
+
+use super::trust::{self, End, Untrusted};
 
 /// Setgid: what is made in it belongs to the group of the folder, which the agent need not be in.
 const SETGID: u32 = 0o2000;
@@ -41,6 +44,23 @@ pub(crate) enum PlaceError {
         /// Where.
         path: PathBuf,
         /// Whose.
+        owner: u32,
+    },
+    /// A link of root's leads through a place that others can change.
+    #[error("`{}` is a link, and who can change where it leads to would choose what is given away", .path.display())]
+    Led {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with the way.
+        #[source]
+        source: Untrusted,
+    },
+    /// What a link leads to is neither root's nor of those whom it is for.
+    #[error("`{}` is a link to a folder of user {owner}\nhint: `chown root` that folder; selfstart gives it to whom it belongs", .path.display())]
+    Foreign {
+        /// Which link.
+        path: PathBuf,
+        /// Whose folder.
         owner: u32,
     },
     /// As [`Layout::create`] says.
@@ -182,19 +202,28 @@ impl Place<'_> {
             Err(error) => return Err(failed(path)(error)),
         }
         let found = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(path))?;
-        let mut flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        if FileType::from_raw_mode(found.st_mode) == FileType::Symlink {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let link = FileType::from_raw_mode(found.st_mode) == FileType::Symlink;
+        let opened = if link {
             if found.st_uid != 0 {
                 return Err(PlaceError::Planted { path: path.to_owned(), owner: found.st_uid });
             }
-            // Root's own, so nobody else could change it since.
-            flags.remove(OFlags::NOFOLLOW);
+            // That it is root's says nothing of the way that it leads.
+            let end = trust::way(path, End::Any).map_err(|source| PlaceError::Led { path: path.to_owned(), source })?;
+            rustix::fs::open(end, flags, Mode::empty())
+        } else {
+            rustix::fs::openat(parent, name, flags, Mode::empty())
+        };
+        let fd = match opened {
+            Ok(fd) => fd,
+            Err(Errno::NOTDIR) => return Err(LayoutError::NotADirectory { path: path.to_owned() }.into()),
+            Err(error) => return Err(failed(path)(error)),
+        };
+        let owner = stat(&fd).map_err(failed(path))?.st_uid;
+        if link && ![0, self.order.agent.uid, self.order.user.uid].contains(&owner) {
+            return Err(PlaceError::Foreign { path: path.to_owned(), owner });
         }
-        match rustix::fs::openat(parent, name, flags, Mode::empty()) {
-            Ok(fd) => Ok(fd),
-            Err(Errno::NOTDIR) => Err(LayoutError::NotADirectory { path: path.to_owned() }.into()),
-            Err(error) => Err(failed(path)(error)),
-        }
+        Ok(fd)
     }
 
     /// Gives what is root's or the agent's in a folder to the agent.
@@ -282,12 +311,23 @@ impl Place<'_> {
         if found.st_uid != user.uid && path == self.layout.mirror() && full().map_err(failed(&path))? {
             // The helper could not write in it.
             said.push(format!("removed the mirror `{}`: it belonged to user {}, not {}", path.display(), found.st_uid, user.uid));
-            links::remove_tree(&path).map_err(failed(&path))?;
+            remove_as_owner(root, name, &path, &found).map_err(failed(&path))?;
             folder = self.folder(root, name)?;
             mode = 0o700;
         }
         give(&folder, user.uid, user.gid, mode).map_err(failed(&path))
     }
+}
+
+/// Removes a folder of `root`: what is in it as its owner, for root's hands do not go where others can put links; itself as root.
+fn remove_as_owner(root: &OwnedFd, name: &str, path: &Path, found: &Stat) -> io::Result<()> {
+    if found.st_uid == 0 {
+        return fs_err::remove_dir_all(path);
+    }
+    let owner = Credentials { uid: found.st_uid, gid: found.st_gid, groups: Vec::new() };
+    // The folder itself is not its owner's to remove, so this says nothing; whether it is empty then, the next line sees.
+    let _all_but_the_folder = identity::within(&owner, || links::remove_tree(path))?;
+    Ok(rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR)?)
 }
 
 fn stat(fd: &OwnedFd) -> rustix::io::Result<Stat> {
@@ -312,4 +352,74 @@ fn give_folder(fd: &OwnedFd, agent: Owner, gid: u32) -> rustix::io::Result<()> {
     // Made just now: as `Layout::create` makes them.
     let mode = if mode == 0o700 { 0o755 } else { mode };
     give(fd, agent.uid, gid, (mode & !WRITABLE_BY_OTHERS) | SETGID | 0o750)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, chown, symlink};
+
+    use super::*;
+
+    const SOMEBODY: u32 = 65534;
+
+    fn order() -> Order {
+        Order {
+            agent: Owner { uid: 4_242_010, gid: 4_242_010 },
+            user: Owner { uid: SOMEBODY, gid: SOMEBODY },
+            readers: None,
+            control: None,
+        }
+    }
+
+    #[test]
+    fn a_link_of_roots_that_leads_through_anothers_folder_gives_nothing_away() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can give files away");
+        }
+        let dir = tempfile::Builder::new().prefix("place-").tempdir_in("/tmp").expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["root", "victim", "theirs", "apart"] {
+            fs_err::create_dir(at(folder)).expect("made");
+        }
+        fs_err::write(at("victim/file"), "root's").expect("written");
+        chown(at("theirs"), Some(SOMEBODY), None).expect("given");
+        symlink(at("victim"), at("theirs/log")).expect("planted");
+        symlink(at("theirs/log"), at("root/log")).expect("linked");
+        let layout = Layout::new(at("root"));
+        assert!(matches!(put_in_order(&layout, &order(), &[]), Err(PlaceError::Led { .. })));
+        let owner = |name: &str| fs_err::metadata(at(name)).expect("there").uid();
+        assert_eq!((owner("victim"), owner("victim/file")), (0, 0));
+        // A folder of somebody who has nothing to do with it is not given away either.
+        fs_err::remove_file(at("root/log")).expect("removed");
+        symlink(at("apart"), at("root/log")).expect("linked");
+        chown(at("apart"), Some(1), None).expect("given");
+        assert!(matches!(put_in_order(&layout, &order(), &[]), Err(PlaceError::Foreign { owner: 1, .. })));
+        // Root's own way is as good as a folder.
+        chown(at("apart"), Some(0), None).expect("taken back");
+        put_in_order(&layout, &order(), &[]).expect("in order");
+        assert_eq!(owner("apart"), order().agent.uid);
+    }
+
+    #[test]
+    fn a_mirror_of_another_user_is_removed_with_the_rights_of_that_user_only() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can give files away");
+        }
+        let dir = tempfile::Builder::new().prefix("place-").tempdir_in("/tmp").expect("a directory");
+        let layout = Layout::new(dir.path().join("root"));
+        let mirror = layout.mirror();
+        fs_err::create_dir_all(mirror.join("objects")).expect("made");
+        fs_err::write(mirror.join("objects/x"), "").expect("written");
+        for path in [mirror.clone(), mirror.join("objects")] {
+            chown(path, Some(1), Some(1)).expect("given");
+        }
+        put_in_order(&layout, &order(), &[]).expect("in order");
+        assert!(fs_err::read_dir(&mirror).expect("there").next().is_none());
+        // What is not that user's to remove stays.
+        fs_err::create_dir(mirror.join("roots")).expect("made");
+        fs_err::write(mirror.join("roots/x"), "").expect("written");
+        chown(&mirror, Some(1), Some(1)).expect("given");
+        assert!(put_in_order(&layout, &order(), &[]).is_err());
+        assert!(mirror.join("roots/x").exists());
+    }
 }
