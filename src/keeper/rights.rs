@@ -23,6 +23,9 @@ use crate::sys::starter::{Started, Starter};
 /// The longest that a helper may take: a directory server that does not answer, a disk that hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The longest that a new agent waits to be told anew what was known before: workers are without one meanwhile.
+const PATIENCE_AGAIN: Duration = Duration::from_millis(500);
+
 /// Errands that wait for the one before them. An agent has one of each kind at most.
 const WAITING_MAX: usize = 8;
 
@@ -113,9 +116,9 @@ impl Rights {
         }
     }
 
-    /// Whether a helper runs.
+    /// Whether a helper runs that the next agent waits for.
     pub(super) fn are_being_looked_up(&self) -> bool {
-        self.running.is_some()
+        self.running.is_some() && !self.are_known()
     }
 
     /// What to say of an agent that is root although it need not be.
@@ -141,7 +144,8 @@ impl Rights {
         self.fresh = false;
         self.waiting.clear();
         // What it was for is not there any more, and the next agent must not wait for it.
-        if let Some(running) = &self.running {
+        if let Some(running) = &mut self.running {
+            running.until = running.until.min(clock::now() + PATIENCE_AGAIN);
             let _gone_already = process::signal_child(running.pid, libc::SIGKILL);
         }
     }
@@ -209,7 +213,9 @@ impl Rights {
         });
         match started {
             Ok(Started::Executed(pid) | Started::Hangs(pid)) => {
-                self.running = Some(Running { pid, errand, answer, until: clock::now() + PATIENCE });
+                let again = errand == Errand::Order && !self.fresh && !matches!(self.standing, Standing::Unknown);
+                let patience = if again { PATIENCE_AGAIN } else { PATIENCE };
+                self.running = Some(Running { pid, errand, answer, until: clock::now() + patience });
                 Ok(())
             }
             Err(error) => Err(error.source.to_string()),
@@ -248,6 +254,8 @@ impl Rights {
         if let Some(running) = self.running.as_mut().filter(|running| running.until <= now) {
             running.until = now + PATIENCE;
             let _gone_already = process::signal_child(running.pid, libc::SIGKILL);
+            // What is known stays as it was; one that cannot even be killed (a disk that hangs) is not waited for.
+            self.fresh |= !matches!(self.standing, Standing::Unknown);
         }
     }
 
@@ -588,6 +596,30 @@ mod tests {
         assert!(most <= NOTES_MAX + 1, "{most}");
         assert_eq!(scene.keeper.kept.len(), KEPT_MAX);
         assert!(agent.wait().expect("its end").code().is_none());
+    }
+
+    #[test]
+    fn an_agent_does_not_wait_long_for_a_helper_that_hangs_if_who_may_do_what_is_known() {
+        let mut helper = Command::new("sleep").arg("1000").spawn().expect("a process");
+        let pid = i32::try_from(helper.id()).expect("a pid");
+        let hangs = |rights: &mut Rights| {
+            let answer = crate::sys::memory_file(b"").expect("a file");
+            rights.running = Some(Running { pid, errand: Errand::Order, answer, until: clock::now() });
+        };
+        let mut rights = Rights::new(None);
+        rights.config = Some(c"/etc/selfstart/config.yaml".to_owned());
+        rights.standing = Standing::Unknown;
+        hangs(&mut rights);
+        rights.end_late(clock::now());
+        assert!(rights.are_being_looked_up() && !rights.are_known(), "nobody starts anything before it is known");
+        rights.standing = Standing::Split(granted());
+        hangs(&mut rights);
+        assert!(rights.are_being_looked_up());
+        rights.end_late(clock::now());
+        assert!(!rights.are_being_looked_up() && rights.are_known());
+        rights.agent_ended();
+        assert!(!rights.are_known(), "the next one asks again");
+        helper.wait().expect("killed");
     }
 
     #[test]
