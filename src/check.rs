@@ -157,9 +157,9 @@ fn of_runtime(settings: &Settings) -> Vec<Finding> {
         Ok(captured) => captured,
         // Without a release there is no file that could say more.
         Err(text) if live.is_none() && text.contains("no file of the release names") => return Vec::new(),
-        Err(text) => return vec![finding(Weight::Problem, format!("build.runtime: {text}"), None)],
+        Err(text) => return vec![finding(Weight::Warning, format!("build.runtime: {text}"), None)],
     };
-    let mut found: Vec<Finding> = captured.tools.iter().map(|tool| finding(Weight::Good, format!("build.runtime: {tool}"), None)).collect();
+    let mut found: Vec<Finding> = captured.tools.iter().map(|tool| finding(Weight::Fact, format!("build.runtime: {tool}"), None)).collect();
     found.extend(captured.notes.iter().map(|note| finding(Weight::Warning, format!("build.runtime: {note}"), None)));
     if live.is_some() {
         for tool in LANGUAGES.iter().filter(|tool| !captured.tools.iter().any(|it| it.tool == **tool)) {
@@ -168,7 +168,7 @@ fn of_runtime(settings: &Settings) -> Vec<Finding> {
             found.extend(own.map(|path| {
                 let text =
                     format!("build.runtime: {tool}: {}, the machine's own: nothing in the release asks for a version", path.display());
-                finding(Weight::Good, text, None)
+                finding(Weight::Fact, text, None)
             }));
         }
     }

@@ -124,7 +124,7 @@ pub const KEYS: &[Key] = &[
     key(
         "build.steps[].unless_unchanged",
         "list of relative paths",
-        Left::As("[]"),
+        Left::Words("never skipped"),
         "Skipped if these files and directories, the command, `build.env` and the runtime are as they were when a release that is still here was built; what it made there is copied.",
     ),
     key("queue", "map", Left::As("{}"), "What the workers work on; pools may override each key of it."),
