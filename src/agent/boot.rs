@@ -196,11 +196,13 @@ async fn start_on(mut line: Line, config: &Path) -> Result<u8, BootError> {
         Err((error, mut line)) => {
             if first {
                 complain(&format!("error: {}", chain(&error)));
+                let mut exit = Exit::Failed;
                 if matches!(error, BootError::Taken { .. }) {
                     complain("hint: `selfstart status` shows what that one does; a second one needs a `root` of its own");
+                    exit = Exit::Refused;
                 }
-                line.ask(&Ask::Quit { code: Exit::Failed.code() }, None)?;
-                return Ok(Exit::Failed.code());
+                line.ask(&Ask::Quit { code: exit.code() }, None)?;
+                return Ok(exit.code());
             }
             Err(error)
         }

@@ -233,6 +233,7 @@ impl Keeper {
             new_session: true,
             dies_with_us: true,
             confined: false,
+            called: None,
             cgroup: None,
         });
         match started {

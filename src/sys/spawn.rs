@@ -57,6 +57,8 @@ pub(crate) struct Job {
     pub(crate) dies_with_us: bool,
     /// Whether nothing that it executes may give it more rights, or make a file that does ([`super::confine`]).
     pub(crate) confined: bool,
+    /// What `ps` calls it until it has executed its program (`comm`, `proc(5)`; 15 letters); `None`: as us.
+    pub(crate) called: Option<CString>,
     /// The directory of the cgroup that it is started in; `None`: ours.
     pub(crate) cgroup: Option<OwnedFd>,
 }
@@ -321,6 +323,7 @@ struct Plan {
     reset_oom_score: bool,
     new_session: bool,
     dies_with_us: bool,
+    called: *const c_char,
     /// Empty: it has no filter.
     filter: Vec<libc::sock_filter>,
     /// Descriptors from this number on are not the child's; `None`: it has a copy of all, and exec closes them.
@@ -391,6 +394,7 @@ impl Spawner {
             reset_oom_score: job.reset_oom_score,
             new_session: job.new_session,
             dies_with_us: job.dies_with_us,
+            called: job.called.as_ref().map_or(ptr::null(), |text| text.as_ptr()),
             filter: if job.confined { confine::program() } else { Vec::new() },
             own_below,
             ignored: self.ignored.clone(),
@@ -600,6 +604,10 @@ unsafe fn prepare(plan: &mut Plan) -> Result<(), (Step, i32)> {
         // Before anything that may hang: whoever finds us must find our own output, and what is the keeper's (the lock of its root, the pipes
         // of others) must not stay open with us when it is gone. A kernel without this call leaves it to exec.
         call(libc::SYS_close_range, plan.fds.len().max(3), libc::c_uint::MAX as usize, 0, 0);
+        if !plan.called.is_null() {
+            // Its environment is still ours: by this it is found if we are gone while it hangs below.
+            call(libc::SYS_prctl, int(libc::PR_SET_NAME), plan.called as usize, 0, 0);
+        }
         if !plan.cwd.is_null() {
             check(call(libc::SYS_chdir, plan.cwd as usize, 0, 0, 0), Step::Directory)?;
         }
@@ -638,6 +646,7 @@ impl Job {
             new_session: true,
             dies_with_us: false,
             confined: false,
+            called: None,
             cgroup: None,
         }
     }
