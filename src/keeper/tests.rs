@@ -351,8 +351,9 @@ fn what_hung_before_its_program_when_its_keeper_died_is_no_second_worker_later()
     });
     assert_eq!(next.table.len(), 0);
     hanging.release();
-    let ended = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::empty());
-    assert_eq!(ended.expect("ours").expect("its end").1.terminating_signal(), Some(libc::SIGKILL));
+    let looked = || rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::NOHANG);
+    let (_, ended) = until("its end", || looked().expect("ours"));
+    assert_eq!(ended.terminating_signal(), Some(libc::SIGKILL));
     // It has executed its program, and is not called so any more.
     until("its program", || process::name(other).is_ok_and(|name| name == b"program").then_some(()));
     end(other);
