@@ -4,12 +4,17 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use selfstart_core::runtime::Setting;
+use selfstart_core::runtime::choose::LANGUAGES;
+
 use crate::agent;
 use crate::cli::check::{Checkup, Finding, Weight};
 use crate::config::problem::Problem;
 use crate::config::secret::read_secret;
 use crate::config::settings::{Credentials, PoolSettings, QueueKind, Settings};
 use crate::config::{ConfigErrors, Loaded, process_env};
+use crate::release::layout::Layout;
+use crate::release::switch;
 use crate::release::transport::ssh;
 use crate::rights::{self, AGENT_USER, Outlook};
 use crate::sys::cgroup;
@@ -157,7 +162,48 @@ fn of_machine(settings: &Settings) -> Vec<Finding> {
     found.extend(of_secrets(settings));
     found.extend(of_memory(settings));
     found.extend(of_queues(settings));
+    found.extend(of_runtime(settings));
     found.extend(of_limits(settings, &cgroup::controllers_here().unwrap_or_default()));
+    found
+}
+
+/// Which ruby, node and python the live release would run if it were made now, and why; before there is one, only what the configuration
+/// itself names can be looked for.
+fn of_runtime(settings: &Settings) -> Vec<Finding> {
+    let own = rustix::process::geteuid();
+    let theirs = settings.user.as_ref().and_then(|spec| users::user(&spec.user, None).ok());
+    if settings.build.runtime == Setting::None || theirs.is_some_and(|user| !own.is_root() && user.credentials.uid != own.as_raw()) {
+        // The managers in somebody else's home are not ours to see.
+        return Vec::new();
+    }
+    let layout = Layout::new(&settings.root);
+    let live = match switch::current(&layout) {
+        Ok(switch::Current::Release(id)) => Some(layout.release(&id)),
+        _ => None,
+    };
+    if live.is_none() && settings.build.runtime == Setting::Auto {
+        return Vec::new();
+    }
+    let release = live.as_deref().unwrap_or(Path::new("/"));
+    let captured = match agent::ask_runtime(settings, release) {
+        Ok(captured) => captured,
+        // Without a release there is no file that could say more.
+        Err(text) if live.is_none() && text.contains("no file of the release names") => return Vec::new(),
+        Err(text) => return vec![finding(Weight::Warning, format!("build.runtime: {text}"), None)],
+    };
+    let mut found: Vec<Finding> = captured.tools.iter().map(|tool| finding(Weight::Fact, format!("build.runtime: {tool}"), None)).collect();
+    found.extend(captured.notes.iter().map(|note| finding(Weight::Warning, format!("build.runtime: {note}"), None)));
+    if live.is_some() {
+        for tool in LANGUAGES.iter().filter(|tool| !captured.tools.iter().any(|it| it.tool == **tool)) {
+            let program = if *tool == "python" { "python3" } else { tool };
+            let own = agent::PATH.split(':').map(|entry| Path::new(entry).join(program)).find(|path| path.exists());
+            found.extend(own.map(|path| {
+                let text =
+                    format!("build.runtime: {tool}: {}, the machine's own: nothing in the release asks for a version", path.display());
+                finding(Weight::Fact, text, None)
+            }));
+        }
+    }
     found
 }
 
