@@ -29,7 +29,7 @@ use crate::release::prune::{self, Hands, Pruned, Unreadable, Unsure};
 use crate::sys::proc_scan::{ProcScanner, Tree};
 use crate::sys::spawn::Credentials;
 use crate::sys::users::{self, UserError};
-use crate::sys::{identity, links};
+use crate::sys::{gate, identity, links};
 use place::{Order, PlaceError};
 use trust::End;
 
@@ -394,16 +394,16 @@ fn keep(root: &Path, split: &Split) -> std::io::Result<()> {
     }
     const NEW: &str = ".rights.json.new";
     let folder = links::open_directory(root)?;
-    match rustix::fs::unlinkat(&folder, NEW, AtFlags::empty()) {
+    match gate::unlinkat(&folder, NEW, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = std::fs::File::from(rustix::fs::openat(&folder, NEW, flags, Mode::from_raw_mode(0o644))?);
+    let mut file = gate::File::from(gate::openat(&folder, NEW, flags, Mode::from_raw_mode(0o644))?);
     file.write_all(&serde_json::to_vec(split)?)?;
     file.sync_all()?;
-    rustix::fs::renameat(&folder, NEW, &folder, RECORD)?;
-    Ok(rustix::fs::fsync(&folder)?)
+    gate::renameat(&folder, NEW, &folder, RECORD)?;
+    Ok(gate::fsync(&folder)?)
 }
 
 /// Reads that; `None`: it is not there.

@@ -20,6 +20,7 @@ pub(crate) mod clock;
 mod clone_into;
 pub(crate) mod exec;
 pub mod fault;
+pub(crate) mod gate;
 #[cfg(test)]
 pub(crate) mod headless;
 pub(crate) mod hidden;
