@@ -27,6 +27,7 @@ use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
 use crate::release::layout::Layout;
 use crate::release::{prune, switch};
 use crate::sys::clock;
+use crate::sys::gate;
 use crate::sys::process::Ended;
 
 /// How long the writing of a tree may take: the largest trees take seconds, a disk that hangs takes for ever.
@@ -51,6 +52,10 @@ pub(crate) struct Deploying {
     pub(crate) last_line: Option<String>,
     /// Whether [`Event::Booted`] has been taken.
     pub(crate) booted: bool,
+    /// The last run of `selfstart run` whose boot was taken.
+    pub(crate) last_run: Option<String>,
+    /// Whether workers were there when this agent came.
+    pub(crate) workers_found: bool,
     /// What was told last of releases that cannot be removed: it is tried again and again, and told when it changes.
     prune_trouble: String,
     unsure: Vec<ReleaseId>,
@@ -69,6 +74,7 @@ pub(crate) struct BuiltMark {
 
 impl Deploying {
     pub(crate) fn new(saved: Saved, settings: &Settings) -> Self {
+        let last_run = saved.run.clone();
         Self {
             machine: Some(Deploy::new(saved)),
             policy: policy(settings),
@@ -78,6 +84,8 @@ impl Deploying {
             progress: git::Progress::default(),
             last_line: None,
             booted: false,
+            last_run,
+            workers_found: false,
             prune_trouble: String::new(),
             unsure: Vec::new(),
             runtimes: Runtimes::default(),
@@ -114,6 +122,7 @@ pub(crate) fn policy(settings: &Settings) -> DeployPolicy {
         build_timeout: settings.build.timeout,
         keep: KeepPolicy { keep: settings.release.keep, keep_failed: settings.release.keep_failed },
         retry: RetryPolicy::default(),
+        supersede: settings.source.supersede,
     }
 }
 
@@ -146,7 +155,7 @@ fn mark_path(layout: &Layout, release: &ReleaseId) -> PathBuf {
 ///
 /// # Errors
 /// When it cannot be told.
-pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode) -> Result<Found, LookError> {
+pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode, run: Option<String>) -> Result<Found, LookError> {
     let failed = |path: PathBuf| move |source| LookError::Read { path, source };
     let folder = layout.releases();
     let mut releases = Vec::new();
@@ -166,7 +175,7 @@ pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode)
         switch::Current::Release(id) => Some(id),
         switch::Current::Nothing => None,
     };
-    Ok(Found { start, current, releases, pools, mode })
+    Ok(Found { start, current, releases, pools, mode, run })
 }
 
 /// Why it cannot be told what is on disk.
@@ -382,7 +391,7 @@ impl Agent {
         self.work(move || {
             let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
                 let path = mark_path(&layout, &release);
-                fs_err::create_dir_all(layout.run().join("built"))
+                gate::create_dir_all(layout.run().join("built"))
                     .map_err(|error| error.to_string())
                     .and_then(|()| store::save(&path, store::SCHEMA_NOW, &mark).map_err(|error| chain(&error)))
             });
@@ -587,7 +596,7 @@ pub(crate) fn ask_source(settings: &Settings, longest: Duration) -> Result<(), (
     if let Some((uid, gid, _)) = start.user.filter(|_| rustix::process::geteuid().is_root()) {
         command.uid(uid).gid(gid);
     }
-    let helper = command.spawn().map_err(|error| other(&error))?;
+    let helper = gate::spawn(&mut command).map_err(|error| other(&error))?;
     // It ends itself when its time is over.
     let output = helper.wait_with_output().map_err(|error| other(&error))?;
     let last = output.stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
@@ -698,8 +707,8 @@ pub(super) fn forget_removed(layout: &Layout, ids: Vec<ReleaseId>, trouble: Stri
     let (kept, gone): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| fs_err::symlink_metadata(layout.release(id)).is_ok());
     for id in &gone {
         // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
-        let _stays = fs_err::remove_file(mark_path(layout, id));
-        let _stays = fs_err::remove_file(layout.build_log(id));
+        let _stays = gate::remove_file(mark_path(layout, id));
+        let _stays = gate::remove_file(layout.build_log(id));
     }
     Worked::Pruned { gone, kept, trouble, unsure }
 }

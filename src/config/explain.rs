@@ -428,6 +428,7 @@ impl Collector<'_> {
         }
         self.add(&["source", "timeout"], Shown::Duration(source.timeout));
         self.add(&["source", "boot_timeout"], Shown::Duration(source.boot_timeout));
+        self.add(&["source", "supersede"], Shown::Bool(source.supersede));
         self.add(&["release", "keep"], number(release.keep));
         self.add(&["release", "keep_failed"], number(release.keep_failed));
         self.add(&["release", "linked_dirs"], Shown::List(release.linked_dirs.iter().map(|dir| path(dir)).collect()));

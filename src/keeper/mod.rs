@@ -1526,7 +1526,9 @@ fn say(to: BorrowedFd<'_>, unsaid: &AtomicU32, text: &str) {
     let mut line = format!("selfstart keeper: {before}{text}").into_bytes();
     line.truncate(LINE_BYTES - 1);
     line.push(b'\n');
-    match rustix::io::write(to, &line) {
+    #[expect(clippy::disallowed_methods, reason = "a line to whoever reads our standard error: on no disk of ours")]
+    let written = rustix::io::write(to, &line);
+    match written {
         Ok(_) => unsaid.store(0, Ordering::Relaxed),
         Err(_) => {
             unsaid.fetch_add(1, Ordering::Relaxed);

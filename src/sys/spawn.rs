@@ -24,6 +24,7 @@ use rustix::io::DupFlags;
 use super::clock;
 use super::clone_into::clone_into;
 use super::confine;
+use super::gate;
 
 /// What is started, as whom, and with what.
 #[derive(Debug)]
@@ -360,6 +361,8 @@ impl Spawner {
         if self.running.is_some() {
             return Err(SpawnError { step: Step::Clone, source: io::Error::from_raw_os_error(libc::EAGAIN) });
         }
+        let named = job.programs.first().map_or(c"", CString::as_c_str);
+        gate::spawning(named).map_err(|error| SpawnError { step: Step::Clone, source: error.into() })?;
         let fds = match &mut self.pad {
             Some(pad) => pad.fill(&job.fds).map_err(|source| {
                 pad.clear();
