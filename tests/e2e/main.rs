@@ -20,6 +20,7 @@ mod deploy;
 mod disk;
 mod end;
 mod goals;
+mod holder;
 mod load;
 mod machines;
 mod node;
