@@ -16,6 +16,7 @@ use selfstart_core::time::MonoTime;
 use selfstart_core::worker::signal_name;
 use serde::{Deserialize, Serialize};
 
+use super::carrying::Carrying;
 use super::errands::{Over, What};
 use super::launch;
 use super::run::{Agent, Worked};
@@ -23,6 +24,7 @@ use super::runtime::{Runtimes, missing_venv};
 use super::store;
 use crate::config::settings::{Credentials, Settings, SourceSettings, SshAgent, WantedRef};
 use crate::keeper::protocol::Ask;
+use crate::release::carry::StepMade;
 use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
 use crate::release::layout::Layout;
 use crate::release::{prune, switch};
@@ -60,6 +62,7 @@ pub(crate) struct Deploying {
     prune_trouble: String,
     unsure: Vec<ReleaseId>,
     pub(crate) runtimes: Runtimes,
+    pub(crate) carrying: Carrying,
 }
 
 /// Which build a release came from, kept beside the journal: the proof that it is whole.
@@ -70,6 +73,9 @@ pub(crate) struct BuiltMark {
     /// What it runs; `None`: it was made before there were runtimes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) runtime: Option<Captured>,
+    /// What its steps with `unless_unchanged` made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) steps: Vec<StepMade>,
 }
 
 impl Deploying {
@@ -89,6 +95,7 @@ impl Deploying {
             prune_trouble: String::new(),
             unsure: Vec::new(),
             runtimes: Runtimes::default(),
+            carrying: Carrying::default(),
         }
     }
 
@@ -346,12 +353,19 @@ impl Agent {
                 self.begin_step(release, revision, step, &build);
             }
             Effect::EndStep { release, step } => {
-                let of = |what: &What| matches!(what, What::Step { release: r, step: s, .. } if *r == release && *s == step);
+                let of = |what: &What| match what {
+                    What::Step { release: r, step: s, .. }
+                    | What::Carry { release: r, step: s, .. }
+                    | What::Made { release: r, step: s, .. } => *r == release && *s == step,
+                    _ => false,
+                };
                 for key in self.errands.keys(of) {
                     self.end_errand(&key);
                 }
             }
-            Effect::MarkBuilt { release, revision, build } => self.begin_marking(release, BuiltMark { revision, build, runtime: None }),
+            Effect::MarkBuilt { release, revision, build } => {
+                self.begin_marking(release, BuiltMark { revision, build, runtime: None, steps: Vec::new() })
+            }
             Effect::Switch { release } => self.begin_switch(release),
             Effect::StartPools { release, revision } | Effect::RollOut { release, revision } => self.roll_out(release, revision),
             Effect::Prune { ids } => self.begin_prune(ids),
@@ -386,7 +400,8 @@ impl Agent {
         if let Some(text) = missing_venv(&runtime, &self.layout.release(&release)) {
             return self.deploy_event(Event::PrepareFailed { release, blame: Blame::Revision, text });
         }
-        let mark = BuiltMark { runtime: Some(runtime), ..mark };
+        let steps = self.deploying.carrying.sealed(&release);
+        let mark = BuiltMark { runtime: Some(runtime), steps, ..mark };
         let layout = self.layout.clone();
         self.work(move || {
             let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
@@ -473,6 +488,20 @@ impl Agent {
             // The configuration changed under the build: the machine begins it anew.
             return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
         };
+        match self.begin_carrying(&release, &revision, step, wanted) {
+            Ok(true) => {}
+            Ok(false) => self.run_step(release, revision, step),
+            Err(text) => self.deploy_event(failed(release, text)),
+        }
+    }
+
+    /// Runs a step of the settings as they are now, which those who ask have compared with the build's.
+    pub(super) fn run_step(&mut self, release: ReleaseId, revision: Revision, step: u32) {
+        let settings = self.settings.clone();
+        let failed = |release, what| Event::StepFailed { release, step, blame: Blame::Machine, what, last_lines: Vec::new() };
+        let Some(wanted) = usize::try_from(step).ok().and_then(|step| settings.build.steps.get(step.checked_sub(1)?)) else {
+            return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
+        };
         let env = |name: &str| std::env::var(name).ok();
         let from = self.from(&release, &revision);
         match from.and_then(|from| launch::step(&settings, &self.known, wanted, &from, String::new(), &env)) {
@@ -500,7 +529,16 @@ impl Agent {
             What::Fetch(fetch) => self.fetch_over(fetch, &over),
             What::Stage(release) => self.stage_over(release, &over),
             What::Runtime { release, build } => self.runtime_over(release, build, &over),
-            What::Step { release, step, run } => self.step_over(release, step, &run, over),
+            What::Step { release, step, run } => {
+                let event = self.step_over(release, step, &run, over);
+                // What it made is looked at first.
+                match &event {
+                    Event::StepDone { release, step } if self.begin_made(release, *step) => return,
+                    _ => event,
+                }
+            }
+            What::Carry { release, revision, step } => return self.carry_over(release, revision, step, &over),
+            What::Made { release, step, key } => return self.made_over(release, step, key, &over),
             What::Name(release) => Self::named(release, &over, tidied(&over).err()),
             What::Tidy => return self.tidied(tidied(&over)),
             What::Probe { .. } | What::Leftover => return,

@@ -164,6 +164,11 @@ pub(crate) fn worker(
     })
 }
 
+/// Returns the line of a step that the shell is given.
+pub(crate) fn step_line(settings: &Settings, step: &BuildStep, from: &From) -> String {
+    expand(&step.run, &release_values(settings, from))
+}
+
 /// Returns what a build step is started with, in a release that is not live yet.
 ///
 /// # Errors
