@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use selfstart_core::policy::{MemoryAction, MemoryRung, ReadyHow, StopLadder, UpdateHow};
-use selfstart_core::runtime::{Manager, Pick, Setting};
+use selfstart_core::runtime::{Pick, Setting};
 use selfstart_core::time::Human;
 use selfstart_core::units::Bytes;
 
@@ -347,26 +347,23 @@ fn words(words: &[String]) -> Shown {
     if command::split(&bare).is_ok_and(|split| split == words) { Shown::Text(bare) } else { Shown::Text(shell_words::join(words)) }
 }
 
-/// `build.runtime` as it is written: a word, or managers with what each is asked for.
-fn runtime(setting: &Setting) -> Shown {
-    let Setting::By(by) = setting else { return Shown::Text(setting.to_string()) };
-    let one = |(manager, pick): (&Manager, &Pick)| {
-        let asked = match pick {
-            Pick::Files => Shown::Text("auto".into()),
-            Pick::Version(version) => Shown::Text(version.clone()),
-            Pick::Tools(tools) => Shown::Map(tools.iter().map(|(tool, version)| (tool.clone(), Shown::Text(version.clone()))).collect()),
-        };
-        (manager.to_string(), asked)
-    };
-    Shown::Map(by.iter().map(one).collect())
-}
-
 fn path(path: &Path) -> Shown {
     Shown::Text(path.display().to_string())
 }
 
 fn number(number: impl Into<i64>) -> Shown {
     Shown::Number(number.into())
+}
+
+/// `build.runtime` as it might be written.
+fn runtime(setting: &Setting) -> Shown {
+    let Setting::By(by) = setting else { return Shown::Text(setting.to_string()) };
+    let pick = |pick: &Pick| match pick {
+        Pick::Files => Shown::Text("auto".into()),
+        Pick::Version(version) => Shown::Text(version.clone()),
+        Pick::Tools(tools) => Shown::Map(tools.iter().map(|(tool, version)| (tool.clone(), Shown::Text(version.clone()))).collect()),
+    };
+    Shown::Map(by.iter().map(|(manager, it)| (manager.to_string(), pick(it))).collect())
 }
 
 fn or_nothing<T>(value: Option<T>, show: impl FnOnce(T) -> Shown) -> Shown {
