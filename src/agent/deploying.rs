@@ -11,16 +11,20 @@ use selfstart_core::deploy::{
 };
 use selfstart_core::id::{ReleaseId, Revision};
 use selfstart_core::retention::KeepPolicy;
+use selfstart_core::runtime::{Captured, Setting};
 use selfstart_core::time::MonoTime;
 use selfstart_core::worker::signal_name;
 use serde::{Deserialize, Serialize};
 
+use super::carrying::Carrying;
 use super::errands::{Over, What};
 use super::launch;
 use super::run::{Agent, Worked};
+use super::runtime::{Runtimes, missing_venv};
 use super::store;
 use crate::config::settings::{Credentials, Settings, SourceSettings, SshAgent, WantedRef};
 use crate::keeper::protocol::Ask;
+use crate::release::carry::StepMade;
 use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
 use crate::release::layout::Layout;
 use crate::release::{prune, switch};
@@ -57,6 +61,8 @@ pub(crate) struct Deploying {
     /// What was told last of releases that cannot be removed: it is tried again and again, and told when it changes.
     prune_trouble: String,
     unsure: Vec<ReleaseId>,
+    pub(crate) runtimes: Runtimes,
+    pub(crate) carrying: Carrying,
 }
 
 /// Which build a release came from, kept beside the journal: the proof that it is whole.
@@ -64,6 +70,12 @@ pub(crate) struct Deploying {
 pub(crate) struct BuiltMark {
     pub(crate) revision: Revision,
     pub(crate) build: Fingerprint,
+    /// What it runs; `None`: it was made before there were runtimes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) runtime: Option<Captured>,
+    /// What its steps with `unless_unchanged` made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) steps: Vec<StepMade>,
 }
 
 impl Deploying {
@@ -82,6 +94,8 @@ impl Deploying {
             workers_found: false,
             prune_trouble: String::new(),
             unsure: Vec::new(),
+            runtimes: Runtimes::default(),
+            carrying: Carrying::default(),
         }
     }
 
@@ -132,6 +146,10 @@ fn fingerprint(settings: &Settings) -> Fingerprint {
         made_of.push_str(&format!("{name}={text}\0"));
     }
     made_of.push_str(&format!("{:?}{:?}{:?}", settings.release.linked_dirs, settings.release.linked_files, settings.user));
+    // `auto` counts for nothing: what was built before there were runtimes is not built again for it.
+    if settings.build.runtime != Setting::Auto {
+        made_of.push_str(&format!("runtime {}\0", settings.build.runtime));
+    }
     // FNV-1a, 64 bits (RFC 9923): stable between versions, and nobody gains by a collision in their own configuration.
     let hash = made_of.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     Fingerprint(format!("{hash:016x}"))
@@ -195,6 +213,11 @@ impl Agent {
             // Not to be tried again for ever with a release that is gone.
             self.forget_missing();
         }
+        if let Event::Linked { release } = &event
+            && !self.deploying.runtimes.has(release)
+        {
+            return self.begin_runtime(release.clone());
+        }
         let now = Now { mono: clock::now(), wall: clock::wall(), jitter: Jitter::new(fastrand::u16(0..=1000)) };
         let machine = self.deploying.machine.take().expect("the machine is only away inside `step`");
         // As it was before: what ends with this event is no longer under way after it.
@@ -233,6 +256,7 @@ impl Agent {
             self.telling.warn(&text);
         }
         self.deploying.unsure = releases;
+        self.deploying.runtimes.forget(&gone);
         for id in &gone {
             use deploy::ReleaseState as State;
             let why = match self.deploying.machine().book().get(id).map(|entry| &entry.state) {
@@ -330,12 +354,19 @@ impl Agent {
                 self.begin_step(release, revision, step, &build);
             }
             Effect::EndStep { release, step } => {
-                let of = |what: &What| matches!(what, What::Step { release: r, step: s, .. } if *r == release && *s == step);
+                let of = |what: &What| match what {
+                    What::Step { release: r, step: s, .. }
+                    | What::Carry { release: r, step: s, .. }
+                    | What::Made { release: r, step: s, .. } => *r == release && *s == step,
+                    _ => false,
+                };
                 for key in self.errands.keys(of) {
                     self.end_errand(&key);
                 }
             }
-            Effect::MarkBuilt { release, revision, build } => self.begin_marking(release, BuiltMark { revision, build }),
+            Effect::MarkBuilt { release, revision, build } => {
+                self.begin_marking(release, BuiltMark { revision, build, runtime: None, steps: Vec::new() })
+            }
             Effect::Switch { release } => self.begin_switch(release),
             Effect::StartPools { release, revision } | Effect::RollOut { release, revision } => self.roll_out(release, revision),
             Effect::Prune { ids } => self.begin_prune(ids),
@@ -363,6 +394,15 @@ impl Agent {
 
     /// Everything of the release is on disk before its mark says so.
     fn begin_marking(&mut self, release: ReleaseId, mark: BuiltMark) {
+        let runtime = match self.deploying.runtimes.sealed(&release, &mark.build) {
+            Ok(runtime) => runtime,
+            Err(text) => return self.deploy_event(Event::PrepareFailed { release, blame: Blame::Machine, text }),
+        };
+        if let Some(text) = missing_venv(&runtime, &self.layout.release(&release)) {
+            return self.deploy_event(Event::PrepareFailed { release, blame: Blame::Revision, text });
+        }
+        let steps = self.deploying.carrying.sealed(&release);
+        let mark = BuiltMark { runtime: Some(runtime), steps, ..mark };
         let layout = self.layout.clone();
         self.work(move || {
             let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
@@ -449,9 +489,23 @@ impl Agent {
             // The configuration changed under the build: the machine begins it anew.
             return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
         };
-        let from = launch::From { path: self.layout.release(&release), release: release.clone(), revision };
+        match self.begin_carrying(&release, &revision, step, wanted) {
+            Ok(true) => {}
+            Ok(false) => self.run_step(release, revision, step),
+            Err(text) => self.deploy_event(failed(release, text)),
+        }
+    }
+
+    /// Runs a step of the settings as they are now, which those who ask have compared with the build's.
+    pub(super) fn run_step(&mut self, release: ReleaseId, revision: Revision, step: u32) {
+        let settings = self.settings.clone();
+        let failed = |release, what| Event::StepFailed { release, step, blame: Blame::Machine, what, last_lines: Vec::new() };
+        let Some(wanted) = usize::try_from(step).ok().and_then(|step| settings.build.steps.get(step.checked_sub(1)?)) else {
+            return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
+        };
         let env = |name: &str| std::env::var(name).ok();
-        match launch::step(&settings, &self.known, wanted, &from, String::new(), &env) {
+        let from = self.from(&release, &revision);
+        match from.and_then(|from| launch::step(&settings, &self.known, wanted, &from, String::new(), &env)) {
             Ok(start) => {
                 let deadline = wanted.timeout.map(|timeout| clock::now() + timeout);
                 let key = self.errands.begin("build", What::Step { release: release.clone(), step, run: wanted.run.clone() }, deadline);
@@ -475,7 +529,17 @@ impl Agent {
         let event = match over.what.clone() {
             What::Fetch(fetch) => self.fetch_over(fetch, &over),
             What::Stage(release) => self.stage_over(release, &over),
-            What::Step { release, step, run } => self.step_over(release, step, &run, over),
+            What::Runtime { release, build } => self.runtime_over(release, build, &over),
+            What::Step { release, step, run } => {
+                let event = self.step_over(release, step, &run, over);
+                // What it made is looked at first.
+                match &event {
+                    Event::StepDone { release, step } if self.begin_made(release, *step) => return,
+                    _ => event,
+                }
+            }
+            What::Carry { release, revision, step } => return self.carry_over(release, revision, step, &over),
+            What::Made { release, step, key } => return self.made_over(release, step, key, &over),
             What::Name(release) => Self::named(release, &over, tidied(&over).err()),
             What::Tidy => return self.tidied(tidied(&over)),
             What::Probe { .. } | What::Leftover => return,

@@ -4,6 +4,7 @@
 
 mod apart;
 mod boot;
+mod carrying;
 mod deploying;
 mod errands;
 mod launch;
@@ -12,6 +13,7 @@ mod minding;
 pub(crate) mod output;
 mod readers;
 mod run;
+mod runtime;
 mod sampling;
 mod serving;
 mod showing;
@@ -22,5 +24,6 @@ pub(crate) use apart::is_apart;
 pub(crate) use boot::{load, main, total_memory, tree_name};
 pub(crate) use deploying::{ask_source, chain};
 pub(crate) use launch::PATH;
+pub(crate) use runtime::ask_runtime;
 pub(crate) use sampling::find_those_who_left;
 pub(crate) use serving::control_owner;

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use selfstart_core::policy::{MemoryAction, MemoryRung, ReadyHow, StopLadder, UpdateHow};
+use selfstart_core::runtime::{Pick, Setting};
 use selfstart_core::time::Human;
 use selfstart_core::units::Bytes;
 
@@ -354,6 +355,17 @@ fn number(number: impl Into<i64>) -> Shown {
     Shown::Number(number.into())
 }
 
+/// `build.runtime` as it might be written.
+fn runtime(setting: &Setting) -> Shown {
+    let Setting::By(by) = setting else { return Shown::Text(setting.to_string()) };
+    let pick = |pick: &Pick| match pick {
+        Pick::Files => Shown::Text("auto".into()),
+        Pick::Version(version) => Shown::Text(version.clone()),
+        Pick::Tools(tools) => Shown::Map(tools.iter().map(|(tool, version)| (tool.clone(), Shown::Text(version.clone()))).collect()),
+    };
+    Shown::Map(by.iter().map(|(manager, it)| (manager.to_string(), pick(it))).collect())
+}
+
 fn or_nothing<T>(value: Option<T>, show: impl FnOnce(T) -> Shown) -> Shown {
     value.map_or(Shown::Nothing, show)
 }
@@ -437,10 +449,15 @@ impl Collector<'_> {
         self.add(&["release", "confirm"], Shown::Duration(release.confirm));
         self.add(&["release", "probation"], Shown::Duration(release.probation));
         self.env(&["build", "env"], &build.env);
+        self.add(&["build", "runtime"], runtime(&build.runtime));
         self.add(&["build", "timeout"], Shown::Duration(build.timeout));
-        let steps = build.steps.iter().map(|step| match step.timeout {
-            None => Shown::Text(step.run.clone()),
-            Some(timeout) => Shown::Map(vec![("run".into(), Shown::Text(step.run.clone())), ("timeout".into(), Shown::Duration(timeout))]),
+        let steps = build.steps.iter().map(|step| {
+            let mut shown = vec![("run".to_owned(), Shown::Text(step.run.clone()))];
+            shown.extend(step.timeout.map(|timeout| ("timeout".into(), Shown::Duration(timeout))));
+            if !step.unless_unchanged.is_empty() {
+                shown.push(("unless_unchanged".into(), Shown::List(step.unless_unchanged.iter().map(|it| path(it)).collect())));
+            }
+            if shown.len() == 1 { Shown::Text(step.run.clone()) } else { Shown::Map(shown) }
         });
         self.add(&["build", "steps"], Shown::List(steps.collect()));
         self.queue(&["queue"], queue);

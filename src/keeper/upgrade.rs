@@ -233,6 +233,8 @@ impl Keeper {
             reset_oom_score: self.reset_oom_score,
             new_session: true,
             dies_with_us: true,
+            confined: false,
+            called: None,
             cgroup: None,
         });
         match started {
