@@ -24,7 +24,7 @@ use crate::config::settings::Settings;
 use crate::keeper::protocol::Ask;
 use crate::release::layout::Layout;
 use crate::runtime::{self, ROOTS, Reply, Request, VERB};
-use crate::sys::clock;
+use crate::sys::{clock, gate};
 
 /// The longest that finding a runtime may take: managers are shell scripts of some tenths of a second each.
 const CAPTURE_TIMEOUT: Duration = Duration::from_secs(60);
