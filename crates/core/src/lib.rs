@@ -20,5 +20,6 @@ pub mod retention;
 pub mod signal;
 pub mod status;
 pub mod time;
+pub mod trigger;
 pub mod units;
 pub mod worker;

@@ -136,6 +136,10 @@ pub enum Origin {
     Operator,
     /// A reload changed `build:` or `source:`.
     Reload,
+    /// The head of the source had changed when it was asked.
+    Poll,
+    /// The server of the source said that there was a push.
+    Webhook,
 }
 
 /// Who wants a deploy.
@@ -156,6 +160,8 @@ impl Asker {
             (None, Origin::Boot) => "boot",
             (None, Origin::Operator) => "an operator",
             (None, Origin::Reload) => "HUP",
+            (None, Origin::Poll) => "poll",
+            (None, Origin::Webhook) => "a webhook",
         }
     }
 }
@@ -347,7 +353,7 @@ pub enum Event {
         /// What.
         what: Request,
     },
-    /// Something else wants the configured source deployed: a reload that changed `build:` or `source:`.
+    /// Something else wants the configured source deployed: a reload that changed `build:` or `source:`, a poll, a webhook.
     Triggered(Asker),
     /// Answers [`Effect::Fetch`]: the mirror has the revision.
     Fetched {
