@@ -70,7 +70,6 @@ fn doing<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: impl Into<Stri
 /// Runs the agent; the keeper hears whether to end too, and starts it again if not.
 pub(crate) fn main(config: &Path) -> ExitCode {
     crate::sys::small_heap();
-    super::apart::give_up_privileges();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().max_blocking_threads(8).build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -210,6 +209,9 @@ async fn start_on(mut line: Line, config: &Path) -> Result<u8, BootError> {
 
 /// Loads the configuration; when it is broken and the node has something to keep running, the last good one, with a note.
 fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::error::Error + Send + Sync>> {
+    if let Some((root, why)) = super::apart::last_good() {
+        return last_good(path, &root, &why);
+    }
     let broken = match load_usable(path) {
         Ok(loaded) => return Ok((loaded, Vec::new())),
         Err(error) => error,
@@ -227,6 +229,18 @@ fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::erro
         }
         _ => Err(broken.into()),
     }
+}
+
+/// Loads what was run last: others could have written the configuration, so nothing of it is read.
+fn last_good(path: &Path, root: &Path, why: &str) -> Result<(Loaded, Vec<String>), Box<dyn std::error::Error + Send + Sync>> {
+    let good = Layout::new(root.to_owned()).good_config();
+    let loaded = load_usable(&good)?;
+    if loaded.settings.root != root {
+        return Err(format!("`{}` is of another `root`; and {why}", good.display()).into());
+    }
+    let note = format!("`{}` is not believed, so `{}` is run: {why}", path.display(), good.display());
+    complain(&format!("warning: {note}"));
+    Ok((loaded, vec![note]))
 }
 
 /// Reads a configuration against this machine.
@@ -302,6 +316,7 @@ async fn put_together(
     let user = super::launch::who(settings.user.as_ref()).map_err(doing("look up `user`"))?;
     let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
     notes.extend(super::apart::why_root().map(|why| format!("the agent runs as root: {why}")));
+    notes.extend(super::apart::unconfined().map(str::to_owned));
     // The keeper has seen to owners already.
     notes.extend(layout.create(owner.filter(|_| !super::is_apart())).map_err(doing("make the folders below `root`"))?);
     let root = settings.root.display().to_string();

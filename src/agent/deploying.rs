@@ -11,6 +11,7 @@ use selfstart_core::deploy::{
 };
 use selfstart_core::id::{ReleaseId, Revision};
 use selfstart_core::retention::KeepPolicy;
+use selfstart_core::runtime::{Captured, Setting};
 use selfstart_core::time::MonoTime;
 use selfstart_core::worker::signal_name;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::errands::{Over, What};
 use super::launch;
 use super::run::{Agent, Worked};
+use super::runtime::{Runtimes, missing_venv};
 use super::store;
 use crate::config::settings::{Credentials, Settings, SourceSettings, SshAgent, WantedRef};
 use crate::keeper::protocol::Ask;
@@ -52,6 +54,7 @@ pub(crate) struct Deploying {
     /// What was told last of releases that cannot be removed: it is tried again and again, and told when it changes.
     prune_trouble: String,
     unsure: Vec<ReleaseId>,
+    pub(crate) runtimes: Runtimes,
 }
 
 /// Which build a release came from, kept beside the journal: the proof that it is whole.
@@ -59,6 +62,9 @@ pub(crate) struct Deploying {
 pub(crate) struct BuiltMark {
     pub(crate) revision: Revision,
     pub(crate) build: Fingerprint,
+    /// What it runs; `None`: it was made before there were runtimes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) runtime: Option<Captured>,
 }
 
 impl Deploying {
@@ -74,6 +80,7 @@ impl Deploying {
             booted: false,
             prune_trouble: String::new(),
             unsure: Vec::new(),
+            runtimes: Runtimes::default(),
         }
     }
 
@@ -122,6 +129,10 @@ fn fingerprint(settings: &Settings) -> Fingerprint {
         made_of.push_str(&format!("{name}={text}\0"));
     }
     made_of.push_str(&format!("{:?}{:?}{:?}", settings.release.linked_dirs, settings.release.linked_files, settings.user));
+    // `auto` counts for nothing: what was built before there were runtimes is not built again for it.
+    if settings.build.runtime != Setting::Auto {
+        made_of.push_str(&format!("runtime {}\0", settings.build.runtime));
+    }
     // FNV-1a, 64 bits (RFC 9923): stable between versions, and nobody gains by a collision in their own configuration.
     let hash = made_of.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     Fingerprint(format!("{hash:016x}"))
@@ -185,6 +196,11 @@ impl Agent {
             // Not to be tried again for ever with a release that is gone.
             self.forget_missing();
         }
+        if let Event::Linked { release } = &event
+            && !self.deploying.runtimes.has(release)
+        {
+            return self.begin_runtime(release.clone());
+        }
         let now = Now { mono: clock::now(), wall: clock::wall(), jitter: Jitter::new(fastrand::u16(0..=1000)) };
         let machine = self.deploying.machine.take().expect("the machine is only away inside `step`");
         // As it was before: what ends with this event is no longer under way after it.
@@ -223,6 +239,7 @@ impl Agent {
             self.telling.warn(&text);
         }
         self.deploying.unsure = releases;
+        self.deploying.runtimes.forget(&gone);
         for id in &gone {
             use deploy::ReleaseState as State;
             let why = match self.deploying.machine().book().get(id).map(|entry| &entry.state) {
@@ -325,7 +342,7 @@ impl Agent {
                     self.end_errand(&key);
                 }
             }
-            Effect::MarkBuilt { release, revision, build } => self.begin_marking(release, BuiltMark { revision, build }),
+            Effect::MarkBuilt { release, revision, build } => self.begin_marking(release, BuiltMark { revision, build, runtime: None }),
             Effect::Switch { release } => self.begin_switch(release),
             Effect::StartPools { release, revision } | Effect::RollOut { release, revision } => self.roll_out(release, revision),
             Effect::Prune { ids } => self.begin_prune(ids),
@@ -353,6 +370,14 @@ impl Agent {
 
     /// Everything of the release is on disk before its mark says so.
     fn begin_marking(&mut self, release: ReleaseId, mark: BuiltMark) {
+        let runtime = match self.deploying.runtimes.sealed(&release, &mark.build) {
+            Ok(runtime) => runtime,
+            Err(text) => return self.deploy_event(Event::PrepareFailed { release, blame: Blame::Machine, text }),
+        };
+        if let Some(text) = missing_venv(&runtime, &self.layout.release(&release)) {
+            return self.deploy_event(Event::PrepareFailed { release, blame: Blame::Revision, text });
+        }
+        let mark = BuiltMark { runtime: Some(runtime), ..mark };
         let layout = self.layout.clone();
         self.work(move || {
             let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
@@ -439,9 +464,9 @@ impl Agent {
             // The configuration changed under the build: the machine begins it anew.
             return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
         };
-        let from = launch::From { path: self.layout.release(&release), release: release.clone(), revision };
         let env = |name: &str| std::env::var(name).ok();
-        match launch::step(&settings, &self.known, wanted, &from, String::new(), &env) {
+        let from = self.from(&release, &revision);
+        match from.and_then(|from| launch::step(&settings, &self.known, wanted, &from, String::new(), &env)) {
             Ok(start) => {
                 let deadline = wanted.timeout.map(|timeout| clock::now() + timeout);
                 let key = self.errands.begin("build", What::Step { release: release.clone(), step, run: wanted.run.clone() }, deadline);
@@ -465,6 +490,7 @@ impl Agent {
         let event = match over.what.clone() {
             What::Fetch(fetch) => self.fetch_over(fetch, &over),
             What::Stage(release) => self.stage_over(release, &over),
+            What::Runtime { release, build } => self.runtime_over(release, build, &over),
             What::Step { release, step, run } => self.step_over(release, step, &run, over),
             What::Name(release) => Self::named(release, &over, tidied(&over).err()),
             What::Tidy => return self.tidied(tidied(&over)),

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use selfstart_core::deploy::FetchId;
+use selfstart_core::deploy::{FetchId, Fingerprint};
 use selfstart_core::id::{ReleaseId, SlotId, StartNo};
 use selfstart_core::time::MonoTime;
 use tokio::io::unix::AsyncFd;
@@ -41,6 +41,13 @@ pub(crate) enum What {
     Fetch(FetchId),
     /// The tree of a commit is written.
     Stage(ReleaseId),
+    /// The runtime of a release is found.
+    Runtime {
+        /// Which.
+        release: ReleaseId,
+        /// By which build settings.
+        build: Fingerprint,
+    },
     /// A build step; its output does not come here.
     Step {
         /// Of which release.

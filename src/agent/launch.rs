@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use selfstart_core::id::{Generation, ReleaseId, Revision, SlotId, StartNo};
+use selfstart_core::runtime::Captured;
 
 use crate::config::placeholders::{Values, expand};
 use crate::config::secret::{Env, SecretError, Text, is_variable_name};
@@ -37,6 +39,14 @@ pub(crate) enum LaunchError {
         #[source]
         source: io::Error,
     },
+    /// It is not known which ruby, node or python its release runs.
+    #[error("the runtime of {release} is not known: {why}; `selfstart deploy --force` makes the release anew")]
+    Runtime {
+        /// Which release.
+        release: ReleaseId,
+        /// Why.
+        why: String,
+    },
     /// A line in it sets what only selfstart may say.
     #[error("`{}`, line {line}: `SELFSTART_*` is set by selfstart", .path.display())]
     EnvOurs {
@@ -64,6 +74,8 @@ pub(crate) struct From {
     pub(crate) revision: Revision,
     /// Its real path.
     pub(crate) path: PathBuf,
+    /// The ruby, node and python that it runs.
+    pub(crate) runtime: Arc<Captured>,
 }
 
 /// Which worker of a pool.
@@ -118,6 +130,7 @@ pub(crate) fn worker(
     let values = worker_values(settings, pool, which, from);
     let user = known_user(known, pool.user.as_ref().or(settings.user.as_ref()))?;
     let mut vars = base(settings, known, user.as_ref(), &from.path)?;
+    vars.extend(from.runtime.vars.clone());
     for path in &pool.env_files {
         read_env_file(path, &mut vars)?;
     }
@@ -165,6 +178,7 @@ pub(crate) fn step(
     let values = release_values(settings, from);
     let user = known_user(known, settings.user.as_ref())?;
     let mut vars = base(settings, known, user.as_ref(), &from.path)?;
+    vars.extend(from.runtime.vars.clone());
     add_env(&mut vars, "build.env", &settings.build.env, &values, env)?;
     say_release(&mut vars, settings, from);
     Ok(Start {

@@ -20,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::boot::Child;
 use super::deploying::chain;
 use super::errands::What;
-use super::launch::{self, Which};
+use super::launch::{self, LaunchError, Which};
 use super::output::{Finish, Now, Sink, Stream, Tap};
 use super::run::{Agent, Ending, Worked};
 use super::store;
@@ -294,12 +294,15 @@ impl Agent {
         let run = self.pools.get(&id.pool).ok_or("the pool is gone")?;
         let key = WorkerKey { slot: id.clone(), start }.to_string();
         let which = Which { slot: id.clone(), start, generation: target.generation };
-        launch::worker(&self.settings, &self.known, &run.settings, &which, &self.from(target), key, &crate::config::process_env)
+        self.from(&target.release, &target.revision)
+            .and_then(|from| launch::worker(&self.settings, &self.known, &run.settings, &which, &from, key, &crate::config::process_env))
             .map_err(|error| chain(&error))
     }
 
-    pub(crate) fn from(&self, target: &Target) -> launch::From {
-        launch::From { release: target.release.clone(), revision: target.revision.clone(), path: self.layout.release(&target.release) }
+    /// What is started in a release is started from.
+    pub(crate) fn from(&self, release: &ReleaseId, revision: &Revision) -> Result<launch::From, LaunchError> {
+        let runtime = self.deploying.runtimes.of(&self.layout, release)?;
+        Ok(launch::From { release: release.clone(), revision: revision.clone(), path: self.layout.release(release), runtime })
     }
 
     /// A started worker: its output goes to its log, its slot hears of it.
@@ -416,7 +419,11 @@ impl Agent {
         let settings = run.settings.clone();
         let Some(target) = run.machine().slot(id.slot).and_then(|slot| slot.target().cloned()) else { return };
         let which = Which { slot: id.clone(), start, generation: target.generation };
-        let values = launch::worker_values(&self.settings, &settings, &which, &self.from(&target));
+        let from = match self.from(&target.release, &target.revision) {
+            Ok(from) => from,
+            Err(error) => return self.telling.warn(&format!("{id} cannot be asked whether it is ready: {}", chain(&error))),
+        };
+        let values = launch::worker_values(&self.settings, &settings, &which, &from);
         match &settings.policy.worker.ready.how {
             ReadyHow::After(_) => {}
             ReadyHow::Tcp(address) => {

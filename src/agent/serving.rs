@@ -1210,10 +1210,12 @@ impl Agent {
             Ok(_) => self.pools.get(&name),
         };
         let Some(run) = run else { return nothing("the pool is gone", "`selfstart status` lists them") };
-        let from = launch::From { release: live.id.clone(), revision: live.revision.clone(), path: self.layout.release(&live.id) };
         let generation = run.machine().target().map_or(Generation(0), |target| target.generation);
         let which = launch::Which { slot: SlotId { pool: name.clone(), slot: 0 }, start: StartNo(0), generation };
-        match launch::worker(&self.settings, &self.known, &run.settings, &which, &from, String::new(), &crate::config::process_env) {
+        let from = self.from(&live.id, &live.revision);
+        match from.and_then(|from| {
+            launch::worker(&self.settings, &self.known, &run.settings, &which, &from, String::new(), &crate::config::process_env)
+        }) {
             Ok(start) => {
                 let own = || {
                     // The kernel refuses this to nobody (getgroups(2)); without, what is run would have fewer rights, never more.

@@ -183,6 +183,15 @@ impl Telling {
         }
     }
 
+    pub(crate) fn runtime(&mut self, release: &ReleaseId, captured: &selfstart_core::runtime::Captured) {
+        for tool in &captured.tools {
+            self.tell(Happening::new(Kind::Runtime, format!("{release} runs {tool}")).with("release", release.as_str()));
+        }
+        for note in &captured.notes {
+            self.warn(&format!("the runtime of {release}: {note}"));
+        }
+    }
+
     pub(crate) fn release_removed(&mut self, id: &ReleaseId, why: &str) {
         self.tell(Happening::new(Kind::ReleaseRemoved, format!("{id} was removed: {why}")).with("release", id.as_str()));
     }

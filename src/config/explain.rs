@@ -434,10 +434,15 @@ impl Collector<'_> {
         self.add(&["release", "linked_files"], Shown::List(release.linked_files.iter().map(|file| path(file)).collect()));
         self.add(&["release", "min_free"], Shown::Size(release.min_free));
         self.env(&["build", "env"], &build.env);
+        self.add(&["build", "runtime"], Shown::Text(build.runtime.to_string()));
         self.add(&["build", "timeout"], Shown::Duration(build.timeout));
-        let steps = build.steps.iter().map(|step| match step.timeout {
-            None => Shown::Text(step.run.clone()),
-            Some(timeout) => Shown::Map(vec![("run".into(), Shown::Text(step.run.clone())), ("timeout".into(), Shown::Duration(timeout))]),
+        let steps = build.steps.iter().map(|step| {
+            let mut shown = vec![("run".to_owned(), Shown::Text(step.run.clone()))];
+            shown.extend(step.timeout.map(|timeout| ("timeout".into(), Shown::Duration(timeout))));
+            if !step.unless_unchanged.is_empty() {
+                shown.push(("unless_unchanged".into(), Shown::List(step.unless_unchanged.iter().map(|it| path(it)).collect())));
+            }
+            if shown.len() == 1 { Shown::Text(step.run.clone()) } else { Shown::Map(shown) }
         });
         self.add(&["build", "steps"], Shown::List(steps.collect()));
         self.queue(&["queue"], queue);

@@ -12,6 +12,7 @@ use selfstart_core::policy::{
     FlappingPolicy, MAX_COUNT, MemoryAction, MemoryPolicy, MemoryRung, PoolPolicy, ReadyHow, ReadyPolicy, RestartPolicy, StalePolicy,
     StopLadder, StopRung, UpdateHow, UpdatePolicy, WorkerPolicy,
 };
+use selfstart_core::runtime::Setting;
 use selfstart_core::signal::Signal;
 use selfstart_core::units::Bytes;
 
@@ -391,8 +392,10 @@ impl Reader<'_> {
         let allowed = Placeholder::IN_BUILD;
         BuildSettings {
             env: self.or(&map, "env", BTreeMap::new(), |reader, at| reader.env(at, "build.env", false, &allowed)),
+            runtime: self.or(&map, "runtime", Setting::Auto, Self::runtime),
             timeout: self.or(&map, "timeout", Duration::from_secs(15 * 60), |reader, at| reader.duration(at, SECOND)),
-            steps: self.or(&map, "steps", Vec::new(), |reader, at| reader.each(at, "texts or {run, timeout}", Self::step)),
+            steps: self
+                .or(&map, "steps", Vec::new(), |reader, at| reader.each(at, "texts or {run, timeout, unless_unchanged}", Self::step)),
         }
     }
 
@@ -404,9 +407,12 @@ impl Reader<'_> {
             }
             let timeout = self.opt(&map, "timeout", |reader, at| reader.duration(at, SECOND));
             let run = self.opt(&map, "run", Self::run)?;
-            return Some(BuildStep { run, timeout });
+            let unless_unchanged = self.or(&map, "unless_unchanged", Vec::new(), |reader, at| {
+                reader.each(at, "relative paths", |reader, at| reader.relative_path(at, "the release"))
+            });
+            return Some(BuildStep { run, timeout, unless_unchanged });
         }
-        Some(BuildStep { run: self.run(at)?, timeout: None })
+        Some(BuildStep { run: self.run(at)?, timeout: None, unless_unchanged: Vec::new() })
     }
 
     fn run(&mut self, at: &At<'_>) -> Option<String> {

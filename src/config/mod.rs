@@ -10,6 +10,7 @@ pub mod placeholders;
 pub mod problem;
 mod raw;
 mod reader;
+mod runtime;
 pub mod schema;
 pub mod secret;
 pub mod settings;

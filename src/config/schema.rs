@@ -111,10 +111,22 @@ pub const KEYS: &[Key] = &[
     key("release.min_free", "size", Left::As("1GB"), "No deploy below this much free disk."),
     key("build", "map", Left::As("{}"), "What makes a release of a revision."),
     key("build.env", "map of texts (may hold secrets)", Left::As("{}"), "Added to the environment of the steps."),
+    key(
+        "build.runtime",
+        "word or map",
+        Left::As("auto"),
+        "Which ruby, node and python build steps and workers run: `auto` (what `.ruby-version`, `.tool-versions`, `.nvmrc`, `.node-version`, `.python-version` and `mise.toml` of the release ask for), `none` (what the machine has), `rvm`, `rbenv`, `asdf`, `mise`, `nvm`, `pyenv` or `venv`, or these with versions: `{rvm: 3.3.1@flipper, nvm: 20}`, `{asdf: {ruby: 3.3.1}}`, `{pyenv: auto, venv: .venv}`.",
+    ),
     key("build.timeout", "duration", Left::As("15m"), "The longest that all steps together may take."),
     key("build.steps", "list of texts or maps", Left::As("[]"), "Run in order, each by `sh -eu -c`; a text is `{run: TEXT}`."),
     key("build.steps[].run", "text", Left::Required, "What is run."),
     key("build.steps[].timeout", "duration", Left::Words("the whole build's"), "The longest that this step may take."),
+    key(
+        "build.steps[].unless_unchanged",
+        "list of relative paths",
+        Left::Words("never skipped"),
+        "Skipped if these files and directories, the command, `build.env` and the runtime are as they were when a release that is still here was built; what it made there is copied.",
+    ),
     key("queue", "map", Left::As("{}"), "What the workers work on; pools may override each key of it."),
     key(
         "queue.kind",

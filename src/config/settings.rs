@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use selfstart_core::id::PoolName;
 use selfstart_core::policy::PoolPolicy;
+use selfstart_core::runtime::Setting;
 use selfstart_core::units::Bytes;
 
 use super::secret::Text;
@@ -138,6 +139,8 @@ pub struct ReleaseSettings {
 pub struct BuildSettings {
     /// Added to the steps' environment.
     pub env: BTreeMap<String, Text>,
+    /// `runtime:`.
+    pub runtime: Setting,
     /// All steps together.
     pub timeout: Duration,
     /// In order.
@@ -151,6 +154,8 @@ pub struct BuildStep {
     pub run: String,
     /// This step alone; `None`: only the whole build's.
     pub timeout: Option<Duration>,
+    /// Skipped if these are as at its last success; empty: never.
+    pub unless_unchanged: Vec<PathBuf>,
 }
 
 /// `queue:`; pools may override it.

@@ -106,6 +106,9 @@ pub(super) struct State {
     /// What became of the last one.
     #[serde(default)]
     pub(super) report: Option<Upgraded>,
+    /// Whom the agent may ever have had processes started as: those are signalled that are no children of ours.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) users: Vec<u32>,
     /// Who takes this over is on trial.
     #[serde(default)]
     pub(super) trial: Option<OnTrial>,
@@ -295,6 +298,7 @@ impl Keeper {
             hurry: self.hurry,
             upgrades: self.upgrade.number(),
             report,
+            users: self.rights.all_users().collect(),
             trial,
         }
     }
@@ -316,6 +320,7 @@ impl Keeper {
             }
         }
         self.own_tree = state.own_tree;
+        self.rights.remember(state.users);
         for handed in state.children {
             self.take_over(handed, &mut take);
         }

@@ -5,6 +5,7 @@
 //! What it must tell the agent is kept in the table of children itself until it is told, so an agent may die at any moment and
 //! the next one hears everything again.
 
+mod bounds;
 mod handover;
 pub(crate) mod protocol;
 mod rights;
@@ -43,6 +44,9 @@ pub(crate) const LINE_VARIABLE: &str = "SELFSTART_KEEPER_FD";
 /// The environment variable that tells the agent what it may do: [`STANDING_SPLIT`], or why it is root although it need not be.
 pub(crate) const STANDING_VARIABLE: &str = "SELFSTART_STANDING";
 
+/// The environment variable by which the agent is told to run the last good configuration: of which root, and on the lines after that why.
+pub(crate) const LAST_GOOD_VARIABLE: &str = "SELFSTART_LAST_GOOD";
+
 /// The agent has a user of its own.
 pub(crate) const STANDING_SPLIT: &str = "split";
 
@@ -72,6 +76,9 @@ const SILENCE: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(5)]
 
 /// How often it is said that not everybody can be looked at.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// So many processes that call themselves what they are not are told of.
+const SAID_OF_OTHERS: usize = 16;
 
 /// Messages taken in one turn, so that signals and exits are seen in between.
 const MESSAGES_A_TURN: usize = 128;
@@ -310,7 +317,7 @@ fn mind(signals: SignalFd, begin: Begin) -> Result<End, KeeperError> {
 /// Our environment, without what is meant for one process only.
 fn own_environment() -> Vec<CString> {
     use std::os::unix::ffi::OsStrExt;
-    let not_ours = [LINE_VARIABLE, STANDING_VARIABLE, protocol::KEY_VARIABLE, handover::VARIABLE];
+    let not_ours = [LINE_VARIABLE, STANDING_VARIABLE, LAST_GOOD_VARIABLE, protocol::KEY_VARIABLE, handover::VARIABLE];
     std::env::vars_os()
         .filter(|(name, _)| !not_ours.iter().any(|other| name == other))
         .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok())
@@ -575,7 +582,8 @@ impl Keeper {
     /// Kills what is left of each tree that is being cleared; a tree of which nothing is left is told.
     fn clear_trees(&mut self) {
         let clearing = self.table.clearing();
-        if clearing.is_empty() {
+        // Whom the tree of an adopted child may belong to is not known before.
+        if clearing.is_empty() || !self.rights.are_told() {
             return;
         }
         let left = match self.table.leftovers(&clearing) {
@@ -676,6 +684,7 @@ impl Keeper {
         env.extend(CString::new(format!("{LINE_VARIABLE}={AGENT_LINE_FD}")));
         let standing = if self.rights.split().is_some() { Some(STANDING_SPLIT) } else { self.rights.said() };
         env.extend(standing.and_then(|standing| CString::new(format!("{STANDING_VARIABLE}={standing}")).ok()));
+        env.extend(self.rights.last_good().and_then(|(root, why)| CString::new(format!("{LAST_GOOD_VARIABLE}={root}\n{why}")).ok()));
         // Before there is an agent: one that is not listened to would mind nothing, for ever.
         epoll::add(&self.epoll, &ours, epoll::EventData::new_u64(AGENT), epoll::EventFlags::IN).map_err(doing("watch the agent"))?;
         self.agent_starts += 1;
@@ -695,6 +704,7 @@ impl Keeper {
             // Ctrl-C and `timeout` signal the whole process group: what is meant for the node must come to the keeper only.
             new_session: true,
             dies_with_us: true,
+            confined: self.rights.split().is_some(),
             cgroup: None,
         });
         match started {
@@ -782,7 +792,10 @@ impl Keeper {
                 break;
             }
             match decode::<Ask>(&buffer) {
-                Ok(ask) => self.obey(ask, fds),
+                Ok(ask) => match bounds::look(&ask) {
+                    Ok(()) => self.obey(ask, fds),
+                    Err(why) => self.refuse(&ask, &why),
+                },
                 Err(error) => {
                     complain(&format!("the agent said something else: {error}"));
                     self.end_agent();
@@ -796,6 +809,19 @@ impl Keeper {
         buffer.shrink_to(BUFFER_BYTES);
         self.buffer = buffer;
         more
+    }
+
+    /// Answers what is not done because it is too long. Whose very name is too long is not held either, to be told.
+    fn refuse(&mut self, ask: &Ask, why: &bounds::TooLong) {
+        complain(&format!("the agent has asked for too much: {why}"));
+        if let Ask::Spawn(start) | Ask::SpawnIn { start, .. } = ask {
+            if start.key.len() <= bounds::KEY_MAX {
+                self.notes.push_back(Note::SpawnFailed(start.key.clone(), Step::Execute, libc::E2BIG));
+            }
+        }
+        if let Ask::Adopt { .. } = ask {
+            self.notes.push_back(Note::Adopted);
+        }
     }
 
     /// Ends an agent whose loop has stopped: the next one goes on, and nothing of the workers changes.
@@ -882,7 +908,7 @@ impl Keeper {
             Ask::Errand(errand) => {
                 let mains = self.mains_of(&errand);
                 if let Err(why) = self.rights.begin(errand.clone(), mains, &mut self.starter, &self.null) {
-                    self.notes.push_back(Note::Errand(errand, Err(why)));
+                    self.notes.push_back(Note::Errand(errand.kind(), Err(why)));
                 }
             }
             Ask::Alive => {
@@ -929,10 +955,10 @@ impl Keeper {
         let Over { errand, answer } = over;
         let answer = if errand == Errand::Order { self.ordered(answer) } else { answer };
         if self.agent.is_some() {
-            self.notes.push_back(Note::Errand(errand, answer));
+            self.notes.push_back(Note::Errand(errand.kind(), answer));
         }
         let failed = self.rights.go_on(&mut self.starter, &self.null);
-        self.notes.extend(failed.into_iter().map(|over| Note::Errand(over.errand, over.answer)));
+        self.notes.extend(failed.into_iter().map(|over| Note::Errand(over.errand.kind(), over.answer)));
     }
 
     /// Takes over who may do what; returns what the agent is told of it.
@@ -940,7 +966,7 @@ impl Keeper {
         let copy = answer.as_ref().ok().and_then(|answer| answer.try_clone().ok());
         let before = self.rights.said().map(str::to_owned);
         let (then, result) = self.rights.ordered(answer);
-        self.table.users = self.rights.users().cloned();
+        (self.table.users, self.table.pools) = (self.rights.users().cloned(), self.rights.pools().cloned());
         match (&then, &result) {
             (Ordered::Never(why), _) => {
                 complain(&format!("no agent is started: {why}"));
@@ -948,6 +974,10 @@ impl Keeper {
                 self.quit = (self.may_quit() && self.table.len() == 0).then_some(CONFIGURATION);
             }
             (_, Err(why)) => complain(&format!("who may do what is as it was: {why}")),
+            (_, Ok(())) if self.rights.last_good().is_some() => {
+                let why = self.rights.last_good().map_or("", |(_, why)| why);
+                complain(&format!("the configuration is not believed, and the last good one is run: {why}"));
+            }
             (_, Ok(())) => match self.rights.said() {
                 Some(why) if before.as_deref() != Some(why) => complain(&format!("the agent runs as root: {why}")),
                 _ => {}
@@ -1089,6 +1119,10 @@ impl Keeper {
             CString::new(text).map_err(|_| SpawnError { step: Step::Execute, source: io::Error::from_raw_os_error(libc::EINVAL) })
         };
         let texts = |list: &[String]| list.iter().map(|one| text(one)).collect::<Result<Vec<_>, _>>();
+        bounds::place_for(Child::bytes(&start.key, &start.root, &start.note), self.table.len(), self.table.held()).map_err(|why| {
+            complain(&format!("{} is not started: {why}", start.key));
+            SpawnError { step: Step::Clone, source: io::Error::from_raw_os_error(libc::ENOMEM) }
+        })?;
         let pipes = |source| SpawnError { step: Step::Descriptors, source };
         let credentials = self.rights.judge(start).map_err(|why| {
             complain(&format!("{} is not started: {why}", start.key));
@@ -1136,6 +1170,7 @@ impl Keeper {
                 reset_oom_score: self.reset_oom_score,
                 new_session: true,
                 dies_with_us: start.helper,
+                confined: false,
                 cgroup,
             })
             .inspect_err(|_| {
@@ -1206,6 +1241,9 @@ impl Keeper {
             adopting.next = now + wait;
             self.adopting = Some(adopting);
             return;
+        }
+        for (key, pid, pool) in found.others.iter().take(SAID_OF_OTHERS) {
+            complain(&format!("process {pid} calls itself {key}, and is not of the user of `{pool}`: it is nobody's worker, and lives on"));
         }
         for (key, id) in found.remains {
             let mut child = Child::new(id, true, Vec::new(), adopting.root.clone(), String::new());

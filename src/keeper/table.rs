@@ -9,6 +9,7 @@ use std::time::Duration;
 use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
+use super::bounds::KEY_MAX;
 use super::protocol::{KEY_VARIABLE, Key};
 use crate::sys::cgroup::{self, Counted};
 use crate::sys::process::{self, Ended, Stat, Variable};
@@ -80,6 +81,12 @@ impl Child {
         }
     }
 
+    /// What is held of one for the agent's sake.
+    pub(super) fn bytes(key: &str, root: &str, note: &str) -> usize {
+        // The name stands in two maps while it runs.
+        2 * key.len() + root.len() + note.len()
+    }
+
     fn running(&self) -> bool {
         matches!(self.life, Life::Running)
     }
@@ -89,6 +96,8 @@ impl Child {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     children: BTreeMap<Key, Child>,
+    /// What all of them hold ([`Child::bytes`]).
+    held: usize,
     running: BTreeMap<i32, Key>,
     clearing: BTreeSet<Key>,
     /// Adopted and running, without a pidfd: nothing tells when they end.
@@ -102,12 +111,19 @@ pub(super) struct Table {
     /// Whom children that were adopted may belong to, and what is signalled with them; `None`: anybody. An agent that is not root names
     /// whom to adopt, and must not name others' processes.
     pub(super) users: Option<BTreeSet<u32>>,
+    /// Whose processes the workers of each pool are; `None`: anybody's. Of a pool that is not in it, any of `users`.
+    pub(super) pools: Option<BTreeMap<String, u32>>,
 }
 
 impl Table {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.children.len()
+    }
+
+    /// What is held of them all for the agent's sake.
+    pub(super) fn held(&self) -> usize {
+        self.held
     }
 
     /// The child whose main process has this number, while it lives.
@@ -120,6 +136,13 @@ impl Table {
         self.users.as_ref().is_none_or(|users| process::users(pid).is_ok_and(|found| found.iter().all(|uid| users.contains(uid))))
     }
 
+    /// The pool whose user a process is not of that calls itself so; `None`: nothing speaks against it.
+    fn not_of_its_pool<'a>(&self, key: &'a str, pid: i32) -> Option<&'a str> {
+        let pool = key.split_once('/')?.0;
+        let uid = self.pools.as_ref()?.get(pool)?;
+        (!process::users(pid).is_ok_and(|found| found.iter().all(|it| it == uid))).then_some(pool)
+    }
+
     pub(super) fn insert(&mut self, key: Key, mut child: Child) {
         if child.adopted {
             // It may be from before there were cgroups.
@@ -130,6 +153,10 @@ impl Table {
             if child.adopted && child.pidfd.is_none() {
                 self.unwatched.insert(key.clone());
             }
+        }
+        self.held += Child::bytes(&key, &child.root, &child.note);
+        if let Some((key, former)) = self.children.remove_entry(&key) {
+            self.held = self.held.saturating_sub(Child::bytes(&key, &former.root, &former.note));
         }
         self.children.insert(key, child);
     }
@@ -280,6 +307,7 @@ impl Table {
         self.clearing.remove(key);
         self.unwatched.remove(key);
         if let Some(child) = self.children.remove(key) {
+            self.held = self.held.saturating_sub(Child::bytes(key, &child.root, &child.note));
             // The number may be another child's by now.
             if self.running.get(&child.id.pid).is_some_and(|owner| owner == key) {
                 self.running.remove(&child.id.pid);
@@ -537,6 +565,8 @@ pub(super) struct Survivors {
     pub(super) living: Vec<(Key, ProcessId)>,
     /// Their main process is gone, and something is left. True only without a doubt: the main process may be what could not be seen.
     pub(super) remains: Vec<(Key, ProcessId)>,
+    /// They call themselves workers of a pool whose user they are not of.
+    pub(super) others: Vec<(Key, i32, String)>,
     /// Why there may be more.
     pub(super) doubt: Option<Doubt>,
 }
@@ -553,11 +583,18 @@ pub(super) enum Doubt {
 /// Finds the children of earlier keepers of this root that `table` does not have.
 pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) -> Survivors {
     let mut mains: BTreeMap<Key, (ProcessId, bool)> = BTreeMap::new();
+    let mut others = Vec::new();
     let mut doubt = None;
+    // Notes one who is another's; returns whether it is.
+    let mut is_other = |key: &str, pid: i32| {
+        let pool = table.not_of_its_pool(key, pid);
+        others.extend(pool.map(|pool| (key.to_owned(), pid, pool.to_owned())));
+        pool.is_some()
+    };
     for (key, pid, start_ticks) in known.iter().filter(|(key, ..)| !table.has(key)) {
         let id = ProcessId { pid: *pid, start_ticks: *start_ticks };
         match process::lives(id) {
-            Ok(true) if !table.may_be_adopted(*pid) => {}
+            Ok(true) if !table.may_be_adopted(*pid) || is_other(key, *pid) => {}
             Ok(true) => {
                 mains.insert(key.clone(), (id, true));
             }
@@ -582,8 +619,9 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
                 continue;
             }
         };
-        let Some(name) = name_in(&value).filter(|name| name.root == root && !table.has(name.key)) else { continue };
-        if !table.may_be_adopted(pid) {
+        let ours = |name: &Name<'_>| name.root == root && name.key.len() <= KEY_MAX && !table.has(name.key);
+        let Some(name) = name_in(&value).filter(ours) else { continue };
+        if !table.may_be_adopted(pid) || is_other(name.key, pid) {
             continue;
         }
         if name.pid == pid && !stat.zombie {
@@ -611,7 +649,7 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
     }
     let (living, remains): (Vec<_>, Vec<_>) = mains.into_iter().partition(|(_, (_, lives))| *lives);
     let plain = |list: Vec<(Key, (ProcessId, bool))>| list.into_iter().map(|(key, (id, _))| (key, id)).collect();
-    Survivors { living: plain(living), remains: plain(remains), doubt }
+    Survivors { living: plain(living), remains: plain(remains), others, doubt }
 }
 
 #[cfg(test)]

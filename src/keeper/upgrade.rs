@@ -232,6 +232,7 @@ impl Keeper {
             reset_oom_score: self.reset_oom_score,
             new_session: true,
             dies_with_us: true,
+            confined: false,
             cgroup: None,
         });
         match started {

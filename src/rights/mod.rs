@@ -9,20 +9,20 @@
 pub(crate) mod place;
 mod trust;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use selfstart_core::id::{ProcessId, ReleaseId};
 use selfstart_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{self, chain};
-use crate::config::settings::{Credentials as SourceCredentials, Settings, UserSpec};
+use crate::config::settings::{Credentials as SourceCredentials, PoolSettings, Settings, UserSpec};
 use crate::control::socket;
 use crate::release::layout::{Layout, Owner};
 use crate::release::prune::{self, Hands, Pruned, Unreadable, Unsure};
@@ -73,6 +73,9 @@ pub(crate) struct Split {
     pub(crate) root: String,
     /// The name of the only cgroups that it may ask for.
     pub(crate) tree: String,
+    /// Whose processes each pool's workers are. A pool that is not in it has none that can be told from others'.
+    #[serde(default)]
+    pub(crate) pools: BTreeMap<String, u32>,
 }
 
 /// What the keeper is told.
@@ -86,6 +89,13 @@ pub(crate) enum Grant {
     },
     /// The agent has a user of its own.
     Split(Split),
+    /// As that, by root's record: the configuration is not to be believed, and the agent runs the last one that was.
+    LastGood {
+        /// What the record says.
+        split: Split,
+        /// What is wrong with the configuration, and what to do.
+        why: String,
+    },
     /// No agent may run.
     Refused {
         /// What, why, and what to do.
@@ -160,6 +170,8 @@ enum Standing {
     Other(Grant),
     /// The configuration cannot be understood.
     Broken,
+    /// Others than root could have written the configuration.
+    Untrusted(String),
 }
 
 /// Looks who is who.
@@ -171,21 +183,21 @@ fn standing(config: &Path) -> Result<Standing, String> {
     let agent = match users::user(AGENT_USER, None) {
         // Its own group alone: another one could be as good as root.
         Ok(user) => Credentials { groups: vec![user.credentials.gid], ..user.credentials },
-        Err(UserError::NoUser(_) | UserError::NoGroup(_)) => return other(String::new()),
+        Err(UserError::NoUser(_) | UserError::NoGroup(_)) => return Ok(Standing::Other(without_agents_user(config))),
         Err(error @ UserError::Unknown(..)) => return Err(chain(&error)),
     };
     if let Err(error) = trust::way(config, End::Root) {
         let why = format!("the configuration says who may run what, so only root may write it: {}", chain(&error));
-        return Ok(Standing::Other(Grant::Refused { why }));
+        return Ok(Standing::Untrusted(why));
     }
     let Ok(settings) = agent::load(config).map(|loaded| loaded.settings) else { return Ok(Standing::Broken) };
     let specs: BTreeSet<Option<(&str, Option<&str>)>> = std::iter::once(settings.user.as_ref())
         .chain(settings.pools.iter().filter_map(|pool| pool.user.as_ref()).map(Some))
-        .map(|spec| spec.map(|spec: &UserSpec| (spec.user.as_str(), spec.group.as_deref())))
+        .map(|spec| spec.map(names))
         .collect();
-    let mut users = Vec::new();
+    let (mut users, mut numbers) = (Vec::new(), BTreeMap::new());
     // The app's own first.
-    let first = settings.user.as_ref().map(|spec| (spec.user.as_str(), spec.group.as_deref()));
+    let first = settings.user.as_ref().map(names);
     for spec in std::iter::once(first).chain(specs.into_iter().filter(|spec| *spec != first)) {
         // As `check` says: what the repository holds is root anyway.
         let Some((name, group)) = spec else { return other(String::new()) };
@@ -202,8 +214,11 @@ fn standing(config: &Path) -> Result<Standing, String> {
             let hint = format!("hint: give the app a user of its own, outside of the group `{AGENT_USER}`");
             return shown_first(&settings, format!("`{name}` is, or is in the group of, the user whom the agent runs as\n{hint}"));
         }
+        numbers.insert((name, group), who.uid);
         users.push(Who::from(who));
     }
+    let uid = |pool: &PoolSettings| numbers.get(&names(pool.user.as_ref().or(settings.user.as_ref())?)).copied();
+    let pools = settings.pools.iter().filter_map(|pool| Some((pool.policy.name.as_str().to_owned(), uid(pool)?))).collect();
     if let Err(error) = trust::way(&settings.root, End::Any) {
         return shown_first(&settings, format!("root: {}", chain(&error)));
     }
@@ -215,8 +230,24 @@ fn standing(config: &Path) -> Result<Standing, String> {
         users,
         root: settings.root.display().to_string(),
         tree: agent::tree_name(&settings.app, &settings.root),
+        pools,
     };
     Ok(Standing::Split(split, Box::new(settings)))
+}
+
+/// Where there is no user for the agent: it is root, as on any such machine; but not where it has been another user before.
+fn without_agents_user(config: &Path) -> Grant {
+    use std::os::unix::fs::MetadataExt;
+    let root = text_of(config).and_then(|text| crate::cli::site::by_lines(&text)).map(|glimpse| glimpse.root);
+    // Whatever it says, and whether it can be believed: that it is there says enough. One of somebody else is nothing to us.
+    let of_root = |path: &PathBuf| fs_err::symlink_metadata(path).is_ok_and(|found| found.uid() == 0);
+    let Some(path) = root.map(|root| root.join(RECORD)).filter(of_root) else { return Grant::AsKeeper { why: String::new() } };
+    let hint = format!("hint: `selfstart install` makes it; or remove `{}`, if the agent shall be root from now on", path.display());
+    Grant::Refused { why: format!("the agent of this node ran as user `{AGENT_USER}`, and there is no such user now\n{hint}") }
+}
+
+fn names(spec: &UserSpec) -> (&str, Option<&str>) {
+    (&spec.user, spec.group.as_deref())
 }
 
 /// Lets the agent be root for this reason, but not where it has been another user before: who has taken over such an agent must not become
@@ -284,15 +315,16 @@ pub(crate) enum Outlook {
 
 /// Says as whom the agent of this configuration would run, and changes nothing.
 pub(crate) fn outlook(config: &Path) -> Outlook {
+    let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
     if matches!(users::user(AGENT_USER, None), Err(UserError::NoUser(_))) {
-        return Outlook::NoUser;
+        return if let Grant::Refused { why } = without_agents_user(&config) { Outlook::Refused(why) } else { Outlook::NoUser };
     }
-    match standing(&std::path::absolute(config).unwrap_or_else(|_| config.to_owned())) {
+    match standing(&config) {
         Ok(Standing::Split(..)) => Outlook::Split,
         Ok(Standing::Broken) => Outlook::MeantToBeRoot,
         Ok(Standing::Other(Grant::AsKeeper { why })) if why.is_empty() => Outlook::MeantToBeRoot,
         Ok(Standing::Other(Grant::AsKeeper { why })) => Outlook::Root(why),
-        Ok(Standing::Other(Grant::Refused { why })) => Outlook::Refused(why),
+        Ok(Standing::Other(Grant::Refused { why } | Grant::LastGood { why, .. }) | Standing::Untrusted(why)) => Outlook::Refused(why),
         Ok(Standing::Other(Grant::Split(_))) => Outlook::Split,
         Err(why) => Outlook::Unknown(why),
     }
@@ -302,7 +334,12 @@ pub(crate) fn outlook(config: &Path) -> Outlook {
 fn order(config: &Path) -> Result<Grant, String> {
     match standing(config)? {
         Standing::Other(grant) => Ok(grant),
-        Standing::Broken => Ok(match last_record(config) {
+        Standing::Untrusted(why) => Ok(match last_record(config, Said::ByOthers) {
+            Ok(Some(split)) => Grant::LastGood { split, why },
+            Ok(None) => Grant::Refused { why },
+            Err(record) => Grant::Refused { why: format!("{why}; {record}") },
+        }),
+        Standing::Broken => Ok(match last_record(config, Said::ByRoot) {
             Ok(Some(split)) => Grant::Split(split),
             Ok(None) => Grant::AsKeeper { why: "the configuration cannot be understood".to_owned() },
             Err(why) => Grant::Refused { why },
@@ -326,7 +363,8 @@ fn order(config: &Path) -> Result<Grant, String> {
                     };
                 }
             }
-            keep(&settings.root, &split).map_err(|error| format!("failed to write `{}`: {error}", settings.root.join(RECORD).display()))?;
+            keep(&settings.root, config, &split)
+                .map_err(|error| format!("failed to write `{}`: {error}", settings.root.join(RECORD).display()))?;
             Ok(Grant::Split(split))
         }
     }
@@ -342,7 +380,8 @@ fn wanted(split: &Split, control: socket::Owner) -> Order {
 fn split(config: &Path) -> Result<(Split, Layout), String> {
     let split = match standing(config)? {
         Standing::Split(split, _) => split,
-        Standing::Broken => last_record(config)?.ok_or("the configuration cannot be understood")?,
+        Standing::Broken => last_record(config, Said::ByRoot)?.ok_or("the configuration cannot be understood")?,
+        Standing::Untrusted(why) => last_record(config, Said::ByOthers)?.ok_or(why)?,
         Standing::Other(_) => return Err("the agent has no user of its own".to_owned()),
     };
     let layout = Layout::new(&split.root);
@@ -387,30 +426,63 @@ fn input() -> Result<Vec<u8>, String> {
     Ok(text)
 }
 
+/// What is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    #[serde(flatten)]
+    split: Split,
+    /// The configuration that said so: another one's word is not enough to go by it.
+    #[serde(default)]
+    config: Option<PathBuf>,
+}
+
 /// Writes down what the keeper is told: beside, synced, renamed. `root` is root's and sticky, so nobody can put another in its place.
-fn keep(root: &Path, split: &Split) -> std::io::Result<()> {
-    if record(root).is_ok_and(|kept| kept.as_ref() == Some(split)) {
+fn keep(root: &Path, config: &Path, split: &Split) -> std::io::Result<()> {
+    let new = Record { split: split.clone(), config: Some(config.to_owned()) };
+    if record(root).is_ok_and(|kept| kept.as_ref() == Some(&new)) {
         return Ok(());
     }
     const NEW: &str = ".rights.json.new";
     let folder = links::open_directory(root)?;
     match rustix::fs::unlinkat(&folder, NEW, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        // A folder: its owner's business, but not under this name. What is in it stays whosever it is.
+        Err(rustix::io::Errno::ISDIR) => set_aside(&folder, NEW)?,
         Err(error) => return Err(error.into()),
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = std::fs::File::from(rustix::fs::openat(&folder, NEW, flags, Mode::from_raw_mode(0o644))?);
-    file.write_all(&serde_json::to_vec(split)?)?;
+    file.write_all(&serde_json::to_vec(&new)?)?;
     file.sync_all()?;
     rustix::fs::renameat(&folder, NEW, &folder, RECORD)?;
     Ok(rustix::fs::fsync(&folder)?)
+}
+
+/// Takes a folder out of the way: removed if it is empty, else renamed.
+fn set_aside(root: &OwnedFd, name: &str) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR) {
+        Err(rustix::io::Errno::NOTEMPTY | rustix::io::Errno::EXIST) => {
+            // Nobody else makes entries of root's here; a number that is taken is another's, and the next one is tried.
+            (0..100)
+                .map(|number| format!("{name}.{number}"))
+                .find_map(|aside| {
+                    let flags = RenameFlags::NOREPLACE;
+                    match rustix::fs::renameat_with(root, name, root, &aside, flags) {
+                        Err(rustix::io::Errno::EXIST) => None,
+                        done => Some(done),
+                    }
+                })
+                .unwrap_or(Err(rustix::io::Errno::NOTEMPTY))
+        }
+        done => done,
+    }
 }
 
 /// Reads that; `None`: it is not there.
 ///
 /// # Errors
 /// Why it cannot be believed. It is then not as if it were not there: that would be a way to make an agent root again.
-fn record(root: &Path) -> Result<Option<Split>, String> {
+fn record(root: &Path) -> Result<Option<Record>, String> {
     let path = root.join(RECORD);
     let failed = |error: &dyn std::error::Error| format!("`{}`, root's record of who may run, cannot be read: {error}", path.display());
     let folder = match links::open_directory(root) {
@@ -437,13 +509,34 @@ fn record(root: &Path) -> Result<Option<Split>, String> {
     serde_json::from_slice(&text).map(Some).map_err(|error| failed(&error))
 }
 
+/// Whose word a configuration is that cannot be taken as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    /// It cannot be understood.
+    ByRoot,
+    /// Others could have written it. All that is taken from it is where to look for root's record, which must be one of this very configuration: so
+    /// the worst that they can choose is something that root has chosen here before.
+    ByOthers,
+}
+
 /// As [`record`], of the root that a configuration names that cannot be understood otherwise.
-fn last_record(config: &Path) -> Result<Option<Split>, String> {
-    let Some(glimpse) = fs_err::read_to_string(config).ok().and_then(|text| crate::cli::site::by_lines(&text)) else { return Ok(None) };
+fn last_record(config: &Path, said: Said) -> Result<Option<Split>, String> {
+    let Some(glimpse) = text_of(config).and_then(|text| crate::cli::site::by_lines(&text)) else { return Ok(None) };
     if let Err(error) = trust::way(&glimpse.root, End::Any) {
         return Err(format!("root: {}", chain(&error)));
     }
-    Ok(record(&glimpse.root)?.filter(|split| split.root == glimpse.root.display().to_string()))
+    let here = |record: &Record| record.split.root == glimpse.root.display().to_string();
+    let of_this = |record: &Record| said == Said::ByRoot || record.config.as_deref() == Some(config);
+    Ok(record(&glimpse.root)?.filter(|record| here(record) && of_this(record)).map(|record| record.split))
+}
+
+/// Reads a file that others may have made: what is none, or is endless, is not waited for.
+fn text_of(path: &Path) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    let mut text = String::new();
+    std::fs::File::from(file).take(MAX_INPUT).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 #[cfg(test)]
@@ -461,12 +554,20 @@ mod tests {
         let root = dir.path().join("root");
         fs_err::create_dir(&root).expect("made");
         let who = |uid: u32| Who { uid, gid: uid, groups: vec![uid] };
-        let split = Split { agent: who(1001), users: vec![who(1002)], root: root.display().to_string(), tree: "selfstart-x-1".into() };
+        let split = Split {
+            agent: who(1001),
+            users: vec![who(1002)],
+            root: root.display().to_string(),
+            tree: "selfstart-x-1".into(),
+            pools: BTreeMap::from([("w".to_owned(), 1002)]),
+        };
+        let config = dir.path().join("config.yaml");
+        let kept = || record(&root).map(|record| record.map(|record| record.split));
         assert_eq!(record(&root), Ok(None));
         // What is there under the temporary name is not followed.
         symlink("/nowhere/at/all", root.join(".rights.json.new")).expect("planted");
-        keep(&root, &split).expect("kept");
-        assert_eq!(record(&root), Ok(Some(split.clone())));
+        keep(&root, &config, &split).expect("kept");
+        assert_eq!(kept(), Ok(Some(split.clone())));
         let file = root.join(RECORD);
         let mode = |bits: u32| fs_err::set_permissions(&file, std::fs::Permissions::from_mode(bits)).expect("changed");
         mode(0o664);
@@ -484,11 +585,49 @@ mod tests {
         assert!(record(&root).is_err(), "a link");
         // By it a broken configuration names nobody new.
         fs_err::remove_file(&file).expect("removed");
-        keep(&root, &split).expect("kept");
-        let config = dir.path().join("config.yaml");
+        keep(&root, &config, &split).expect("kept");
         fs_err::write(&config, format!("app: x\nroot: {}\nnonsense: [\n", root.display())).expect("written");
-        assert_eq!(last_record(&config), Ok(Some(split)));
+        assert_eq!(last_record(&config, Said::ByRoot), Ok(Some(split.clone())));
+        // Nor does one that others can write, and only the one that the record is of: not another app's.
+        assert_eq!(last_record(&config, Said::ByOthers), Ok(Some(split.clone())));
+        let others = dir.path().join("others.yaml");
+        fs_err::copy(&config, &others).expect("copied");
+        assert_eq!(last_record(&others, Said::ByOthers), Ok(None));
+        // A record of before there was that word is of no configuration.
+        fs_err::write(&file, serde_json::to_vec(&split).expect("JSON")).expect("written");
+        assert_eq!((last_record(&config, Said::ByRoot), last_record(&config, Said::ByOthers)), (Ok(Some(split)), Ok(None)));
         fs_err::write(&config, "app: x\nroot: /nowhere/at/all\nnonsense: [\n").expect("written");
-        assert_eq!(last_record(&config), Ok(None));
+        assert_eq!(last_record(&config, Said::ByRoot), Ok(None));
+        // Root does not wait for what others have put in its place.
+        fs_err::remove_file(&config).expect("removed");
+        rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("a FIFO");
+        assert_eq!(last_record(&config, Said::ByOthers), Ok(None));
+    }
+
+    #[test]
+    fn a_folder_in_the_way_of_the_record_is_set_aside() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root keeps the record");
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let split = Split {
+            agent: Who { uid: 1, gid: 1, groups: vec![1] },
+            users: Vec::new(),
+            root: "/x".into(),
+            tree: String::new(),
+            pools: BTreeMap::new(),
+        };
+        for (number, config) in ["a", "b", "c"].into_iter().enumerate() {
+            let new = dir.path().join(".rights.json.new");
+            fs_err::create_dir(&new).expect("made");
+            if number > 0 {
+                fs_err::write(new.join("theirs"), "").expect("written");
+            }
+            keep(dir.path(), Path::new(config), &split).expect("kept");
+            assert_eq!(record(dir.path()).expect("read").expect("there").config.as_deref(), Some(Path::new(config)));
+        }
+        for aside in [".rights.json.new.0/theirs", ".rights.json.new.1/theirs"] {
+            assert!(dir.path().join(aside).exists(), "{aside}");
+        }
     }
 }

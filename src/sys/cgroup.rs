@@ -310,7 +310,10 @@ pub(crate) fn make_tree(below: &Path, name: &str) -> io::Result<PathBuf> {
 pub(crate) const HOLDER: &str = "holder";
 
 /// Where this process is, by `cgroups(7)`, `/proc/[pid]/cgroup`.
-fn own_path() -> io::Result<PathBuf> {
+///
+/// # Errors
+/// When it is in no cgroup v2, or that cannot be read.
+pub(crate) fn own_path() -> io::Result<PathBuf> {
     let text = fs_err::read_to_string("/proc/self/cgroup")?;
     let own = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or_else(|| io::Error::other("this machine has no cgroup v2"))?;
     let mount = mount_point()?;

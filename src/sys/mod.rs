@@ -18,6 +18,7 @@ compile_error!("selfstart is for Linux");
 pub(crate) mod cgroup;
 pub(crate) mod clock;
 mod clone_into;
+pub(crate) mod confine;
 pub(crate) mod exec;
 pub mod fault;
 #[cfg(test)]

@@ -429,7 +429,17 @@ pub(crate) fn reopen_output(pid: i32, fd: i32) -> io::Result<Option<OwnedFd>> {
     if !target.to_bytes().starts_with(b"pipe:") {
         return Ok(None);
     }
-    Ok(Some(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?))
+    let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    // Its owner may have put another file in its place since: one that we may read and it may not.
+    Ok(is_pipe(&opened)?.then_some(opened))
+}
+
+/// Whether a descriptor leads to a pipe that has no name in any folder.
+fn is_pipe(fd: &OwnedFd) -> io::Result<bool> {
+    /// PIPEFS_MAGIC (`statfs(2)`).
+    const PIPEFS: u64 = 0x5049_5045;
+    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
+    Ok(kind == rustix::fs::FileType::Fifo && rustix::fs::fstatfs(fd)?.f_type as u64 == PIPEFS)
 }
 
 fn descriptor_path(fd: BorrowedFd<'_>) -> String {
@@ -514,6 +524,19 @@ mod tests {
         // kthreadd, where it is not hidden by a container.
         if stat(2).is_ok_and(|stat| stat.ppid == 0) {
             assert_eq!(look_for(2, "A"), Variable::None);
+        }
+    }
+
+    #[test]
+    fn nothing_but_a_pipe_is_read_as_output() {
+        let (read, _write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+        assert!(is_pipe(&read).expect("looked at"));
+        let dir = tempfile::tempdir().expect("a folder");
+        rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("fifo"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("made");
+        fs_err::write(dir.path().join("file"), "").expect("written");
+        for name in ["fifo", "file", ""] {
+            let fd = rustix::fs::open(dir.path().join(name), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+            assert!(!is_pipe(&fd.expect("open")).expect("looked at"), "{name}");
         }
     }
 

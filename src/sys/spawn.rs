@@ -23,6 +23,7 @@ use rustix::io::DupFlags;
 
 use super::clock;
 use super::clone_into::clone_into;
+use super::confine;
 
 /// What is started, as whom, and with what.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub(crate) struct Job {
     pub(crate) new_session: bool,
     /// Whether it is killed when the keeper ends.
     pub(crate) dies_with_us: bool,
+    /// Whether nothing that it executes may give it more rights, or make a file that does ([`super::confine`]).
+    pub(crate) confined: bool,
     /// The directory of the cgroup that it is started in; `None`: ours.
     pub(crate) cgroup: Option<OwnedFd>,
 }
@@ -318,6 +321,8 @@ struct Plan {
     reset_oom_score: bool,
     new_session: bool,
     dies_with_us: bool,
+    /// Empty: it has no filter.
+    filter: Vec<libc::sock_filter>,
     /// Descriptors from this number on are not the child's; `None`: it has a copy of all, and exec closes them.
     own_below: Option<libc::c_uint>,
     ignored: Vec<i32>,
@@ -386,6 +391,7 @@ impl Spawner {
             reset_oom_score: job.reset_oom_score,
             new_session: job.new_session,
             dies_with_us: job.dies_with_us,
+            filter: if job.confined { confine::program() } else { Vec::new() },
             own_below,
             ignored: self.ignored.clone(),
             failed: None,
@@ -457,7 +463,7 @@ impl Spawner {
     }
 }
 
-/// A system call that leaves `errno` alone; returns the kernel's answer, an error as its negative number.
+/// A system call, its fifth argument 0 (`prctl(2)` looks at that), that leaves `errno` alone; returns the kernel's answer, an error as its negative number.
 ///
 /// # Safety
 /// As the system call's. Its registers: `syscall(2)`, "Architecture calling conventions".
@@ -470,7 +476,7 @@ unsafe fn call(number: libc::c_long, a: usize, b: usize, c: usize, d: usize) -> 
         std::arch::asm!(
             "syscall",
             inlateout("rax") number as isize => answer,
-            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") 0,
             lateout("rcx") _, lateout("r11") _,
             options(nostack),
         );
@@ -479,7 +485,7 @@ unsafe fn call(number: libc::c_long, a: usize, b: usize, c: usize, d: usize) -> 
             "svc 0",
             in("x8") number,
             inlateout("x0") a as isize => answer,
-            in("x1") b, in("x2") c, in("x3") d,
+            in("x1") b, in("x2") c, in("x3") d, in("x4") 0,
             options(nostack),
         );
     }
@@ -602,7 +608,14 @@ unsafe fn prepare(plan: &mut Plan) -> Result<(), (Step, i32)> {
         for &signal in &plan.ignored {
             call(libc::SYS_rt_sigaction, int(signal), nothing.as_ptr() as usize, 0, SIGNAL_SET_BYTES);
         }
-        check(call(libc::SYS_rt_sigprocmask, int(libc::SIG_SETMASK), nothing.as_ptr() as usize, 0, SIGNAL_SET_BYTES), Step::Limits)
+        check(call(libc::SYS_rt_sigprocmask, int(libc::SIG_SETMASK), nothing.as_ptr() as usize, 0, SIGNAL_SET_BYTES), Step::Limits)?;
+        if !plan.filter.is_empty() {
+            check(call(libc::SYS_prctl, int(libc::PR_SET_NO_NEW_PRIVS), 1, 0, 0), Step::Limits)?;
+            let filter = libc::sock_fprog { len: plan.filter.len() as u16, filter: plan.filter.as_mut_ptr() };
+            // A kernel that has none does without: who is started looks, and tells.
+            call(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER as usize, confine::FLAGS, ptr::from_ref(&filter) as usize, 0);
+        }
+        Ok(())
     }
 }
 
@@ -624,6 +637,7 @@ impl Job {
             reset_oom_score: false,
             new_session: true,
             dies_with_us: false,
+            confined: false,
             cgroup: None,
         }
     }

@@ -79,6 +79,8 @@ kinds! {
     DeployStarted = "deploy_started", Info;
     /// A build step began or ended.
     BuildStep = "build_step", Info;
+    /// Which ruby, node or python a release runs.
+    Runtime = "runtime", Info;
     /// `current` points to another release.
     Switched = "switched", Info;
     /// A deploy is done.

@@ -17,6 +17,7 @@ pub mod memory;
 pub mod policy;
 pub mod pool;
 pub mod retention;
+pub mod runtime;
 pub mod signal;
 pub mod status;
 pub mod time;
