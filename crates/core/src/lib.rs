@@ -14,6 +14,7 @@ pub mod flapping;
 pub mod id;
 pub mod job;
 pub mod memory;
+pub mod notify;
 pub mod policy;
 pub mod pool;
 pub mod retention;
