@@ -4,6 +4,7 @@
 
 mod apart;
 mod boot;
+mod carrying;
 mod deploying;
 mod errands;
 mod launch;

@@ -197,6 +197,7 @@ impl Reader<'_> {
             ca: self.opt(&map, "ca", Self::absolute_path),
             timeout: self.or(&map, "timeout", Duration::from_secs(120), |reader, at| reader.duration(at, SECOND)),
             boot_timeout: self.or(&map, "boot_timeout", Duration::from_secs(60), |reader, at| reader.duration(at, Duration::ZERO)),
+            supersede: self.or(&map, "supersede", false, Self::boolean),
             credentials,
             repository: repository?,
             wanted: wanted?,

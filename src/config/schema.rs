@@ -125,6 +125,12 @@ pub const KEYS: &[Key] = &[
         Left::As("false"),
         "Deploys the first of a burst at once, and after the burst once more if something came.",
     ),
+    key(
+        "source.supersede",
+        "true or false",
+        Left::As("false"),
+        "Stop a running build when the source is seen to have something newer. What `deploy --ref` named is built to its end.",
+    ),
     key("release", "map", Left::As("{}"), "What is kept of releases, and what outlives them."),
     key(
         "release.keep",
