@@ -52,7 +52,13 @@ impl Telling {
             .into_iter()
             .filter(|record| record.kind == Kind::WorkerEnded.as_str());
         let told_ends = ends.filter_map(|end| Some((end.pool?, end.slot?, end.more.get("start")?.as_u64()?))).collect();
-        let mut telling = Self { journal, told_ends, terminal: std::io::stderr().is_terminal(), counts: Counts::default(), outbox: Outbox::new(!settings.notify.is_empty()) };
+        let mut telling = Self {
+            journal,
+            told_ends,
+            terminal: std::io::stderr().is_terminal(),
+            counts: Counts::default(),
+            outbox: Outbox::new(!settings.notify.is_empty()),
+        };
         if welcome.for_upgrade {
             let text = format!("selfstart {} minds `{}`", env!("CARGO_PKG_VERSION"), settings.app);
             telling.tell(Happening::new(Kind::AgentStarted, text));

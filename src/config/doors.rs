@@ -157,7 +157,7 @@ impl Reader<'_> {
             }
             Some(text.to_owned())
         })?;
-        if names.is_empty() {
+        if matches!(&at.node.value, Value::List(list) if list.is_empty()) {
             self.tell(at, "names nothing", |problem| problem.hint("leave it out for all that a person must act upon"));
         }
         Some(names.into_iter().collect())

@@ -247,7 +247,11 @@ mod tests {
         if std::env::var_os("UPDATE").is_some() {
             fs_err::write(&path, reference()).expect("written");
         }
-        assert_eq!(fs_err::read_to_string(&path).unwrap_or_default(), reference(), "`UPDATE=1 cargo test --bin selfstart http::` writes it anew");
+        assert_eq!(
+            fs_err::read_to_string(&path).unwrap_or_default(),
+            reference(),
+            "`UPDATE=1 cargo test --bin selfstart http::` writes it anew"
+        );
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::hooks::{Judged, judge, same};
-use super::{Ask, HttpError, How, SNAPSHOT_AGE, Snapshot, metrics};
+use super::{Ask, How, HttpError, SNAPSHOT_AGE, Snapshot, metrics};
 use crate::sys::clock;
 
 /// Connections at a time: scrapers, balancers and a git server are a handful, and at [`BODY_MAX`] for few of them no danger to memory.

@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 
 use crate::node::{Node, PATIENCE, QUICK, alive, free_port, shape, signal_to};
-use crate::site::Authority;
+use crate::site::{Authority, Door};
 
 const SECRET: &str = "planted-webhook-secret";
 const TOKEN: &str = "planted-http-token";
@@ -120,7 +120,9 @@ fn a_webhook_that_was_answered_is_deployed_although_the_agent_is_killed() {
     // By the next agent, which does not let it wait once more.
     live_is(&node, &second);
     assert!(!alive(worker), "the deploy has replaced it");
-    node.until("it is forgotten once it is done", || node.text("root/run/journal/triggers.json").contains("\"waiting\":null").then_some(()));
+    node.until("it is forgotten once it is done", || {
+        node.text("root/run/journal/triggers.json").contains("\"waiting\":null").then_some(())
+    });
     assert_eq!(get(&node, port, "/healthz").code, 200, "and http is served again");
 }
 
@@ -191,7 +193,8 @@ fn status_and_metrics_want_the_token_and_health_does_not() {
 
 /// What promtool, if it is here, says of a page of metrics.
 fn promtool(page: &str) {
-    let child = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child =
+        Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let Ok(mut child) = child else {
         assert!(std::env::var_os("CI").is_none(), "promtool is not installed, and here nothing may be left out");
         return eprintln!("LEFT OUT: promtool is not installed (Debian's package `prometheus` has it)");
@@ -212,7 +215,9 @@ fn metrics_are_as_the_status_and_promtool_finds_nothing_wrong_with_them() {
     });
     let page = get(&node, port, "/metrics");
     assert!(page.head.contains("content-type: text/plain; version=0.0.4"), "{}", page.head);
-    for line in ["selfstart_pool_wanted_workers{pool=\"w\"} 1", "selfstart_deploy_phase{phase=\"idle\"} 1", "# TYPE selfstart_events_total counter"] {
+    for line in
+        ["selfstart_pool_wanted_workers{pool=\"w\"} 1", "selfstart_deploy_phase{phase=\"idle\"} 1", "# TYPE selfstart_events_total counter"]
+    {
         assert!(page.body.contains(line), "{line}: {}", page.body);
     }
     promtool(&page.body);
@@ -293,4 +298,83 @@ fn an_address_that_is_taken_is_said_and_served_when_it_is_free() {
         (ask_on(stream, &request("GET /healthz", &[], 0), b"").code == 200).then_some(())
     });
     node.until("and the status says nothing of it any more", || (!node.look("/notes").to_string().contains("http")).then_some(()));
+}
+
+#[test]
+fn what_happens_is_told_to_a_webhook_and_a_command_once_for_an_incident_and_again_after_a_failure() {
+    let heard: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let (noted, first) = (Arc::clone(&heard), std::sync::atomic::AtomicBool::new(true));
+    let door = Door::open(move |mut socket, _| {
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut text = Vec::new();
+        let mut buffer = [0; 4096];
+        let whole = |text: &[u8]| {
+            let text = String::from_utf8_lossy(text).into_owned();
+            let (head, body) = text.split_once("\r\n\r\n")?;
+            let length: usize = head.to_lowercase().split("content-length: ").nth(1)?.split("\r\n").next()?.parse().ok()?;
+            (body.len() >= length).then(|| body.to_owned())
+        };
+        let body = loop {
+            let read = socket.read(&mut buffer)?;
+            text.extend_from_slice(&buffer[..read]);
+            if let Some(body) = whole(&text) {
+                break body;
+            }
+            if read == 0 {
+                return Ok(());
+            }
+        };
+        // The first try fails.
+        let code = if first.swap(false, std::sync::atomic::Ordering::SeqCst) { "503 Later" } else { "204 Fine" };
+        if code.starts_with('2') {
+            noted.lock().expect("not poisoned").push(body);
+        }
+        socket.write_all(format!("HTTP/1.1 {code}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").as_bytes())
+    });
+    let notify = format!(
+        "notify:\n  - {{webhook: 'http://127.0.0.1:{}/planted-path', on: [deploy_failed]}}\n  - {{command: '/bin/sh @DIR@/page', on: [deploy_failed, agent_restarted]}}\n\
+         build: {{steps: ['test ! -e broken']}}\n",
+        door.port
+    );
+    let (node, _) = node("", &notify);
+    node.write("page", &format!("cat >>{}\n", node.path("paged").display()));
+    let mark = node.mark();
+    node.commit(&[("broken", "")]);
+    node.cli(&["deploy"]).exits(1);
+    node.cli(&["deploy", "--force"]).exits(1);
+    node.until("it is told", || (!heard.lock().expect("not poisoned").is_empty()).then_some(()));
+    let told: Value = serde_json::from_str(&heard.lock().expect("not poisoned")[0]).expect("JSON");
+    assert_eq!(
+        (told["kind"].as_str(), told["app"].as_str(), told["schema"].as_i64()),
+        (Some("deploy_failed"), Some("e2e"), Some(1)),
+        "{told}"
+    );
+    node.told(mark, "trouble", "503");
+    node.until("the command has it too", || node.text("paged").contains("deploy_failed").then_some(()));
+    let agent = i32::try_from(node.look("/agent/pid").as_i64().expect("a number")).expect("a pid");
+    signal_to(agent, Signal::KILL);
+    node.until("the next agent's first word", || node.text("paged").contains("agent_restarted").then_some(()));
+    assert_eq!(heard.lock().expect("not poisoned").len(), 1, "one for an incident");
+    assert_eq!(node.text("paged").matches("\"deploy_failed\"").count(), 1, "{}", node.text("paged"));
+}
+
+#[test]
+fn a_receiver_that_hangs_holds_up_nothing() {
+    let door = Door::open(|socket, stop| {
+        while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+            let mut rest = [0; 512];
+            socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+            let _ = (&socket).read(&mut rest);
+        }
+        Ok(())
+    });
+    let notify = format!("notify: [{{webhook: 'http://127.0.0.1:{}/', on: [held, deploy_finished]}}]\n", door.port);
+    let (node, _) = node("", &notify);
+    node.cli(&["hold"]).exits(0);
+    node.cli(&["unhold"]).exits(0);
+    let second = node.commit(&[("README", "second\n")]);
+    node.cli(&["deploy"]).exits(0);
+    node.same(node.live().0, second);
+    node.signal_keeper(Signal::TERM);
+    node.until("the node ends all the same", || node.ended());
 }
