@@ -197,7 +197,7 @@ pub(crate) fn ask_runtime(settings: &Settings, release: &Path) -> Result<Capture
     if let Some((uid, gid, _)) = start.user.filter(|_| rustix::process::geteuid().is_root()) {
         command.uid(uid).gid(gid);
     }
-    let output = crate::sys::gate::output(&mut command).map_err(|error| error.to_string())?;
+    let output = gate::output(&mut command).map_err(|error| error.to_string())?;
     match serde_json::from_slice(&output.stdout) {
         Ok(Reply::Ok(captured)) => Ok(captured),
         Ok(Reply::Wrong(text) | Reply::Missing(text)) => Err(text),

@@ -115,6 +115,7 @@ impl Reader<'_> {
         let root = self.or(&top, "root", default_root, Self::root);
         let user = self.opt(&top, "user", Self::user);
         let source = self.source(&top);
+        let triggers = self.triggers(&top);
         let release = self.release(&top);
         let build = self.build(&top);
         let queue = self.queue(&top, &QueueSettings { kind: QueueKind::None, url: None, namespace: None });
@@ -123,8 +124,11 @@ impl Reader<'_> {
             pool.policy.update.confirm = release.confirm;
         }
         let control = self.control(&top);
+        let http = self.http(&top);
+        self.check_triggers(&top, &triggers, http.as_ref());
+        let notify = self.notify(&top);
         let log = self.log(&top);
-        Some(Settings { app: app?, root, user, source: source?, release, build, queue, pools, control, log })
+        Some(Settings { app: app?, root, user, source: source?, triggers, release, build, queue, pools, control, http, notify, log })
     }
 
     fn app(&mut self, top: &Map<'_>) -> Option<String> {

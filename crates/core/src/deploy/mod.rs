@@ -140,6 +140,10 @@ pub enum Origin {
     Operator,
     /// A reload changed `build:` or `source:`.
     Reload,
+    /// The head of the source had changed when it was asked.
+    Poll,
+    /// The server of the source said that there was a push.
+    Webhook,
 }
 
 /// Who wants a deploy.
@@ -160,6 +164,8 @@ impl Asker {
             (None, Origin::Boot) => "boot",
             (None, Origin::Operator) => "an operator",
             (None, Origin::Reload) => "HUP",
+            (None, Origin::Poll) => "poll",
+            (None, Origin::Webhook) => "a webhook",
         }
     }
 }
@@ -366,7 +372,7 @@ pub enum Event {
         /// What.
         what: Request,
     },
-    /// Something else wants the configured source deployed: a reload that changed `build:` or `source:`.
+    /// Something else wants the configured source deployed: a reload that changed `build:` or `source:`, a poll, a webhook.
     Triggered(Asker),
     /// The source was asked just now (by a poll, or since a push was announced), and has this revision where `source:` says. A trigger comes
     /// beside it; this one only stops, with `source.supersede`, the build of another revision.
