@@ -129,6 +129,7 @@ pub(crate) fn policy(settings: &Settings) -> DeployPolicy {
         build_timeout: settings.build.timeout,
         keep: KeepPolicy { keep: settings.release.keep, keep_failed: settings.release.keep_failed },
         retry: RetryPolicy::default(),
+        probation: settings.release.probation,
         supersede: settings.source.supersede,
     }
 }
@@ -468,6 +469,13 @@ impl Agent {
         self.begin_git("stage", What::Stage(release.clone()), &request, clock::now() + STAGE_TIMEOUT + HELPER_GRACE)
     }
 
+    /// Asks the source for its head, and fetches nothing.
+    pub(super) fn begin_look(&mut self) -> Result<(), String> {
+        let timeout = self.settings.source.timeout;
+        let request = Request::Look(to_fetch(&self.settings.source, &self.layout, &Wanted::Configured, timeout)?);
+        self.begin_git("look", What::Look, &request, clock::now() + timeout + HELPER_GRACE)
+    }
+
     /// Starts the git helper with a request on its standard input.
     pub(super) fn begin_git(&mut self, name: &str, what: What, request: &Request, deadline: MonoTime) -> Result<(), String> {
         let start =
@@ -541,7 +549,7 @@ impl Agent {
             What::Made { release, step, key } => return self.made_over(release, step, key, &over),
             What::Name(release) => Self::named(release, &over, tidied(&over).err()),
             What::Tidy => return self.tidied(tidied(&over)),
-            What::Probe { .. } | What::Leftover => return,
+            What::Probe { .. } | What::Leftover | What::Look | What::Notify { .. } => return,
         };
         self.deploy_event(event);
     }
@@ -598,6 +606,16 @@ impl Agent {
 
     fn answer_deploy(&mut self, id: RequestId, outcome: Outcome) {
         self.answered_deploy(id, outcome);
+    }
+}
+
+/// What the source said of its head; `None`: that what is wanted has none.
+pub(super) fn looked(over: &Over) -> Result<Option<Revision>, String> {
+    match reply(over) {
+        Some(Reply::Ok(Done::Seen(revision))) => Ok(revision),
+        Some(Reply::Error(failure)) => Err(failure.text),
+        _ if over.timed_out => Err("it took longer than `source.timeout`".into()),
+        _ => Err(cut_short(over)),
     }
 }
 
@@ -713,7 +731,7 @@ fn resolve(text: &crate::config::secret::Text, key: &str) -> Result<String, Stri
 }
 
 /// The proxy settings that git helpers take over from the agent's environment: nothing else of it.
-fn proxies() -> BTreeMap<String, String> {
+pub(super) fn proxies() -> BTreeMap<String, String> {
     ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"]
         .into_iter()
         .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
@@ -761,7 +779,7 @@ fn cut_short(over: &Over) -> String {
     format!("the git helper ended ({}) {}", how(over.how), over.last_lines.join("\n"))
 }
 
-fn how(ended: Option<Ended>) -> String {
+pub(super) fn how(ended: Option<Ended>) -> String {
     match ended {
         Some(Ended::Code(code)) => format!("exit {code}"),
         Some(Ended::Signal { number, .. }) => {

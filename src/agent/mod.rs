@@ -10,6 +10,7 @@ mod errands;
 mod launch;
 mod line;
 mod minding;
+mod notifying;
 pub(crate) mod output;
 mod readers;
 mod run;
@@ -19,6 +20,7 @@ mod serving;
 mod showing;
 pub(crate) mod store;
 mod tell;
+mod triggering;
 
 pub(crate) use apart::is_apart;
 pub(crate) use boot::{load, main, total_memory, tree_name};

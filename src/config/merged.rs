@@ -115,13 +115,20 @@ impl Reader<'_> {
         let root = self.or(&top, "root", default_root, Self::root);
         let user = self.opt(&top, "user", Self::user);
         let source = self.source(&top);
+        let triggers = self.triggers(&top);
         let release = self.release(&top);
         let build = self.build(&top);
         let queue = self.queue(&top, &QueueSettings { kind: QueueKind::None, url: None, namespace: None });
-        let pools = self.pools(&top, &queue);
+        let mut pools = self.pools(&top, &queue);
+        for pool in &mut pools {
+            pool.policy.update.confirm = release.confirm;
+        }
         let control = self.control(&top);
+        let http = self.http(&top);
+        self.check_triggers(&top, &triggers, http.as_ref());
+        let notify = self.notify(&top);
         let log = self.log(&top);
-        Some(Settings { app: app?, root, user, source: source?, release, build, queue, pools, control, log })
+        Some(Settings { app: app?, root, user, source: source?, triggers, release, build, queue, pools, control, http, notify, log })
     }
 
     fn app(&mut self, top: &Map<'_>) -> Option<String> {
@@ -360,6 +367,8 @@ impl Reader<'_> {
             linked_dirs: paths(linked_dirs),
             linked_files: paths(linked_files),
             min_free: self.or(&map, "min_free", Bytes(1_000_000_000), |reader, at| reader.size(at, Bytes(0), MOST)),
+            confirm: self.or(&map, "confirm", Duration::from_secs(10), |reader, at| reader.duration(at, Duration::ZERO)),
+            probation: self.or(&map, "probation", Duration::from_secs(300), |reader, at| reader.duration(at, Duration::ZERO)),
         }
     }
 
@@ -836,6 +845,7 @@ impl Reader<'_> {
             how: self.or(&map, "how", default.how, |reader, at| reader.choice(at, UPDATES)),
             max_unavailable: self.or(&map, "max_unavailable", 1, |reader, at| reader.whole(at, Between(1, i64::from(MAX_COUNT)))),
             settle: self.or(&map, "settle", default.settle, |reader, at| reader.duration(at, Duration::ZERO)),
+            ..default
         })
     }
 

@@ -206,8 +206,8 @@ pub(crate) struct Progress {
 pub(crate) enum Done {
     /// Of [`Request::Fetch`].
     Fetched(Fetched),
-    /// Of [`Request::Look`]: it has; of a revision that is the head of nothing there: it may have.
-    Seen,
+    /// Of [`Request::Look`]: it has, and this is its head; of a revision that is the head of nothing there: it may have.
+    Seen(Option<Revision>),
     /// Of [`Request::Stage`].
     Staged(Staged),
     /// Of [`Request::Uses`].
@@ -413,7 +413,7 @@ pub(crate) fn main() -> ExitCode {
             }
             Request::Tidy { root } => tidied(prune::clean_leftovers(&Layout::new(root)).map_err(|error| crate::agent::chain(&error))),
             Request::Fetch(fetch) => mirror::fetch(&fetch, &out).map(Done::Fetched),
-            Request::Look(look) => mirror::look(&look, &out).map(|()| Done::Seen),
+            Request::Look(look) => mirror::look(&look, &out).map(Done::Seen),
             Request::Stage(stage) => stage::stage(&stage, &out).map(Done::Staged),
             Request::Uses(uses) => {
                 prune::uses(&uses.releases).map(Done::Uses).map_err(|error| Failure::new(ErrorKind::Internal, error.to_string()))

@@ -87,14 +87,18 @@ pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
 ///
 /// # Errors
 /// Of the network and the source as they are; [`ErrorKind::NotFound`] when it has no such branch or tag.
-pub(super) fn look(request: &Fetch, out: &Out) -> Result<(), Failure> {
+pub(super) fn look(request: &Fetch, out: &Out) -> Result<Option<Revision>, Failure> {
     let job = Job::new(request, out)?;
     let reached = |error: &git2::Error| job.remote_failure(error);
     let mut remote = git2::Remote::create_detached(job.address.for_libgit2()).map_err(|error| reached(&error))?;
     let connection = remote.connect_auth(Direction::Fetch, Some(job.callbacks()), None).map_err(|error| reached(&error))?;
     let offered: Vec<(String, Oid)> =
         connection.list().map_err(|error| reached(&error))?.iter().map(|head| (head.name().to_owned(), head.oid())).collect();
-    job.plan(&offered).map(drop)
+    let plan = job.plan(&offered)?;
+    // Of a tag with a message, what is offered as `^{}` is the commit.
+    let name = plan.refspecs.first().and_then(|spec| spec.trim_start_matches('+').split_once(':')).map(|(name, _)| format!("{name}^{{}}"));
+    let peeled = offered.iter().find(|(offered, _)| Some(offered) == name.as_ref()).map(|(_, oid)| *oid);
+    Ok(peeled.or(plan.offered).and_then(|oid| oid.to_string().parse().ok()))
 }
 
 /// Notes that the mirror is damaged, so that the next fetch makes it anew.
