@@ -26,6 +26,7 @@ use crate::keeper::protocol::Ask;
 use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
 use crate::release::layout::Layout;
 use crate::release::{prune, switch};
+use crate::rights::trust;
 use crate::sys::clock;
 use crate::sys::process::Ended;
 
@@ -439,6 +440,7 @@ impl Agent {
             shared: self.layout.shared(),
             linked_dirs: settings.release.linked_dirs.clone(),
             linked_files: settings.release.linked_files.clone(),
+            allowed_signers: settings.source.allowed_signers.as_deref().map(allowed_signers).transpose()?,
             timeout_millis: u64::try_from(STAGE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
         });
         self.begin_git("stage", What::Stage(release.clone()), &request, clock::now() + STAGE_TIMEOUT + HELPER_GRACE)
@@ -563,6 +565,7 @@ fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: 
         depth: source.depth,
         ca: source.ca.clone(),
         credentials: credentials(source)?,
+        allowed_signers: source.allowed_signers.as_deref().map(allowed_signers).transpose()?,
         timeout_millis: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     })
 }
@@ -650,6 +653,30 @@ fn ssh_key(path: &Path) -> Result<git::SshKey, String> {
     Ok(git::SshKey { path: path.to_owned(), text: Secret(text + "\n") })
 }
 
+/// Reads who may sign; refuses a file that others than root can change, where root can be told from others.
+pub(crate) fn allowed_signers(path: &Path) -> Result<String, String> {
+    use std::io::Read;
+    const KEY: &str = "source.verify.allowed_signers";
+    /// Thousands of keys.
+    const LONGEST: u64 = 512 * 1024;
+    let failed = |why: &dyn std::fmt::Display| format!("{KEY}: `{}` cannot be used: {why}", path.display());
+    let (mut path_found, divided) = (path.to_owned(), super::is_apart() || rustix::process::geteuid().is_root());
+    if divided {
+        // Who could write there would be who decides what is run.
+        path_found = trust::way(path, trust::End::Root).map_err(|error| failed(&chain(&error)))?;
+    }
+    let file = fs_err::File::open(&path_found).map_err(|error| failed(&error))?;
+    if !file.metadata().is_ok_and(|found| found.is_file()) {
+        return Err(failed(&"it is not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(LONGEST + 1).read_to_string(&mut text).map_err(|error| failed(&error))?;
+    if text.len() as u64 > LONGEST {
+        return Err(failed(&"it is larger than 512 KiB"));
+    }
+    Ok(text)
+}
+
 fn ssh_agent(agent: &SshAgent) -> Result<PathBuf, String> {
     match agent {
         SshAgent::Socket(socket) => Ok(socket.clone()),
@@ -678,6 +705,7 @@ fn trouble(kind: ErrorKind) -> FetchTrouble {
         // A host key does not become right by itself, but by a person: asked for slowly, not once a second.
         ErrorKind::Refused | ErrorKind::HostKey => FetchTrouble::Refused,
         ErrorKind::NotFound | ErrorKind::Unsupported => FetchTrouble::NoSuchRef,
+        ErrorKind::Unsigned => FetchTrouble::Unsigned,
         ErrorKind::DiskFull => FetchTrouble::Disk,
         _ => FetchTrouble::Network,
     }

@@ -21,7 +21,7 @@ mod tell;
 
 pub(crate) use apart::is_apart;
 pub(crate) use boot::{load, main, total_memory, tree_name};
-pub(crate) use deploying::{ask_source, chain};
+pub(crate) use deploying::{allowed_signers, ask_source, chain};
 pub(crate) use launch::PATH;
 pub(crate) use runtime::ask_runtime;
 pub(crate) use sampling::find_those_who_left;

@@ -426,6 +426,7 @@ impl Collector<'_> {
                 self.add(&["source", "credentials", "known_hosts"], or_nothing(known_hosts.as_deref(), path));
             }
         }
+        self.add(&["source", "verify", "allowed_signers"], or_nothing(source.allowed_signers.as_deref(), path));
         self.add(&["source", "timeout"], Shown::Duration(source.timeout));
         self.add(&["source", "boot_timeout"], Shown::Duration(source.boot_timeout));
         self.add(&["release", "keep"], number(release.keep));

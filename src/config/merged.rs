@@ -188,7 +188,12 @@ impl Reader<'_> {
         let repository = self.opt(&map, "repository", Self::repository);
         let credentials = self.credentials(&map, repository.as_ref());
         let wanted = self.wanted(&map);
+        let verify = self.section(&map, "verify");
+        if map.get("verify").is_some() && !verify.refused && verify.get("allowed_signers").is_none() {
+            self.missing(&verify, "allowed_signers", "the absolute path of a file in ssh-keygen's format");
+        }
         Some(SourceSettings {
+            allowed_signers: self.opt(&verify, "allowed_signers", Self::absolute_path),
             depth: self.or(&map, "depth", 1, |reader, at| reader.whole(at, Between(0, 1_000_000_000))),
             ca: self.opt(&map, "ca", Self::absolute_path),
             timeout: self.or(&map, "timeout", Duration::from_secs(120), |reader, at| reader.duration(at, SECOND)),

@@ -86,6 +86,13 @@ pub const KEYS: &[Key] = &[
     key("source.credentials.token", "text (may hold secrets)", NOTHING, "An access token, for https."),
     key("source.credentials.username", "text (may hold secrets)", NOTHING, "For https, with `password`."),
     key("source.credentials.password", "text (may hold secrets)", NOTHING, "For https, with `username`."),
+    key("source.verify", "map", NOTHING, "Only what is signed is deployed; else what is live stays."),
+    key(
+        "source.verify.allowed_signers",
+        "absolute path",
+        NOTHING,
+        "Who may sign commits and tags, in the format of ssh-keygen(1), ALLOWED SIGNERS; read at each fetch, and not to be writable by others than root.",
+    ),
     key("source.timeout", "duration", Left::As("2m"), "The longest that one fetch may take."),
     key(
         "source.boot_timeout",

@@ -58,6 +58,8 @@ pub struct SourceSettings {
     pub ca: Option<PathBuf>,
     /// `credentials:`.
     pub credentials: Credentials,
+    /// `verify: {allowed_signers: ...}`: only what they signed is deployed.
+    pub allowed_signers: Option<PathBuf>,
     /// The longest that one fetch may take.
     pub timeout: Duration,
     /// After this long without the source, the last good release starts.

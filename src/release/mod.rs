@@ -8,6 +8,7 @@ pub(crate) mod layout;
 pub(crate) mod link;
 mod mirror;
 pub(crate) mod prune;
+pub(crate) mod signed;
 mod stage;
 pub(crate) mod switch;
 pub(crate) mod transport;

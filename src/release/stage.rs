@@ -73,6 +73,7 @@ fn stage_tree(request: &Stage, out: &Out) -> Result<Staged, Failure> {
     if let Some(oid) = size.malformed {
         return Err(bad(format!("the tree has a directory that is malformed: {oid}")));
     }
+    let signer = request.allowed_signers.as_ref().map(|text| mirror::signer(&repository, commit.id(), text)).transpose()?;
     let plan = Plan::of(&repository, commit.tree_id())?;
 
     let destination = &request.destination;
@@ -94,6 +95,9 @@ fn stage_tree(request: &Stage, out: &Out) -> Result<Staged, Failure> {
         .map_err(|error| failed(&error))?;
 
     let mut log = Vec::new();
+    if let Some(signer) = signer {
+        log.push(format!("revision {} is {signer}", request.revision));
+    }
     if plan.had_revision_file {
         log.push(format!("`{REVISION_FILE}`: the tree's was replaced by selfstart's, which holds the full id"));
     }
