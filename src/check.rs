@@ -406,7 +406,7 @@ fn of_secrets(settings: &Settings) -> Vec<Finding> {
         Credentials::Password { username, password } => {
             source.extend([("source.credentials.username".to_owned(), username), ("source.credentials.password".to_owned(), password)])
         }
-        Credentials::None | Credentials::Ssh { .. } => {}
+        Credentials::None | Credentials::Askpass(_) | Credentials::Ssh { .. } => {}
     }
     let mut found: Vec<Finding> = build
         .chain(pools)

@@ -130,6 +130,9 @@ fn fingerprint(settings: &Settings) -> Fingerprint {
         made_of.push_str(&format!("{name}={text}\0"));
     }
     made_of.push_str(&format!("{:?}{:?}{:?}", settings.release.linked_dirs, settings.release.linked_files, settings.user));
+    if settings.source.submodules {
+        made_of.push_str("submodules\0");
+    }
     // `auto` counts for nothing: what was built before there were runtimes is not built again for it.
     if settings.build.runtime != Setting::Auto {
         made_of.push_str(&format!("runtime {}\0", settings.build.runtime));
@@ -423,7 +426,31 @@ impl Agent {
 
     fn begin_fetch(&mut self, fetch: deploy::FetchId, wanted: &Wanted) -> Result<(), String> {
         let settings = self.settings.clone();
-        let mut request = to_fetch(&settings.source, &self.layout, wanted, settings.source.timeout)?;
+        if matches!(settings.source.credentials, Credentials::Askpass(_)) {
+            // The loop does not wait for another's program.
+            let (layout, wanted) = (self.layout.clone(), wanted.clone());
+            self.work(move || {
+                let request = to_fetch(&settings.source, &layout, &wanted, settings.source.timeout);
+                Worked::Asked { fetch, request: request.map(Box::new) }
+            });
+            return Ok(());
+        }
+        let request = to_fetch(&settings.source, &self.layout, wanted, settings.source.timeout)?;
+        self.fetch_now(fetch, request)
+    }
+
+    /// The credentials were asked for.
+    pub(crate) fn asked(&mut self, fetch: deploy::FetchId, request: Result<Box<git::Fetch>, String>) {
+        if self.ending == super::run::Ending::Leaving {
+            return;
+        }
+        if let Err(text) = request.and_then(|request| self.fetch_now(fetch, *request)) {
+            self.deploy_event(Event::FetchFailed { fetch, trouble: FetchTrouble::Refused, text });
+        }
+    }
+
+    fn fetch_now(&mut self, fetch: deploy::FetchId, mut request: git::Fetch) -> Result<(), String> {
+        let settings = self.settings.clone();
         request.known = self.deploying.machine().book().entries().iter().map(|entry| entry.revision.clone()).collect();
         let request = Request::Fetch(request);
         let deadline = clock::now() + settings.source.timeout + HELPER_GRACE;
@@ -441,6 +468,7 @@ impl Agent {
             linked_dirs: settings.release.linked_dirs.clone(),
             linked_files: settings.release.linked_files.clone(),
             allowed_signers: settings.source.allowed_signers.as_deref().map(allowed_signers).transpose()?,
+            submodules: settings.source.submodules,
             timeout_millis: u64::try_from(STAGE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
         });
         self.begin_git("stage", What::Stage(release.clone()), &request, clock::now() + STAGE_TIMEOUT + HELPER_GRACE)
@@ -566,6 +594,8 @@ fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: 
         ca: source.ca.clone(),
         credentials: credentials(source)?,
         allowed_signers: source.allowed_signers.as_deref().map(allowed_signers).transpose()?,
+        submodules: source.submodules,
+        level: 0,
         timeout_millis: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     })
 }
@@ -629,6 +659,10 @@ fn credentials(source: &SourceSettings) -> Result<git::Credentials, String> {
             username: Secret(resolve(username, "source.credentials.username")?),
             password: Secret(resolve(password, "source.credentials.password")?),
         },
+        Credentials::Askpass(command) => {
+            let (username, password) = super::askpass::ask(command, &resolve(&source.repository, "source.repository")?)?;
+            git::Credentials::Password { username, password }
+        }
         Credentials::Ssh { key, agent, known_hosts } => git::Credentials::Ssh {
             key: key.as_deref().map(ssh_key).transpose()?,
             agent: agent.as_ref().map(ssh_agent).transpose()?,

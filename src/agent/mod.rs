@@ -3,6 +3,7 @@
 //! It may be killed at any moment: the keeper starts another, which asks what runs and goes on. Upgrade, restart and crash are one path.
 
 mod apart;
+mod askpass;
 mod boot;
 mod deploying;
 mod errands;

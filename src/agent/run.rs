@@ -52,6 +52,8 @@ pub(crate) enum Worked {
         trouble: String,
         unsure: Option<crate::release::prune::Unsure>,
     },
+    /// `source.credentials.askpass` was asked, and said nothing wrong or why it has no answer.
+    Asked { fetch: selfstart_core::deploy::FetchId, request: Result<Box<crate::release::git::Fetch>, String> },
     /// The state of the pools was written, or not.
     StateSaved(Result<(), String>),
     /// Memory and jobs were looked at.
@@ -359,6 +361,7 @@ impl Agent {
             Worked::DeploySaved(result) => self.deploy_saved(result),
             Worked::Deploy(event) => self.deploy_event(event),
             Worked::Pruned { gone, kept, trouble, unsure } => self.pruned(gone, kept, trouble, unsure),
+            Worked::Asked { fetch, request } => self.asked(fetch, request),
             Worked::StateSaved(result) => self.state_saved(result),
             Worked::Sampled(sampled) => {
                 self.sampled(*sampled);

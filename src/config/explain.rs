@@ -408,6 +408,7 @@ impl Collector<'_> {
         };
         self.add(&["source", name], Shown::Text(wanted.clone()));
         self.add(&["source", "depth"], number(source.depth));
+        self.add(&["source", "submodules"], Shown::Bool(source.submodules));
         self.add(&["source", "ca"], or_nothing(source.ca.as_deref(), path));
         match &source.credentials {
             Credentials::None => self.add(&["source", "credentials"], Shown::Nothing),
@@ -416,6 +417,7 @@ impl Collector<'_> {
                 self.add(&["source", "credentials", "username"], text(username));
                 self.add(&["source", "credentials", "password"], text(password));
             }
+            Credentials::Askpass(command) => self.add(&["source", "credentials", "askpass"], Shown::Text(shell_words::join(command))),
             Credentials::Ssh { key, agent, known_hosts } => {
                 self.add(&["source", "credentials", "ssh_key"], or_nothing(key.as_deref(), path));
                 let agent = agent.as_ref().map_or(Shown::Nothing, |agent| match agent {

@@ -267,11 +267,11 @@ fn explained_as_json_it_has_seconds_and_bytes_and_places() {
     let of = |key: &str| json.as_array().and_then(|all| all.iter().find(|value| value["key"] == key)).cloned().expect(key);
     assert_eq!(
         of("source.timeout"),
-        serde_json::json!({"key": "source.timeout", "value": 300.0, "origin": "file", "line": 24, "column": 12})
+        serde_json::json!({"key": "source.timeout", "value": 300.0, "origin": "file", "line": 26, "column": 12})
     );
     assert_eq!(of("log.buffer")["value"], 262_144);
     assert_eq!(of("pools.web.memory"), serde_json::json!({"key": "pools.web.memory", "value": null, "origin": "default"}));
-    assert_eq!(of("pools.checkins.queue.kind")["line"], 45, "inherited from the app's");
+    assert_eq!(of("pools.checkins.queue.kind")["line"], 47, "inherited from the app's");
 }
 
 #[test]

@@ -81,6 +81,12 @@ pub(crate) struct Fetch {
     /// The text of `source.verify.allowed_signers`: what is not signed by one of them ends with [`ErrorKind::Unsigned`].
     #[serde(default)]
     pub allowed_signers: Option<String>,
+    /// `source.submodules`.
+    #[serde(default)]
+    pub submodules: bool,
+    /// Of how many repositories it is a submodule.
+    #[serde(default)]
+    pub level: u32,
     /// The longest that it may take, in milliseconds; then it ends with [`ErrorKind::Timeout`].
     pub timeout_millis: u64,
 }
@@ -169,6 +175,9 @@ pub(crate) struct Stage {
     /// As in [`Fetch::allowed_signers`]: looked at once more, for what is written is what must be signed.
     #[serde(default)]
     pub allowed_signers: Option<String>,
+    /// `source.submodules`.
+    #[serde(default)]
+    pub submodules: bool,
     /// The longest that it may take, in milliseconds.
     pub timeout_millis: u64,
 }

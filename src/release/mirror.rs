@@ -22,6 +22,7 @@ use selfstart_core::id::Revision;
 use selfstart_core::units::Bytes;
 
 use super::git::{Done, ErrorKind, Failure, Fetch, Fetched, Out, Progress, Wanted};
+use super::modules;
 use super::signed::{self, Signer, Signers, Unsigned};
 use super::transport::{self, Address, Reach, Trouble};
 use crate::sys::links;
@@ -52,6 +53,7 @@ const SMALL: Bytes = Bytes(1024 * 1024);
 /// # Errors
 /// Of the network and the source as they are; the mirror's own troubles are healed and told in the answer.
 pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
+    let began = crate::sys::clock::instant();
     let job = Job::new(request, out)?;
 
     let mut healed = Vec::new();
@@ -71,6 +73,13 @@ pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
             job.anew()?
         }
     };
+    if request.submodules {
+        let open = open(&request.mirror).map_err(|error| local_failure(&error, "failed to read the mirror"))?;
+        let commit = job.oid(&got.revision)?;
+        let below = modules::fetch(request, &open, commit, began, out)?;
+        healed.extend(below.healed);
+        (got.bytes, got.objects) = (got.bytes + below.bytes, got.objects + below.objects);
+    }
     if let Some(why) = outgrown(&request.mirror, got.tree) {
         out.is_safe(Done::Fetched(got.clone().fetched(healed.clone())));
         match job.anew() {
@@ -97,6 +106,13 @@ pub(super) fn look(request: &Fetch, out: &Out) -> Result<(), Failure> {
     let offered: Vec<(String, Oid)> =
         connection.list().map_err(|error| reached(&error))?.iter().map(|head| (head.name().to_owned(), head.oid())).collect();
     job.plan(&offered).map(drop)
+}
+
+/// Returns what a mirror is of, without user and password.
+pub(super) fn source_of(repository: &Repository) -> String {
+    let read = |mut config: git2::Config| config.snapshot()?.get_string(SOURCE_KEY);
+    // A mirror that does not say is made anew by the next fetch.
+    repository.config().and_then(read).unwrap_or_default()
 }
 
 /// Notes that the mirror is damaged, so that the next fetch makes it anew.
@@ -621,7 +637,7 @@ fn take_place(mirror: &Path, mut point: impl FnMut() -> io::Result<()>) -> io::R
     links::remove_tree(&mirror.join("HEAD"))?;
     for entry in fs_err::read_dir(mirror)? {
         let entry = entry?;
-        if entry.file_name() != NEW {
+        if entry.file_name() != NEW && entry.file_name() != modules::FOLDER {
             point()?;
             links::remove_tree(&entry.path())?;
         }

@@ -7,6 +7,7 @@ pub(crate) mod git;
 pub(crate) mod layout;
 pub(crate) mod link;
 mod mirror;
+mod modules;
 pub(crate) mod prune;
 pub(crate) mod signed;
 mod stage;

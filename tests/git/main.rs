@@ -13,6 +13,7 @@ mod waiting;
 mod fetch;
 mod heal;
 mod https;
+mod modules;
 mod signed;
 mod ssh;
 mod stage;
