@@ -42,6 +42,7 @@ fn main() -> ExitCode {
     match arguments.next().as_deref().and_then(|verb| verb.to_str()) {
         Some("internal-keeper") => return keeper::rehearse(),
         Some("internal-git") => return release::git::main(),
+        Some(release::carry::VERB) => return release::carry::main(),
         Some(runtime::VERB) => return runtime::main(),
         Some("internal-holder") => return holder::main(arguments.next().is_some_and(|word| word == "--stop")),
         Some("internal-rights") => return rights::main(arguments),

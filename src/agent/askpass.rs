@@ -5,7 +5,7 @@
 //! standard input, its standard error thrown away: neither that nor what it answers is shown or written anywhere.
 
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use selfstart_core::time::Human;
 use super::{PATH, chain, is_apart};
 use crate::release::git::Secret;
 use crate::rights::trust;
-use crate::sys::{clock, process};
+use crate::sys::{clock, gate, process};
 
 /// What each of the two questions may take: a program that asks another machine, no person.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -61,7 +61,7 @@ fn answer(command: &[String], question: &str) -> Result<String, String> {
     asked.args(words).arg(question).env_clear().env("PATH", PATH).env("LANG", "C.UTF-8").current_dir("/");
     asked.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     process::ends_with_us(&mut asked);
-    let mut child = asked.spawn().map_err(|error| failed(&error))?;
+    let mut child = gate::spawn(&mut asked).map_err(|error| failed(&error))?;
     let heard = listen(&mut child, clock::instant() + LONGEST);
     if !matches!(heard, Ok(Some(_))) {
         // All that it started, too.
@@ -79,28 +79,14 @@ fn answer(command: &[String], question: &str) -> Result<String, String> {
 
 /// Reads the answer until the command has ended; `None`: it took too long.
 fn listen(child: &mut Child, until: Instant) -> io::Result<Option<Vec<u8>>> {
-    let ready = |fd: &dyn Fn() -> PollFd<'_>| -> io::Result<bool> {
-        loop {
-            let left = until.saturating_duration_since(clock::instant());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
-            match poll(&mut [fd()], Some(&left)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                Ok(_) => return Ok(true),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    };
     let mut text = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
+    if let Some(mut stdout) = child.stdout.take() {
         loop {
-            if !ready(&|| PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::IN))? {
+            if !ready(stdout.as_fd(), until)? {
                 return Ok(None);
             }
             let mut piece = [0; 4096];
-            let read = (&stdout).read(&mut piece)?;
+            let read = stdout.read(&mut piece)?;
             if read == 0 {
                 break;
             }
@@ -111,7 +97,23 @@ fn listen(child: &mut Child, until: Instant) -> io::Result<Option<Vec<u8>>> {
         }
     }
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    Ok(ready(&|| PollFd::new(&pidfd, PollFlags::IN))?.then_some(text))
+    Ok(ready(pidfd.as_fd(), until)?.then_some(text))
+}
+
+/// Waits until there is something to read; `false`: not in time.
+fn ready(fd: BorrowedFd<'_>, until: Instant) -> io::Result<bool> {
+    loop {
+        let left = until.saturating_duration_since(clock::instant());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&left)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ use crate::keeper::protocol::{Ask, Errand, Key, PROTOCOL, Tell, Upgraded, Welcom
 use crate::release::layout::{Layout, Owner};
 use crate::release::prune;
 use crate::sys::clock;
+use crate::sys::gate;
 use crate::sys::process::Ended;
 
 /// Under these names the keeper keeps what must outlive an agent.
@@ -196,11 +197,13 @@ async fn start_on(mut line: Line, config: &Path) -> Result<u8, BootError> {
         Err((error, mut line)) => {
             if first {
                 complain(&format!("error: {}", chain(&error)));
+                let mut exit = Exit::Failed;
                 if matches!(error, BootError::Taken { .. }) {
                     complain("hint: `selfstart status` shows what that one does; a second one needs a `root` of its own");
+                    exit = Exit::Refused;
                 }
-                line.ask(&Ask::Quit { code: Exit::Failed.code() }, None)?;
-                return Ok(Exit::Failed.code());
+                line.ask(&Ask::Quit { code: exit.code() }, None)?;
+                return Ok(exit.code());
             }
             Err(error)
         }
@@ -405,7 +408,8 @@ fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
     use std::io::Write;
     let path = layout.run().join("lock");
     let io = |error: std::io::Error| doing(format!("lock `{}`", path.display()))(error);
-    let mut file = fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CREATE;
+    let mut file = gate::File::open(&path, flags, 0o666).map_err(io)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -418,7 +422,7 @@ fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
     }
     file.set_len(0).map_err(io)?;
     writeln!(file, "{keeper_pid}").map_err(io)?;
-    Ok(file.into_parts().0)
+    Ok(OwnedFd::from(file).into())
 }
 
 /// Goes on with the output of a former agent, or begins anew; what is kept is given to the keeper.
@@ -563,6 +567,7 @@ impl Agent {
     fn recall(&mut self, saved: PoolsSaved, children: Vec<Child>, exits: BTreeMap<Key, (Ended, bool)>) {
         self.recall_pools(saved);
         let (workers, helpers): (Vec<Child>, Vec<Child>) = children.into_iter().partition(|child| minding::is_worker(&child.key));
+        self.deploying.workers_found = workers.iter().any(|worker| !exits.contains_key(&worker.key));
         self.workers_recalled(workers, &exits);
         for Child { key, streams, .. } in helpers {
             self.errands.adopt(key.clone());
@@ -595,11 +600,15 @@ impl Agent {
             Ok(texts) => texts.iter().for_each(|text| tracing::info!("{text}")),
             Err(error) => self.telling.warn(&chain(&error)),
         }
+        prune::clean_marks(&self.layout);
         let running = self.any_worker();
-        let start = if self.welcome.agent_starts == 1 && !running { Start::Boot } else { Start::Again };
+        let run = minding::this_run(self.welcome.keeper_pid);
+        // Not the first agent only: it may have been killed before it could write down that this run is to be deployed to.
+        let taken = if run.is_some() { self.deploying.last_run == run } else { self.welcome.agent_starts > 1 };
+        let start = if taken || self.deploying.workers_found { Start::Again } else { Start::Boot };
         let pools = if running { PoolsFound::Running } else { PoolsFound::NotRunning };
         let mode = if self.drained { Mode::Drained } else { Mode::Minding };
-        match look(&self.layout, start, pools, mode) {
+        match look(&self.layout, start, pools, mode, run) {
             Ok(found) => {
                 self.deploying.booted = true;
                 self.deploy_event(Event::Booted(found));

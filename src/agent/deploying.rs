@@ -16,6 +16,7 @@ use selfstart_core::time::MonoTime;
 use selfstart_core::worker::signal_name;
 use serde::{Deserialize, Serialize};
 
+use super::carrying::Carrying;
 use super::errands::{Over, What};
 use super::launch;
 use super::run::{Agent, Worked};
@@ -23,11 +24,13 @@ use super::runtime::{Runtimes, missing_venv};
 use super::store;
 use crate::config::settings::{Credentials, Settings, SourceSettings, SshAgent, WantedRef};
 use crate::keeper::protocol::Ask;
+use crate::release::carry::StepMade;
 use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
 use crate::release::layout::Layout;
 use crate::release::{prune, switch};
 use crate::rights::trust;
 use crate::sys::clock;
+use crate::sys::gate;
 use crate::sys::process::Ended;
 
 /// How long the writing of a tree may take: the largest trees take seconds, a disk that hangs takes for ever.
@@ -52,10 +55,15 @@ pub(crate) struct Deploying {
     pub(crate) last_line: Option<String>,
     /// Whether [`Event::Booted`] has been taken.
     pub(crate) booted: bool,
+    /// The last run of `selfstart run` whose boot was taken.
+    pub(crate) last_run: Option<String>,
+    /// Whether workers were there when this agent came.
+    pub(crate) workers_found: bool,
     /// What was told last of releases that cannot be removed: it is tried again and again, and told when it changes.
     prune_trouble: String,
     unsure: Vec<ReleaseId>,
     pub(crate) runtimes: Runtimes,
+    pub(crate) carrying: Carrying,
 }
 
 /// Which build a release came from, kept beside the journal: the proof that it is whole.
@@ -66,10 +74,14 @@ pub(crate) struct BuiltMark {
     /// What it runs; `None`: it was made before there were runtimes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) runtime: Option<Captured>,
+    /// What its steps with `unless_unchanged` made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) steps: Vec<StepMade>,
 }
 
 impl Deploying {
     pub(crate) fn new(saved: Saved, settings: &Settings) -> Self {
+        let last_run = saved.run.clone();
         Self {
             machine: Some(Deploy::new(saved)),
             policy: policy(settings),
@@ -79,9 +91,12 @@ impl Deploying {
             progress: git::Progress::default(),
             last_line: None,
             booted: false,
+            last_run,
+            workers_found: false,
             prune_trouble: String::new(),
             unsure: Vec::new(),
             runtimes: Runtimes::default(),
+            carrying: Carrying::default(),
         }
     }
 
@@ -115,6 +130,7 @@ pub(crate) fn policy(settings: &Settings) -> DeployPolicy {
         build_timeout: settings.build.timeout,
         keep: KeepPolicy { keep: settings.release.keep, keep_failed: settings.release.keep_failed },
         retry: RetryPolicy::default(),
+        supersede: settings.source.supersede,
     }
 }
 
@@ -150,7 +166,7 @@ fn mark_path(layout: &Layout, release: &ReleaseId) -> PathBuf {
 ///
 /// # Errors
 /// When it cannot be told.
-pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode) -> Result<Found, LookError> {
+pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode, run: Option<String>) -> Result<Found, LookError> {
     let failed = |path: PathBuf| move |source| LookError::Read { path, source };
     let folder = layout.releases();
     let mut releases = Vec::new();
@@ -170,7 +186,7 @@ pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode)
         switch::Current::Release(id) => Some(id),
         switch::Current::Nothing => None,
     };
-    Ok(Found { start, current, releases, pools, mode })
+    Ok(Found { start, current, releases, pools, mode, run })
 }
 
 /// Why it cannot be told what is on disk.
@@ -341,12 +357,19 @@ impl Agent {
                 self.begin_step(release, revision, step, &build);
             }
             Effect::EndStep { release, step } => {
-                let of = |what: &What| matches!(what, What::Step { release: r, step: s, .. } if *r == release && *s == step);
+                let of = |what: &What| match what {
+                    What::Step { release: r, step: s, .. }
+                    | What::Carry { release: r, step: s, .. }
+                    | What::Made { release: r, step: s, .. } => *r == release && *s == step,
+                    _ => false,
+                };
                 for key in self.errands.keys(of) {
                     self.end_errand(&key);
                 }
             }
-            Effect::MarkBuilt { release, revision, build } => self.begin_marking(release, BuiltMark { revision, build, runtime: None }),
+            Effect::MarkBuilt { release, revision, build } => {
+                self.begin_marking(release, BuiltMark { revision, build, runtime: None, steps: Vec::new() })
+            }
             Effect::Switch { release } => self.begin_switch(release),
             Effect::StartPools { release, revision } | Effect::RollOut { release, revision } => self.roll_out(release, revision),
             Effect::Prune { ids } => self.begin_prune(ids),
@@ -381,12 +404,13 @@ impl Agent {
         if let Some(text) = missing_venv(&runtime, &self.layout.release(&release)) {
             return self.deploy_event(Event::PrepareFailed { release, blame: Blame::Revision, text });
         }
-        let mark = BuiltMark { runtime: Some(runtime), ..mark };
+        let steps = self.deploying.carrying.sealed(&release);
+        let mark = BuiltMark { runtime: Some(runtime), steps, ..mark };
         let layout = self.layout.clone();
         self.work(move || {
             let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
                 let path = mark_path(&layout, &release);
-                fs_err::create_dir_all(layout.run().join("built"))
+                gate::create_dir_all(layout.run().join("built"))
                     .map_err(|error| error.to_string())
                     .and_then(|()| store::save(&path, store::SCHEMA_NOW, &mark).map_err(|error| chain(&error)))
             });
@@ -494,6 +518,20 @@ impl Agent {
             // The configuration changed under the build: the machine begins it anew.
             return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
         };
+        match self.begin_carrying(&release, &revision, step, wanted) {
+            Ok(true) => {}
+            Ok(false) => self.run_step(release, revision, step),
+            Err(text) => self.deploy_event(failed(release, text)),
+        }
+    }
+
+    /// Runs a step of the settings as they are now, which those who ask have compared with the build's.
+    pub(super) fn run_step(&mut self, release: ReleaseId, revision: Revision, step: u32) {
+        let settings = self.settings.clone();
+        let failed = |release, what| Event::StepFailed { release, step, blame: Blame::Machine, what, last_lines: Vec::new() };
+        let Some(wanted) = usize::try_from(step).ok().and_then(|step| settings.build.steps.get(step.checked_sub(1)?)) else {
+            return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
+        };
         let env = |name: &str| std::env::var(name).ok();
         let from = self.from(&release, &revision);
         match from.and_then(|from| launch::step(&settings, &self.known, wanted, &from, String::new(), &env)) {
@@ -521,7 +559,16 @@ impl Agent {
             What::Fetch(fetch) => self.fetch_over(fetch, &over),
             What::Stage(release) => self.stage_over(release, &over),
             What::Runtime { release, build } => self.runtime_over(release, build, &over),
-            What::Step { release, step, run } => self.step_over(release, step, &run, over),
+            What::Step { release, step, run } => {
+                let event = self.step_over(release, step, &run, over);
+                // What it made is looked at first.
+                match &event {
+                    Event::StepDone { release, step } if self.begin_made(release, *step) => return,
+                    _ => event,
+                }
+            }
+            What::Carry { release, revision, step } => return self.carry_over(release, revision, step, &over),
+            What::Made { release, step, key } => return self.made_over(release, step, key, &over),
             What::Name(release) => Self::named(release, &over, tidied(&over).err()),
             What::Tidy => return self.tidied(tidied(&over)),
             What::Probe { .. } | What::Leftover => return,
@@ -620,7 +667,7 @@ pub(crate) fn ask_source(settings: &Settings, longest: Duration) -> Result<(), (
     if let Some((uid, gid, _)) = start.user.filter(|_| rustix::process::geteuid().is_root()) {
         command.uid(uid).gid(gid);
     }
-    let helper = command.spawn().map_err(|error| other(&error))?;
+    let helper = gate::spawn(&mut command).map_err(|error| other(&error))?;
     // It ends itself when its time is over.
     let output = helper.wait_with_output().map_err(|error| other(&error))?;
     let last = output.stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
@@ -760,8 +807,8 @@ pub(super) fn forget_removed(layout: &Layout, ids: Vec<ReleaseId>, trouble: Stri
     let (kept, gone): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| fs_err::symlink_metadata(layout.release(id)).is_ok());
     for id in &gone {
         // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
-        let _stays = fs_err::remove_file(mark_path(layout, id));
-        let _stays = fs_err::remove_file(layout.build_log(id));
+        let _stays = gate::remove_file(mark_path(layout, id));
+        let _stays = gate::remove_file(layout.build_log(id));
     }
     Worked::Pruned { gone, kept, trouble, unsure }
 }

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use selfstart_core::deploy::{FetchId, Fingerprint};
-use selfstart_core::id::{ReleaseId, SlotId, StartNo};
+use selfstart_core::id::{ReleaseId, Revision, SlotId, StartNo};
 use selfstart_core::time::MonoTime;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -56,6 +56,24 @@ pub(crate) enum What {
         step: u32,
         /// What it runs, for its verdict.
         run: String,
+    },
+    /// It is looked whether a step may be skipped.
+    Carry {
+        /// Of which release.
+        release: ReleaseId,
+        /// Of what.
+        revision: Revision,
+        /// Which, from 1.
+        step: u32,
+    },
+    /// It is looked what a step made.
+    Made {
+        /// Of which release.
+        release: ReleaseId,
+        /// Which, from 1.
+        step: u32,
+        /// What it depended on.
+        key: String,
     },
     /// A staged release is given its name.
     Name(ReleaseId),

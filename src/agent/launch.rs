@@ -16,6 +16,7 @@ use crate::config::secret::{Env, SecretError, Text, is_variable_name};
 use crate::config::settings::{BuildStep, Command, PoolSettings, Settings, UserSpec};
 use crate::keeper::protocol::Start;
 use crate::sys::clock;
+use crate::sys::gate;
 use crate::sys::users::{self, Known, User, UserError};
 
 /// Where programs are looked for when nothing else is said.
@@ -163,6 +164,11 @@ pub(crate) fn worker(
     })
 }
 
+/// Returns the line of a step that the shell is given.
+pub(crate) fn step_line(settings: &Settings, step: &BuildStep, from: &From) -> String {
+    expand(&step.run, &release_values(settings, from))
+}
+
 /// Returns what a build step is started with, in a release that is not live yet.
 ///
 /// # Errors
@@ -202,6 +208,7 @@ pub(crate) fn own_helper(
     let user = known_user(known, settings.user.as_ref())?;
     let mut vars = base(settings, known, user.as_ref(), Path::new("/"))?;
     vars.extend(proxies.clone());
+    vars.extend(gate::handed_on());
     Ok(Start {
         // The keeper's own program, reached without a path that the user may not enter.
         programs: vec!["/proc/self/exe".into()],

@@ -920,6 +920,13 @@ fn is_same_boot(saved: &str, now: &str) -> bool {
     !now.is_empty() && saved == now
 }
 
+/// Names this run of `selfstart run` as no other on this machine is named; `None`: it cannot be told.
+pub(crate) fn this_run(keeper_pid: i32) -> Option<String> {
+    let keeper = process::stat(keeper_pid).ok()?.id(keeper_pid);
+    let boot = boot_id();
+    (!boot.is_empty()).then(|| format!("{boot}/{}/{}", keeper.pid, keeper.start_ticks))
+}
+
 /// Names this boot (`proc_sys_kernel(5)`); empty when it cannot be read, and then nothing that was saved is of this boot. It is read
 /// once: no process sees two boots.
 fn boot_id() -> String {

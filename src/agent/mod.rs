@@ -5,6 +5,7 @@
 mod apart;
 mod askpass;
 mod boot;
+mod carrying;
 mod deploying;
 mod errands;
 mod launch;

@@ -148,12 +148,12 @@ pub(super) fn missing_venv(captured: &Captured, release: &Path) -> Option<String
     let venv = captured.vars.get("VIRTUAL_ENV")?;
     let python = Path::new(venv).join("bin/python");
     let inside = Path::new(venv).strip_prefix(release).map_or_else(|_| venv.clone(), |below| below.display().to_string());
-    // A link to a python that is not there is none, either.
-    fs_err::metadata(&python).err().map(|error| {
+    // A link to a python that is not there is none, either; one that only `user` may follow may well be good.
+    let gone = fs_err::metadata(&python).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    gone.then(|| {
         format!(
-            "`build.runtime` names the virtual environment `{inside}`, and after the build there is none ({}): `python3 -m venv {inside}` \
-             as a build step makes one",
-            error.kind()
+            "`build.runtime` names the virtual environment `{inside}`, and after the build there is none: `python3 -m venv {inside}` as a \
+             build step makes one"
         )
     })
 }
@@ -202,5 +202,35 @@ pub(crate) fn ask_runtime(settings: &Settings, release: &Path) -> Result<Capture
         Ok(Reply::Ok(captured)) => Ok(captured),
         Ok(Reply::Wrong(text) | Reply::Missing(text)) => Err(text),
         Err(_) => Err(format!("the helper ended without an answer ({})", output.status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtime_of_a_release_is_what_its_mark_says_and_without_a_readable_mark_nothing_is_started() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let layout = Layout::new(dir.path());
+        let id = |name: &str| name.parse::<ReleaseId>().expect("a name");
+        let (whole, damaged, older) = (id("20260101T000000Z-aaaaaaa"), id("20260102T000000Z-bbbbbbb"), id("20260103T000000Z-ccccccc"));
+        fs_err::create_dir_all(layout.run().join("built")).expect("made");
+        let captured = Captured { vars: BTreeMap::from([("GEM_HOME".into(), "/g".into())]), ..Captured::default() };
+        let revision = "a".repeat(40).parse().expect("a revision");
+        let build = Fingerprint("x".into());
+        let mark = BuiltMark { revision, build: build.clone(), runtime: Some(captured.clone()), steps: Vec::new() };
+        store::save(&layout.built_mark(&whole), store::SCHEMA_NOW, &mark).expect("saved");
+        fs_err::write(layout.built_mark(&damaged), "{").expect("written");
+        store::save(&layout.built_mark(&older), store::SCHEMA_NOW, &BuiltMark { runtime: None, ..mark }).expect("saved");
+        let runtimes = Runtimes::default();
+        assert_eq!(*runtimes.of(&layout, &whole).expect("known"), captured);
+        assert!(matches!(runtimes.of(&layout, &damaged), Err(LaunchError::Runtime { .. })));
+        assert_eq!(*runtimes.of(&layout, &older).expect("known"), Captured::default());
+        // What was found by other settings than those of the build is not sealed with it.
+        runtimes.add(id("20260104T000000Z-ddddddd"), captured.clone(), Some(build.clone()));
+        assert_eq!(runtimes.sealed(&id("20260104T000000Z-ddddddd"), &build), Ok(captured));
+        assert!(runtimes.sealed(&id("20260104T000000Z-ddddddd"), &Fingerprint("y".into())).is_err());
+        assert!(runtimes.sealed(&id("20260105T000000Z-eeeeeee"), &build).is_err());
     }
 }

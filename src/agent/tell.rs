@@ -171,6 +171,17 @@ impl Telling {
         );
     }
 
+    pub(crate) fn step_skipped(&mut self, release: &ReleaseId, step: u32, why: &str) {
+        self.tell(
+            Happening::new(Kind::BuildStep, format!("building {release}, step {step} is skipped: {why}")).with("release", release.as_str()),
+        );
+    }
+
+    /// A step with `unless_unchanged` will run at the next deploy, too.
+    pub(crate) fn step_not_skipped(&mut self, release: &ReleaseId, step: u32, why: &str) {
+        self.warn(&format!("step {step} of {release} will not be skipped next time: {why}"));
+    }
+
     pub(crate) fn build_line(&mut self, line: &str) {
         if self.terminal {
             tracing::info!("build: {line}");

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use selfstart_core::policy::{MemoryAction, MemoryRung, ReadyHow, StopLadder, UpdateHow};
+use selfstart_core::runtime::{Pick, Setting};
 use selfstart_core::time::Human;
 use selfstart_core::units::Bytes;
 
@@ -354,6 +355,17 @@ fn number(number: impl Into<i64>) -> Shown {
     Shown::Number(number.into())
 }
 
+/// `build.runtime` as it might be written.
+fn runtime(setting: &Setting) -> Shown {
+    let Setting::By(by) = setting else { return Shown::Text(setting.to_string()) };
+    let pick = |pick: &Pick| match pick {
+        Pick::Files => Shown::Text("auto".into()),
+        Pick::Version(version) => Shown::Text(version.clone()),
+        Pick::Tools(tools) => Shown::Map(tools.iter().map(|(tool, version)| (tool.clone(), Shown::Text(version.clone()))).collect()),
+    };
+    Shown::Map(by.iter().map(|(manager, it)| (manager.to_string(), pick(it))).collect())
+}
+
 fn or_nothing<T>(value: Option<T>, show: impl FnOnce(T) -> Shown) -> Shown {
     value.map_or(Shown::Nothing, show)
 }
@@ -431,13 +443,14 @@ impl Collector<'_> {
         self.add(&["source", "verify", "allowed_signers"], or_nothing(source.allowed_signers.as_deref(), path));
         self.add(&["source", "timeout"], Shown::Duration(source.timeout));
         self.add(&["source", "boot_timeout"], Shown::Duration(source.boot_timeout));
+        self.add(&["source", "supersede"], Shown::Bool(source.supersede));
         self.add(&["release", "keep"], number(release.keep));
         self.add(&["release", "keep_failed"], number(release.keep_failed));
         self.add(&["release", "linked_dirs"], Shown::List(release.linked_dirs.iter().map(|dir| path(dir)).collect()));
         self.add(&["release", "linked_files"], Shown::List(release.linked_files.iter().map(|file| path(file)).collect()));
         self.add(&["release", "min_free"], Shown::Size(release.min_free));
         self.env(&["build", "env"], &build.env);
-        self.add(&["build", "runtime"], Shown::Text(build.runtime.to_string()));
+        self.add(&["build", "runtime"], runtime(&build.runtime));
         self.add(&["build", "timeout"], Shown::Duration(build.timeout));
         let steps = build.steps.iter().map(|step| {
             let mut shown = vec![("run".to_owned(), Shown::Text(step.run.clone()))];

@@ -199,6 +199,7 @@ impl Reader<'_> {
             ca: self.opt(&map, "ca", Self::absolute_path),
             timeout: self.or(&map, "timeout", Duration::from_secs(120), |reader, at| reader.duration(at, SECOND)),
             boot_timeout: self.or(&map, "boot_timeout", Duration::from_secs(60), |reader, at| reader.duration(at, Duration::ZERO)),
+            supersede: self.or(&map, "supersede", false, Self::boolean),
             credentials,
             repository: repository?,
             wanted: wanted?,
@@ -245,7 +246,12 @@ impl Reader<'_> {
             }
         }
         let written = |names: &[&'static str]| names.iter().copied().filter(|name| map.get(name).is_some()).collect::<Vec<_>>();
-        let groups = [written(&["ssh_key", "ssh_agent", "known_hosts"]), written(&["token"]), written(&["username", "password"]), written(&["askpass"])];
+        let groups = [
+            written(&["ssh_key", "ssh_agent", "known_hosts"]),
+            written(&["token"]),
+            written(&["username", "password"]),
+            written(&["askpass"]),
+        ];
         let groups: Vec<_> = groups.into_iter().filter(|group| !group.is_empty()).collect();
         if let [first, second, ..] = groups.as_slice() {
             let what = format!("more than one source of credentials: `{}` and `{}`", first[0], second[0]);

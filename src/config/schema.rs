@@ -112,6 +112,12 @@ pub const KEYS: &[Key] = &[
         Left::As("60s"),
         "Unreachable at boot for this long: the last good release starts, and fetching goes on.",
     ),
+    key(
+        "source.supersede",
+        "true or false",
+        Left::As("false"),
+        "Stop a running build when the source is seen to have something newer. What `deploy --ref` named is built to its end.",
+    ),
     key("release", "map", Left::As("{}"), "What is kept of releases, and what outlives them."),
     key(
         "release.keep",

@@ -66,6 +66,8 @@ pub struct SourceSettings {
     pub timeout: Duration,
     /// After this long without the source, the last good release starts.
     pub boot_timeout: Duration,
+    /// Whether a build is stopped when the source has something newer.
+    pub supersede: bool,
 }
 
 impl SourceSettings {

@@ -240,6 +240,7 @@ impl Rights {
             new_session: true,
             dies_with_us: true,
             confined: false,
+            called: None,
             cgroup: None,
         });
         match started {
@@ -461,6 +462,15 @@ mod tests {
 
         fn start(&mut self, start: Start) -> Vec<Tell> {
             self.ask(&Ask::Spawn(Box::new(start)))
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            // Also when the test has failed: they would be adopted by the next one.
+            for key in self.keeper.table.running_children() {
+                let _gone = self.keeper.table.signal(&key, libc::SIGKILL);
+            }
         }
     }
 

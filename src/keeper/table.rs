@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -508,6 +509,13 @@ fn key_of_group(name: &str) -> Option<Key> {
     rest.contains('#').then(|| format!("{pool}/{rest}"))
 }
 
+/// What a worker or helper of this root is called until it executes its program (`comm`: 15 letters).
+pub(super) fn called_at_first(root: &str) -> CString {
+    // FNV-1a: two roots are to differ, and a root is to be the same next time.
+    let hash = root.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    CString::new(format!("sstart-{hash:08x}")).unwrap_or_default()
+}
+
 /// The main process of the worker or helper in whose name a process was started.
 pub(crate) fn main_process_of(pid: i32) -> Option<i32> {
     process::variable(pid, KEY_VARIABLE).as_deref().and_then(name_in).map(|name| name.pid)
@@ -565,6 +573,8 @@ pub(super) struct Survivors {
     pub(super) living: Vec<(Key, ProcessId)>,
     /// Their main process is gone, and something is left. True only without a doubt: the main process may be what could not be seen.
     pub(super) remains: Vec<(Key, ProcessId)>,
+    /// They have not executed their program, and their keeper is gone: it hung, and may go on.
+    pub(super) unstarted: Vec<ProcessId>,
     /// They call themselves workers of a pool whose user they are not of.
     pub(super) others: Vec<(Key, i32, String)>,
     /// Why there may be more.
@@ -583,7 +593,7 @@ pub(super) enum Doubt {
 /// Finds the children of earlier keepers of this root that `table` does not have.
 pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) -> Survivors {
     let mut mains: BTreeMap<Key, (ProcessId, bool)> = BTreeMap::new();
-    let mut others = Vec::new();
+    let (mut others, mut unstarted, called) = (Vec::new(), Vec::new(), called_at_first(root));
     let mut doubt = None;
     // Notes one who is another's; returns whether it is.
     let mut is_other = |key: &str, pid: i32| {
@@ -613,7 +623,13 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
         }
         let value = match process::look_for(pid, KEY_VARIABLE) {
             Variable::Is(value) => value,
-            Variable::None => continue,
+            Variable::None => {
+                // Its environment is the keeper's until it has one of its own.
+                if !stat.zombie && process::name(pid).is_ok_and(|name| name == called.as_bytes()) && table.may_be_adopted(pid) {
+                    unstarted.push(stat.id(pid));
+                }
+                continue;
+            }
             Variable::Unknown => {
                 doubt = doubt.or(Some(Doubt::Of(pid)));
                 continue;
@@ -649,7 +665,7 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
     }
     let (living, remains): (Vec<_>, Vec<_>) = mains.into_iter().partition(|(_, (_, lives))| *lives);
     let plain = |list: Vec<(Key, (ProcessId, bool))>| list.into_iter().map(|(key, (id, _))| (key, id)).collect();
-    Survivors { living: plain(living), remains: plain(remains), others, doubt }
+    Survivors { living: plain(living), remains: plain(remains), unstarted, others, doubt }
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use super::git::{Done, ErrorKind, Failure, Fetch, Fetched, Out, Progress, Wanted
 use super::modules;
 use super::signed::{self, Signer, Signers, Unsigned};
 use super::transport::{self, Address, Reach, Trouble};
+use crate::sys::gate;
 use crate::sys::links;
 
 /// The one ref of the mirror.
@@ -118,7 +119,7 @@ pub(super) fn source_of(repository: &Repository) -> String {
 /// Notes that the mirror is damaged, so that the next fetch makes it anew.
 pub(super) fn note_damage(mirror: &Path, why: &str) {
     // Best effort: without the note staging fails again, and notes it again.
-    let _ = fs_err::write(mirror.join(DAMAGED), why);
+    let _ = gate::write_file(mirror.join(DAMAGED), why);
 }
 
 /// What a fetch brought.
@@ -157,7 +158,7 @@ fn inspect(mirror: &Path, source: &str, healed: &mut Vec<String>) -> Result<Stat
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs_err::create_dir(mirror).map_err(|error| failed(&error))?;
+            gate::create_dir(mirror).map_err(|error| failed(&error))?;
             return Ok(State::Empty);
         }
         Err(error) => return Err(failed(&error)),
@@ -216,7 +217,7 @@ fn sweep(mirror: &Path, now: SystemTime) -> io::Result<Vec<String>> {
             let half_pack = directory.ends_with("objects/pack")
                 && ((name.ends_with(".pack") && other_half("idx")) || (name.ends_with(".idx") && other_half("pack")));
             if (temporary || half_pack) && found.modified()? <= now {
-                fs_err::remove_file(&path)?;
+                gate::remove_file(&path)?;
                 swept.push(format!("`{}`", path.strip_prefix(mirror).unwrap_or(&path).display()));
             }
         }
@@ -647,10 +648,10 @@ fn take_place(mirror: &Path, mut point: impl FnMut() -> io::Result<()>) -> io::R
     names.sort_by_key(|name| name == "HEAD");
     for name in names {
         point()?;
-        fs_err::rename(new.join(&name), mirror.join(&name))?;
+        gate::rename(new.join(&name), mirror.join(&name))?;
     }
     point()?;
-    fs_err::remove_dir(new)
+    gate::remove_dir(new)
 }
 
 /// Says who signed a commit that is in the mirror, by itself or by the signed tag that led to it.

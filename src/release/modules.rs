@@ -16,7 +16,7 @@ use ring::digest;
 
 use super::git::{Credentials, Done, ErrorKind, Failure, Fetch, Fetched, Out, Reply, Request, Wanted};
 use super::transport::Address;
-use crate::sys::{clock, links, process};
+use crate::sys::{clock, gate, links, process};
 
 /// Where their mirrors are, inside the mirror.
 pub(super) const FOLDER: &str = "modules";
@@ -182,13 +182,19 @@ fn resolve(parent: &str, url: &str) -> Result<String, String> {
         return Err(format!("its address must not be asked: `{shown}`"));
     }
     let relative = url == "." || url == ".." || url.starts_with("./") || url.starts_with("../");
-    let url = if relative { below(parent, url).ok_or_else(|| format!("its address leads out of its parent's host: `{shown}`"))? } else { url.to_owned() };
+    let url = if relative {
+        below(parent, url).ok_or_else(|| format!("its address leads out of its parent's host: `{shown}`"))?
+    } else {
+        url.to_owned()
+    };
     let of = |text: &str| Address::parse(text).map_err(|_| format!("its address must not be asked: `{shown}`"));
     match (of(parent)?, of(&url)?) {
         (Address::Local(_), _) => Ok(url),
         // Files of this machine are nobody's to name who only writes to a repository elsewhere (CVE-2022-39253 and its kin).
         (_, Address::Local(_)) => Err(format!("its address is a path on this machine: `{shown}`")),
-        (from, to) if to.is_plain_http() && !from.is_plain_http() => Err(format!("its address is not encrypted, its parent's is: `{shown}`")),
+        (from, to) if to.is_plain_http() && !from.is_plain_http() => {
+            Err(format!("its address is not encrypted, its parent's is: `{shown}`"))
+        }
         _ => Ok(url),
     }
 }
@@ -239,7 +245,7 @@ pub(super) fn fetch(request: &Fetch, repository: &Repository, commit: Oid, began
     if modules.is_empty() {
         return Ok(all);
     }
-    fs_err::create_dir_all(&folder).map_err(|error| failed(&error))?;
+    gate::create_dir_all(&folder).map_err(|error| failed(&error))?;
     for module in modules {
         let shown = module.path.escape_debug().to_string();
         let of_it = |failure: Failure| Failure { text: format!("the submodule at `{shown}`: {}", failure.text), ..failure };
@@ -316,7 +322,7 @@ fn ask(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("internal-git").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     process::ends_with_us(&mut command);
-    let mut helper = command.spawn().map_err(|error| internal("failed to start a helper", &error))?;
+    let mut helper = gate::spawn(&mut command).map_err(|error| internal("failed to start a helper", &error))?;
     let stdin = helper.stdin.take();
     if let Some(mut stdin) = stdin {
         stdin.write_all(&text).map_err(|error| internal("failed to ask a helper", &error))?;
@@ -414,7 +420,8 @@ mod tests {
             ("git@h:a", key(), "https://h/b", none()),
             ("/srv/a", none(), "https://h/b", none()),
         ] {
-            let request = serde_json::json!({"mirror": "/m", "url": from, "wanted": {"branch": "main"}, "depth": 1, "timeout_millis": 1000});
+            let request =
+                serde_json::json!({"mirror": "/m", "url": from, "wanted": {"branch": "main"}, "depth": 1, "timeout_millis": 1000});
             let request = Fetch { credentials, ..serde_json::from_value(request).expect("a request") };
             let module = Module { path: "x".into(), url: to.into(), commit: Oid::from_bytes(&[1; 20]).expect("an id") };
             let asked = child(&request, &module, clock::instant()).expect("asked");

@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -19,9 +18,8 @@ use selfstart_core::units::Bytes;
 
 use super::git::{ErrorKind, Failure, Out, Progress, Stage, Staged};
 use super::link::{self, LinkError};
-use super::mirror;
-use super::modules;
-use crate::sys::{libgit2, links};
+use super::{mirror, modules};
+use crate::sys::{gate, libgit2, links};
 
 /// The file with the full id, in each release.
 const REVISION_FILE: &str = "REVISION";
@@ -87,7 +85,7 @@ fn stage_tree(request: &Stage, out: &Out) -> Result<Staged, Failure> {
             return Err(Failure::new(ErrorKind::DiskFull, text));
         }
     }
-    fs_err::create_dir(destination).map_err(|error| failed(&error))?;
+    gate::create_dir(destination).map_err(|error| failed(&error))?;
     let top = links::open_directory(destination).map_err(|error| failed(&error))?;
     plan.make_directories(&top).map_err(|error| failed(&error))?;
     let lfs = plan.write_files(&top, out)?;
@@ -397,7 +395,7 @@ impl Plan {
         let mut open = Opened::new(self, top);
         for directory in self.directories.iter().skip(1) {
             let above = open.get(directory.above)?;
-            rustix::fs::mkdirat(above, OsStr::from_bytes(&directory.name), Mode::from_raw_mode(0o755))?;
+            gate::mkdirat(above, OsStr::from_bytes(&directory.name), Mode::from_raw_mode(0o755))?;
         }
         Ok(())
     }
@@ -406,7 +404,7 @@ impl Plan {
         let mut open = Opened::new(self, top);
         for link in &self.links {
             let directory = open.get(link.directory)?;
-            rustix::fs::symlinkat(OsStr::from_bytes(&link.target), directory, OsStr::from_bytes(&link.name))?;
+            gate::symlinkat(OsStr::from_bytes(&link.target), directory, OsStr::from_bytes(&link.name))?;
         }
         Ok(())
     }
@@ -511,7 +509,7 @@ impl<'a> Opened<'a> {
 /// Writes a new file; one that is there, or a link, is an error. The umask is the helper's, 022.
 fn write_file(directory: std::os::fd::BorrowedFd<'_>, name: &OsStr, mode: Mode, bytes: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    File::from(rustix::fs::openat(directory, name, flags, mode)?).write_all(bytes)
+    gate::File::from(gate::openat(directory, name, flags, mode)?).write_all(bytes)
 }
 
 /// Says why a name must not be written, if so.

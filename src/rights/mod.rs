@@ -29,7 +29,7 @@ use crate::release::prune::{self, Hands, Pruned, Unreadable, Unsure};
 use crate::sys::proc_scan::{ProcScanner, Tree};
 use crate::sys::spawn::Credentials;
 use crate::sys::users::{self, UserError};
-use crate::sys::{identity, links};
+use crate::sys::{gate, identity, links};
 use place::{Order, PlaceError};
 use trust::End;
 
@@ -445,30 +445,30 @@ fn keep(root: &Path, config: &Path, split: &Split) -> std::io::Result<()> {
     }
     const NEW: &str = ".rights.json.new";
     let folder = links::open_directory(root)?;
-    match rustix::fs::unlinkat(&folder, NEW, AtFlags::empty()) {
+    match gate::unlinkat(&folder, NEW, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         // A folder: its owner's business, but not under this name. What is in it stays whosever it is.
         Err(rustix::io::Errno::ISDIR) => set_aside(&folder, NEW)?,
         Err(error) => return Err(error.into()),
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = std::fs::File::from(rustix::fs::openat(&folder, NEW, flags, Mode::from_raw_mode(0o644))?);
+    let mut file = gate::File::from(gate::openat(&folder, NEW, flags, Mode::from_raw_mode(0o644))?);
     file.write_all(&serde_json::to_vec(&new)?)?;
     file.sync_all()?;
-    rustix::fs::renameat(&folder, NEW, &folder, RECORD)?;
-    Ok(rustix::fs::fsync(&folder)?)
+    gate::renameat(&folder, NEW, &folder, RECORD)?;
+    Ok(gate::fsync(&folder)?)
 }
 
 /// Takes a folder out of the way: removed if it is empty, else renamed.
 fn set_aside(root: &OwnedFd, name: &str) -> rustix::io::Result<()> {
-    match rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR) {
+    match gate::unlinkat(root, name, AtFlags::REMOVEDIR) {
         Err(rustix::io::Errno::NOTEMPTY | rustix::io::Errno::EXIST) => {
             // Nobody else makes entries of root's here; a number that is taken is another's, and the next one is tried.
             (0..100)
                 .map(|number| format!("{name}.{number}"))
                 .find_map(|aside| {
                     let flags = RenameFlags::NOREPLACE;
-                    match rustix::fs::renameat_with(root, name, root, &aside, flags) {
+                    match gate::renameat_with(root, name, root, &aside, flags) {
                         Err(rustix::io::Errno::EXIST) => None,
                         done => Some(done),
                     }

@@ -17,6 +17,7 @@ use crate::sys::spawn::Credentials;
 use crate::sys::{identity, links};
 
 use super::trust::{self, End, Untrusted};
+use crate::sys::gate;
 
 /// Setgid: what is made in it belongs to the group of the folder, which the agent need not be in.
 const SETGID: u32 = 0o2000;
@@ -201,7 +202,7 @@ impl Place<'_> {
 
     /// Opens a folder, which is made if it is missing; a link only if root made it.
     fn folder_at(&self, parent: &OwnedFd, name: &str, path: &Path) -> Result<OwnedFd, PlaceError> {
-        match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
+        match gate::mkdirat(parent, name, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(failed(path)(error)),
         }
@@ -326,12 +327,12 @@ impl Place<'_> {
 /// Removes a folder of `root`: what is in it as its owner, for root's hands do not go where others can put links; itself as root.
 fn remove_as_owner(root: &OwnedFd, name: &str, path: &Path, found: &Stat) -> io::Result<()> {
     if found.st_uid == 0 {
-        return fs_err::remove_dir_all(path);
+        return gate::remove_dir_all(path);
     }
     let owner = Credentials { uid: found.st_uid, gid: found.st_gid, groups: Vec::new() };
     // The folder itself is not its owner's to remove, so this says nothing; whether it is empty then, the next line sees.
     let _all_but_the_folder = identity::within(&owner, || links::remove_tree(path))?;
-    Ok(rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR)?)
+    Ok(gate::unlinkat(root, name, AtFlags::REMOVEDIR)?)
 }
 
 fn stat(fd: &OwnedFd) -> rustix::io::Result<Stat> {

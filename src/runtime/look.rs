@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use selfstart_core::runtime::Manager;
 use selfstart_core::runtime::choose::{Installed, Place};
-use selfstart_core::runtime::files::{Files, GEMSET_FILE, MISE_FILES, OWN_FILES, TOOL_VERSIONS, canonical, wants};
+use selfstart_core::runtime::files::{Files, GEMSET_FILE, MISE_FILES, MiseTools, OWN_FILES, TOOL_VERSIONS, canonical, wants};
 
 use super::RuntimeError;
 
@@ -49,7 +49,7 @@ fn text(path: &Path) -> Result<Option<String>, RuntimeError> {
 }
 
 /// Returns `[tools]` of a file of mise: `ruby = "3.3"`, `python = ["3.12", "3.11"]`, `node = {version = "20", ...}`.
-fn mise_tools(file: &str, text: &str) -> Result<Vec<(String, Vec<String>)>, RuntimeError> {
+fn mise_tools(file: &str, text: &str) -> Result<MiseTools, RuntimeError> {
     let table: toml::Table =
         text.parse().map_err(|error: toml::de::Error| RuntimeError::Toml { file: file.to_owned(), why: error.message().to_owned() })?;
     let Some(toml::Value::Table(tools)) = table.get("tools") else { return Ok(Vec::new()) };

@@ -21,6 +21,7 @@ mod clone_into;
 pub(crate) mod confine;
 pub(crate) mod exec;
 pub mod fault;
+pub(crate) mod gate;
 #[cfg(test)]
 pub(crate) mod headless;
 pub(crate) mod hidden;

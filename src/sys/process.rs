@@ -171,6 +171,16 @@ pub(crate) fn users(pid: i32) -> io::Result<[u32; 4]> {
     numbers.collect::<Result<Vec<u32>, _>>().ok().and_then(|numbers| numbers.try_into().ok()).ok_or_else(unknown)
 }
 
+/// Returns what a process is called (`comm`, `proc(5)`): 15 bytes at most.
+///
+/// # Errors
+/// When the process is gone, or `/proc` may not be read.
+pub(crate) fn name(pid: i32) -> io::Result<Vec<u8>> {
+    let mut buffer = [0_u8; 64];
+    let read = read_file(&format!("/proc/{pid}/comm"), &mut buffer)?;
+    Ok(buffer[..read].strip_suffix(b"\n").unwrap_or(&buffer[..read]).to_vec())
+}
+
 /// What one line of `/proc/PID/stat` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {

@@ -24,6 +24,7 @@ use rustix::io::DupFlags;
 use super::clock;
 use super::clone_into::clone_into;
 use super::confine;
+use super::gate;
 
 /// What is started, as whom, and with what.
 #[derive(Debug)]
@@ -57,6 +58,8 @@ pub(crate) struct Job {
     pub(crate) dies_with_us: bool,
     /// Whether nothing that it executes may give it more rights, or make a file that does ([`super::confine`]).
     pub(crate) confined: bool,
+    /// What `ps` calls it until it has executed its program (`comm`, `proc(5)`; 15 letters); `None`: as us.
+    pub(crate) called: Option<CString>,
     /// The directory of the cgroup that it is started in; `None`: ours.
     pub(crate) cgroup: Option<OwnedFd>,
 }
@@ -321,6 +324,7 @@ struct Plan {
     reset_oom_score: bool,
     new_session: bool,
     dies_with_us: bool,
+    called: *const c_char,
     /// Empty: it has no filter.
     filter: Vec<libc::sock_filter>,
     /// Descriptors from this number on are not the child's; `None`: it has a copy of all, and exec closes them.
@@ -357,6 +361,8 @@ impl Spawner {
         if self.running.is_some() {
             return Err(SpawnError { step: Step::Clone, source: io::Error::from_raw_os_error(libc::EAGAIN) });
         }
+        let named = job.programs.first().map_or(c"", CString::as_c_str);
+        gate::spawning(named).map_err(|error| SpawnError { step: Step::Clone, source: error.into() })?;
         let fds = match &mut self.pad {
             Some(pad) => pad.fill(&job.fds).map_err(|source| {
                 pad.clear();
@@ -391,6 +397,7 @@ impl Spawner {
             reset_oom_score: job.reset_oom_score,
             new_session: job.new_session,
             dies_with_us: job.dies_with_us,
+            called: job.called.as_ref().map_or(ptr::null(), |text| text.as_ptr()),
             filter: if job.confined { confine::program() } else { Vec::new() },
             own_below,
             ignored: self.ignored.clone(),
@@ -600,6 +607,10 @@ unsafe fn prepare(plan: &mut Plan) -> Result<(), (Step, i32)> {
         // Before anything that may hang: whoever finds us must find our own output, and what is the keeper's (the lock of its root, the pipes
         // of others) must not stay open with us when it is gone. A kernel without this call leaves it to exec.
         call(libc::SYS_close_range, plan.fds.len().max(3), libc::c_uint::MAX as usize, 0, 0);
+        if !plan.called.is_null() {
+            // Its environment is still ours: by this it is found if we are gone while it hangs below.
+            call(libc::SYS_prctl, int(libc::PR_SET_NAME), plan.called as usize, 0, 0);
+        }
         if !plan.cwd.is_null() {
             check(call(libc::SYS_chdir, plan.cwd as usize, 0, 0, 0), Step::Directory)?;
         }
@@ -638,6 +649,7 @@ impl Job {
             new_session: true,
             dies_with_us: false,
             confined: false,
+            called: None,
             cgroup: None,
         }
     }

@@ -36,9 +36,11 @@ const STEPS: &str = "build:
   runtime: {venv: .venv}
   env: {HOME: '@DIR@/home'}
   steps:
-    - bundle config set --local path vendor/bundle && bundle config set --local deployment true && bundle install --quiet
-    - npm ci --no-audit --no-fund --loglevel=error
-    - /usr/bin/python3 -m venv .venv && .venv/bin/pip install -q --disable-pip-version-check -r requirements.txt";
+    - run: bundle config set --local path vendor/bundle && bundle config set --local deployment true && bundle install --quiet
+      unless_unchanged: [Gemfile.lock]
+    - {run: npm ci --no-audit --no-fund --loglevel=error, unless_unchanged: [package-lock.json]}
+    - run: /usr/bin/python3 -m venv .venv && .venv/bin/pip install -q --disable-pip-version-check -r requirements.txt
+      unless_unchanged: [requirements.txt]";
 
 /// A node with a worker in each language, each of which loads what was installed.
 pub(crate) fn three_languages() -> Node {
@@ -81,51 +83,74 @@ fn shown(pid: i32) -> Vec<(String, String)> {
     shown
 }
 
+/// Restarts everything, after these releases are gone, and searches all processes for their names.
+fn search(node: &Node, gone: &[&str]) {
+    node.cli(&["restart"]).exits(0);
+    node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+    let (_, live) = node.live();
+    let release = node.root("releases").join(&live);
+    for (pool, below) in [
+        ("ruby", "vendor/bundle/ruby/3.1.0/gems/flip-1.0.0/lib/flip.rb"),
+        ("node", "node_modules/ms/index.js"),
+        ("python", ".venv/lib/python3.11/site-packages/markupsafe/_speedups."),
+    ] {
+        let said = node.until(pool, || Some(node.text(&format!("root/current/{pool}.says"))).filter(|text| !text.is_empty()));
+        assert!(said.starts_with(&release.join(below).display().to_string()), "{pool}: {said}");
+    }
+    let mut searched = 0;
+    for pid in node.processes() {
+        for (name, content) in shown(pid) {
+            searched += content.len();
+            for old in gone {
+                assert!(!content.contains(old), "process {pid}: {name} names an older release: {content}");
+            }
+        }
+    }
+    assert!(searched > 10_000, "{searched}");
+    for pool in ["ruby", "node", "python"] {
+        let cwd = fs_err::read_link(format!("/proc/{}/cwd", node.pid(pool))).expect("its directory");
+        assert_eq!(cwd, release, "{pool}");
+    }
+    // The search sees what is there: the extension of python is mapped from the live release.
+    let maps = fs_err::read_to_string(format!("/proc/{}/maps", node.pid("python"))).expect("its memory");
+    assert!(maps.contains(&format!("{live}/.venv/lib/python3.11/site-packages/markupsafe/_speedups.")), "{maps}");
+}
+
 #[test]
-fn nothing_of_an_older_release_is_in_any_worker_of_ruby_node_or_python() {
+fn nothing_of_an_older_release_is_in_any_worker_whether_its_packages_were_copied_or_installed() {
     let node = three_languages();
     node.start();
     node.until("the control socket", || node.root("run/control.sock").exists().then_some(()));
-    // Three package managers, one of them over the network.
+    // Three package managers, two of them over the network.
     node.cli(&["wait", "--ready", "--timeout", "55s"]);
     node.idle();
     node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
     let (_, first) = node.live();
+    let steps = |from: usize| {
+        let told = node.since(from, &["build_step"]);
+        let skipped = told.iter().filter(|event| event.to_string().contains("is skipped")).count();
+        (told.len(), skipped)
+    };
+    assert_eq!(steps(0), (3, 0));
+
+    // What each step depends on is as it was.
+    let mark = node.mark();
     node.commit(&[("README", "second\n")]);
     node.cli(&["deploy"]).exits(0);
     let (_, second) = node.live();
-    assert_ne!(first, second);
-    node.cli(&["releases"]).exits(0).says(&[&first]);
+    assert_eq!(steps(mark), (3, 3));
+    node.told(mark, "build_step", &format!("step 1 is skipped: unchanged since {first}, `.bundle`, `vendor` copied from there"));
+    let pip = node.text("root/current/.venv/bin/pip");
+    assert!(pip.starts_with(&format!("#!{}/.venv/bin/python", node.root("releases").join(&second).display())), "{pip}");
     fs_err::remove_dir_all(node.root("releases").join(&first)).expect("deleted");
-    node.cli(&["restart"]).exits(0);
-    node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+    search(&node, &[&first]);
 
-    let release = node.root("releases").join(&second);
-    for (pool, file, below) in [
-        ("ruby", "ruby.says", "vendor/bundle/ruby/3.1.0/gems/flip-1.0.0/lib/flip.rb"),
-        ("node", "node.says", "node_modules/ms/index.js"),
-        ("python", "python.says", ".venv/lib/python3.11/site-packages/markupsafe/_speedups."),
-    ] {
-        let said = node.until(file, || Some(node.text(&format!("root/current/{file}"))).filter(|text| !text.is_empty()));
-        assert!(said.starts_with(&release.join(below).display().to_string()), "{pool}: {said}");
-    }
-    let mut searched = 0;
-    for pool in ["ruby", "node", "python"] {
-        let pid = node.pid(pool);
-        for (name, content) in shown(pid) {
-            searched += content.len();
-            assert!(!content.contains(&first), "{pool}: {name} names the older release: {content}");
-        }
-        let cwd = fs_err::read_link(format!("/proc/{pid}/cwd")).expect("its directory");
-        assert_eq!(cwd, release, "{pool}");
-    }
-    // The search sees what is there: the extension of python is mapped from the new release.
-    let maps = fs_err::read_to_string(format!("/proc/{}/maps", node.pid("python"))).expect("its memory");
-    assert!(maps.contains(&format!("{second}/.venv/lib/python3.11/site-packages/markupsafe/_speedups.")), "{maps}");
-    assert!(searched > 10_000, "{searched}");
-    for pid in node.processes() {
-        for (name, content) in shown(pid) {
-            assert!(!content.contains(&first), "process {pid}: {name} names the older release: {content}");
-        }
-    }
+    // By force, everything is made anew.
+    let mark = node.mark();
+    node.cli(&["deploy", "--force", "--no-wait"]).exits(0);
+    node.until("a third release", || (node.live().1 != second).then_some(()));
+    node.idle();
+    assert_eq!(steps(mark), (3, 0));
+    fs_err::remove_dir_all(node.root("releases").join(&second)).expect("deleted");
+    search(&node, &[&first, &second]);
 }

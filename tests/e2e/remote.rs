@@ -93,8 +93,9 @@ fn a_secret_of_the_source_stands_in_its_file_and_nowhere_else() {
     let bare = node.path("served/app.git").display().to_string();
     run(Command::new("git").args(["init", "-q", "--bare", "-b", "main", &bare]));
     node.write("secret", &format!("{SECRET}\n"));
-    let asked = "#!/bin/sh\necho \"$1\" >>@DIR@/asked\ncase $1 in User*) ;; *) cat @DIR@/secret; echo $0 >&2; cat @DIR@/secret >&2;; esac\n";
-    node.write("askpass", &asked.replace("@DIR@", &node.dir.path().display().to_string()));
+    let asked =
+        "#!/bin/sh\necho \"$1\" >>@DIR@/asked\ncase $1 in User*) ;; *) cat @DIR@/secret; echo $0 >&2; cat @DIR@/secret >&2;; esac\n";
+    node.write("askpass", &asked.replace("@DIR@", &node.path("").display().to_string().trim_end_matches('/')));
     fs_err::set_permissions(node.path("askpass"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode");
     let configure = |credentials: &str, url: &str| {
         let source = format!("source: {{repository: '{url}', branch: main, ca: '@DIR@/ca.pem'{credentials}}}");
@@ -140,7 +141,10 @@ fn a_secret_of_the_source_stands_in_its_file_and_nowhere_else() {
         looking.join().expect("it looked")
     });
     let questions = node.text("asked");
-    assert!(questions.contains("Username for 'https://localhost:") && questions.contains("Password for 'https://x-access-token@"), "{questions}");
+    assert!(
+        questions.contains("Username for 'https://localhost:") && questions.contains("Password for 'https://x-access-token@"),
+        "{questions}"
+    );
     let mut files = 0;
     written(&node.root(""), &words, &mut seen, &mut files);
     seen.extend(holds(node.text("agent.log").as_bytes(), &words).then(|| "agent.log".to_owned()));

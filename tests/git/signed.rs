@@ -164,8 +164,7 @@ fn by_security_key(payload: &[u8]) -> (String, String) {
     let state = [1, 0, 0, 0, 7];
     let signed = [digest(&SHA256, b"ssh:").as_ref(), &state, digest(&SHA256, &message).as_ref()].concat();
     let made = [string(name), string(pair.sign(&signed).as_ref()), state.to_vec()].concat();
-    let whole =
-        [b"SSHSIG\0\0\0\x01".to_vec(), string(&key), string(b"git"), string(b""), string(b"sha512"), string(&made)].concat();
+    let whole = [b"SSHSIG\0\0\0\x01".to_vec(), string(&key), string(b"git"), string(b""), string(b"sha512"), string(&made)].concat();
     (format!("sk-ssh-ed25519@openssh.com {}", STANDARD.encode(key)), armour(&whole))
 }
 

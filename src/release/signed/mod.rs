@@ -5,22 +5,19 @@
 //! one commit, one without a date, a tag that stands under another name than it was signed with, RSA keys below 2048 bits, and P-521, which ring
 //! does not know.
 
-mod sshsig;
 mod signers;
+mod sshsig;
 
 use std::fmt;
 
-use sshsig::Signature;
 pub(crate) use signers::Signers;
+use sshsig::Signature;
 
 /// What `ssh-keygen -Y sign -n` is told by git.
 const NAMESPACE: &str = "git";
 /// How signatures begin, and what makes them.
-const OTHERS: [(&str, &str); 3] = [
-    ("-----BEGIN PGP SIGNATURE-----", "GPG"),
-    ("-----BEGIN PGP MESSAGE-----", "GPG"),
-    ("-----BEGIN SIGNED MESSAGE-----", "X.509"),
-];
+const OTHERS: [(&str, &str); 3] =
+    [("-----BEGIN PGP SIGNATURE-----", "GPG"), ("-----BEGIN PGP MESSAGE-----", "GPG"), ("-----BEGIN SIGNED MESSAGE-----", "X.509")];
 
 /// Who signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +100,9 @@ impl Unsigned {
             Self::Wrong { .. } => "someone may have tampered with it: ask who made it",
             Self::Namespace { .. } => "sign it by git itself: `git commit -S`, `git tag -s`",
             Self::Kind(_) => "sign with Ed25519, ECDSA on P-256 or P-384, RSA of 2048 bits or more, or a security key of these",
-            Self::NotAllowed { .. } => "if that person may deploy, add `NAME namespaces=\"git\" KEY` to that file; it is read at each fetch",
+            Self::NotAllowed { .. } => {
+                "if that person may deploy, add `NAME namespaces=\"git\" KEY` to that file; it is read at each fetch"
+            }
         }
     }
 }

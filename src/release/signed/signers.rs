@@ -152,9 +152,7 @@ impl Line {
     fn valid(&self, at: i64) -> Result<(), String> {
         match self.options {
             Options { after: Some(after), .. } if at < after => Err(format!("not valid before {}", shown(after))),
-            Options { before: Some(before), .. } if at > before => {
-                Err(format!("expired {}, and was signed {}", shown(before), shown(at)))
-            }
+            Options { before: Some(before), .. } if at > before => Err(format!("expired {}, and was signed {}", shown(before), shown(at))),
             _ => Ok(()),
         }
     }
@@ -173,7 +171,11 @@ impl Certificate {
         if at >= self.valid_before {
             return Err("the certificate had expired".to_owned());
         }
-        if self.principals.iter().any(|principal| principal == name) { Ok(()) } else { Err("the certificate is for other names".to_owned()) }
+        if self.principals.iter().any(|principal| principal == name) {
+            Ok(())
+        } else {
+            Err("the certificate is for other names".to_owned())
+        }
     }
 }
 

@@ -84,6 +84,8 @@ pub struct DeployPolicy {
     pub keep: KeepPolicy,
     /// The waits between tries.
     pub retry: RetryPolicy,
+    /// `source.supersede`: whether a build is stopped when the source is seen to have something newer.
+    pub supersede: bool,
 }
 
 /// What the shell read from its clocks and its dice when the event came.
@@ -333,6 +335,8 @@ pub struct Found {
     pub pools: PoolsFound,
     /// Whether the node was drained before.
     pub mode: Mode,
+    /// A name of this run of `selfstart run` that no other has; `None`: none can be had. [`Saved::run`] has it once its boot was a trigger.
+    pub run: Option<String>,
 }
 
 /// What happened.
@@ -351,6 +355,12 @@ pub enum Event {
     },
     /// Something else wants the configured source deployed: a reload that changed `build:` or `source:`.
     Triggered(Asker),
+    /// The source was asked just now (by a poll, or since a push was announced), and has this revision where `source:` says. A trigger comes
+    /// beside it; this one only stops, with `source.supersede`, the build of another revision.
+    Seen {
+        /// What it has. Not what an announcement says: that may be older than what is being built.
+        revision: Revision,
+    },
     /// Answers [`Effect::Fetch`]: the mirror has the revision.
     Fetched {
         /// Which try.
@@ -441,6 +451,11 @@ pub enum Event {
         gone: Vec<ReleaseId>,
         /// These stay: in use, or not removable. They are asked for again after some minutes.
         kept: Vec<ReleaseId>,
+    },
+    /// Answers [`Effect::Prune`] that was not carried out, since what came before it could not be saved.
+    NotPruned {
+        /// What stays for now.
+        ids: Vec<ReleaseId>,
     },
     /// The shell looked, and these are not on disk; known releases that nobody has asked to remove are forgotten. To be sent before a
     /// request for a rollback, and before [`Event::SwitchFailed`] of a release that is not there.
@@ -562,7 +577,7 @@ impl Effect {
                 Some(Event::StepFailed { release: release.clone(), step: *step, blame: Blame::Machine, what: text, last_lines: vec![] })
             }
             Self::Switch { release } => Some(Event::SwitchFailed { release: release.clone(), text }),
-            Self::Prune { ids } => Some(Event::Pruned { gone: vec![], kept: ids.clone() }),
+            Self::Prune { ids } => Some(Event::NotPruned { ids: ids.clone() }),
             Self::Save(_) | Self::Fetch { .. } | Self::EndStep { .. } | Self::StartPools { .. } => None,
             Self::RollOut { .. } | Self::Answer { .. } | Self::Tell(_) => None,
         }
@@ -687,7 +702,7 @@ pub enum BuildTime {
     Until(MonoTime),
     /// It took too long, and was told to end.
     Over,
-    /// A rollback waits; it was told to end, and is made again later.
+    /// A rollback waits, or the source has something newer; it was told to end, and is made again later if it is still wanted.
     GivingWay,
 }
 
@@ -835,6 +850,9 @@ pub struct Deploy {
     fetches: u64,
     wanted: Option<Stamp>,
     fetched: Option<Stamp>,
+    /// What the source was seen to have since it was fetched last.
+    seen: Option<Revision>,
+    run: Option<String>,
     complaint: Option<Complaint>,
     sweep_at: Option<MonoTime>,
     last_error: Option<Said>,

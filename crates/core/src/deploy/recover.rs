@@ -69,6 +69,7 @@ fn reconcile(book: &mut Book, found: &[FoundRelease], current: Option<&ReleaseId
 pub(super) fn boot(turn: &mut Turn<'_>, journal: Option<Journal>, found: Found) {
     let now = turn.now;
     turn.deploy.mode = found.mode;
+    turn.deploy.run = found.run;
     turn.deploy.pools = match (found.pools, found.start) {
         (PoolsFound::Running, _) => Pools::Started,
         (PoolsFound::NotRunning, Start::Again) => Pools::NotStarted { until: now.mono },

@@ -34,6 +34,9 @@ pub struct Saved {
     pub last_error: Option<Said>,
     /// How the last deploy ended.
     pub verdict: Option<Said>,
+    /// The run of `selfstart run` whose boot was a trigger, or which found workers: an agent of it that dies before that is here has done
+    /// nothing, and the next one boots as it would have.
+    pub run: Option<String>,
 }
 
 /// What was under way: recorded before it is done.
@@ -104,6 +107,7 @@ pub(super) fn of(deploy: &Deploy) -> Saved {
         fetched: deploy.fetched.clone(),
         last_error: deploy.last_error.clone(),
         verdict: deploy.verdict.clone(),
+        run: deploy.run.clone(),
     }
 }
 
@@ -142,6 +146,8 @@ pub(super) fn wake(saved: Saved) -> Deploy {
         fetches: 0,
         wanted: saved.wanted,
         fetched: saved.fetched,
+        seen: None,
+        run: saved.run,
         complaint: None,
         sweep_at: None,
         last_error: saved.last_error,

@@ -24,6 +24,9 @@ const QUARANTINE_LENGTH: usize = 50;
 /// and looking through /proc is not free.
 const SWEEP_AFTER: Duration = Duration::from_secs(600);
 
+/// What could not be removed since its removal could not be recorded is asked for again after that: a full disk has room again any moment.
+const UNSAVED_SWEEP_AFTER: Duration = Duration::from_secs(5);
+
 /// Decides what to do about one event. Pure: same inputs, same answer. An event that does not apply changes nothing.
 #[must_use]
 pub fn step(deploy: Deploy, event: Event, now: Now, policy: &DeployPolicy) -> (Deploy, Vec<Effect>) {
@@ -107,6 +110,10 @@ impl Turn<'_> {
                 self.remember(Job::configured(origin));
                 self.wake_waiting();
             }
+            (phase, Event::Seen { revision }) => {
+                self.deploy.phase = phase;
+                self.take_seen(revision);
+            }
             (phase, Event::DrainBegun) => self.begin_drain(phase),
             (phase, Event::DrainEnded) => {
                 self.deploy.phase = phase;
@@ -115,6 +122,10 @@ impl Turn<'_> {
             (phase, Event::Pruned { gone, kept }) => {
                 self.deploy.phase = phase;
                 self.take_pruned(&gone, &kept);
+            }
+            (phase, Event::NotPruned { ids }) => {
+                self.deploy.phase = phase;
+                self.take_not_pruned(&ids);
             }
             (phase, Event::Missing { releases }) => {
                 self.deploy.phase = phase;
@@ -447,6 +458,25 @@ impl Turn<'_> {
         }
     }
 
+    /// A build of what is no longer wanted is stopped, if that is wished for.
+    fn take_seen(&mut self, revision: Revision) {
+        self.deploy.seen = Some(revision);
+        match std::mem::replace(&mut self.deploy.phase, Phase::Idle) {
+            Phase::Building { plan, step, time: BuildTime::Until(_) } if self.is_superseded(&plan) => {
+                self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
+                self.deploy.phase = Phase::Building { plan, step, time: BuildTime::GivingWay };
+            }
+            other => self.deploy.phase = other,
+        }
+    }
+
+    /// Whether the source has something else by now than what is being made of what is configured. What an operator named by `--ref` is
+    /// wanted whatever the branch does.
+    fn is_superseded(&self, plan: &Plan) -> bool {
+        let newer = self.deploy.seen.as_ref().is_some_and(|seen| *seen != plan.revision);
+        self.policy.supersede && newer && plan.job.trigger.wanted == Wanted::Configured
+    }
+
     // ---- what may begin ----
 
     /// Why no deploy may begin or go on to its switch.
@@ -548,6 +578,7 @@ impl Turn<'_> {
             self.effects.push(Effect::Tell(News::SourceBack { revision: revision.clone() }));
             self.deploy.complaint = None;
         }
+        self.deploy.seen = None;
         // The source was reached: from now on nothing else delays the pools.
         if let Pools::NotStarted { until } = &mut self.deploy.pools {
             *until = (*until).min(self.now.mono);
@@ -693,6 +724,9 @@ impl Turn<'_> {
 
     fn run_step(&mut self, plan: Plan, step: u32, until: MonoTime) {
         let Some(plan) = self.unless_blocked(plan) else { return };
+        if step <= plan.steps && self.is_superseded(&plan) {
+            return self.give_way(plan);
+        }
         let (release, revision, build) = (plan.release.clone(), plan.revision.clone(), plan.build.clone());
         if step > plan.steps {
             self.effects.push(Effect::MarkBuilt { release, revision, build });
@@ -925,6 +959,12 @@ impl Turn<'_> {
         }
     }
 
+    /// Nothing was looked at: what keeps the disk from being written may well be that they are still there.
+    fn take_not_pruned(&mut self, ids: &[ReleaseId]) {
+        self.take_pruned(&[], ids);
+        self.deploy.sweep_at = Some(self.now.mono + UNSAVED_SWEEP_AFTER);
+    }
+
     /// Somebody removed whole releases: nobody can go back to them.
     fn take_missing(&mut self, missing: &[ReleaseId]) {
         // What is being made or removed has its own answer, what failed may never have had a directory, and what is live stays so: workers
@@ -983,6 +1023,7 @@ impl Turn<'_> {
             Event::Requested { id, .. } => self.refuse(&[id], &Refusal::Ending),
             Event::Triggered(origin) => self.remember(Job::configured(origin)),
             Event::Pruned { gone, kept } => self.take_pruned(&gone, &kept),
+            Event::NotPruned { ids } => self.take_not_pruned(&ids),
             _ => {}
         }
     }

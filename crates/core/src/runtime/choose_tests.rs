@@ -123,7 +123,8 @@ fn the_manager_of_a_file_comes_before_others_and_who_has_the_version_before_who_
     let mise = |names: &[&str]| place(Manager::Mise, "/m", &[("ruby", names)]);
     let own = (".ruby-version", "3.3.1");
     let tools = (".tool-versions", "ruby 3.2.0");
-    let table: &[(&[(&str, &str)], &[(&str, &str)], &[Place], &str)] = &[
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+    let table: &[(Pairs<'_>, Pairs<'_>, &[Place], &str)] = &[
         (&[own], &[], &[rbenv(&["3.3.1"]), asdf(&["3.3.1"])], "ruby rbenv 3.3.1: `.ruby-version` says 3.3.1"),
         (&[own], &[], &[rbenv(&["3.1.2"]), asdf(&["3.3.1"])], "ruby asdf 3.3.1: `.ruby-version` says 3.3.1"),
         (&[tools], &[], &[rbenv(&["3.2.0"]), asdf(&["3.2.0"])], "ruby asdf 3.2.0: `.tool-versions` says 3.2.0"),

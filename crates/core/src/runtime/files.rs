@@ -19,13 +19,16 @@ pub const TOOL_VERSIONS: &str = ".tool-versions";
 pub const MISE_FILES: [&str; 6] =
     ["mise.toml", "mise/config.toml", ".mise.toml", ".mise/config.toml", ".config/mise.toml", ".config/mise/config.toml"];
 
+/// `[tools]` of a file of mise: each tool and its versions, as written.
+pub type MiseTools = Vec<(String, Vec<String>)>;
+
 /// What was read from the top of a release.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Files {
     /// The text of each of [`OWN_FILES`], [`GEMSET_FILE`] and [`TOOL_VERSIONS`] that is there.
     pub texts: BTreeMap<String, String>,
     /// The strongest of [`MISE_FILES`] that has `[tools]`, and its tools.
-    pub mise: Option<(String, Vec<(String, Vec<String>)>)>,
+    pub mise: Option<(String, MiseTools)>,
 }
 
 /// A tool that a file asks for.
@@ -168,7 +171,10 @@ fn checked(file: &str, word: &str) -> Result<String, FileError> {
 mod tests {
     use super::*;
 
-    fn read(files: &[(&str, &str)]) -> Result<Vec<String>, String> {
+    /// Name and text of each file.
+    type Texts<'a> = &'a [(&'a str, &'a str)];
+
+    fn read(files: Texts<'_>) -> Result<Vec<String>, String> {
         let texts = files.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         let shown = |want: Want| {
             let set = want.gemset.map_or_else(String::new, |set| format!("@{set}"));
@@ -180,7 +186,7 @@ mod tests {
 
     #[test]
     fn each_file_is_read_as_its_manager_reads_it() {
-        let table: &[(&[(&str, &str)], &[&str])] = &[
+        let table: &[(Texts<'_>, &[&str])] = &[
             (&[(".ruby-version", "3.3.1\n")], &["ruby 3.3.1 .ruby-version"]),
             (&[(".ruby-version", "\u{feff}ruby-3.3.1 \r\n")], &["ruby ruby-3.3.1 .ruby-version"]),
             (&[(".ruby-version", "3.3.1@flipper\n")], &["ruby 3.3.1@flipper .ruby-version"]),

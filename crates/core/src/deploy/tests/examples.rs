@@ -923,3 +923,71 @@ fn before_it_is_booted_it_shows_what_a_former_agent_was_cut_short_in() {
     seen.push(shown(&node));
     assert_eq!(seen, ["idle", "fetching", "staging", "switching", "switching", "rolling_back"]);
 }
+
+/// A node whose first build step of revision 2 runs.
+fn building_two(supersede: bool, wanted: Wanted) -> (Node, ReleaseId) {
+    let mut node = Node::at_rest();
+    node.policy.supersede = supersede;
+    node.request(Request::Deploy { wanted, force: Force::No });
+    node.fetched(2);
+    let release = node.working_on();
+    node.acts(Event::Staged { release: release.clone() });
+    node.acts(Event::Linked { release: release.clone() });
+    (node, release)
+}
+
+#[test]
+fn a_newer_push_stops_the_running_build_if_that_is_wished_for() {
+    let (mut node, release) = building_two(true, Wanted::Configured);
+    assert_eq!(node.acts(Event::Seen { revision: rev(2) }), [], "what is being built is no news");
+    assert_eq!(node.acts(Event::Triggered(Origin::Reload.into())), []);
+    assert_eq!(node.acts(Event::Seen { revision: rev(3) }), [Effect::EndStep { release: release.clone(), step: 1 }]);
+    assert_eq!(node.acts(Event::Seen { revision: rev(3) }), [], "once");
+    let what = "killed".to_owned();
+    let effects = node.acts(Event::StepFailed { release: release.clone(), step: 1, blame: Blame::Revision, what, last_lines: vec![] });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
+    assert!(effects.contains(&Effect::Prune { ids: vec![release] }), "{effects:?}");
+    assert_eq!(node.deploy.quarantined(), [], "it is not to blame");
+    node.fetched(3);
+    node.build_all();
+}
+
+#[test]
+fn a_build_goes_on_whatever_is_pushed_unless_told_otherwise_or_when_it_was_asked_for_by_name() {
+    for (supersede, wanted) in [(false, Wanted::Configured), (true, Wanted::Ref("v2".to_owned()))] {
+        let (mut node, release) = building_two(supersede, wanted);
+        assert_eq!(node.acts(Event::Seen { revision: rev(3) }), []);
+        assert!(matches!(&node.acts(Event::StepDone { release, step: 1 })[..], [Effect::RunStep { step: 2, .. }]));
+    }
+}
+
+#[test]
+fn a_release_whose_source_has_something_newer_before_its_first_step_is_not_built() {
+    let mut node = Node::at_rest();
+    node.policy.supersede = true;
+    node.deploy_now(Force::No);
+    node.fetched(2);
+    let release = node.working_on();
+    node.acts(Event::Seen { revision: rev(3) });
+    node.acts(Event::Staged { release: release.clone() });
+    let effects = node.acts(Event::Linked { release });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
+    // The source is asked: what was seen before that does not count any more, also when it is what was being built.
+    node.fetched(2);
+    node.build_all();
+}
+
+#[test]
+fn what_could_not_be_removed_for_want_of_a_record_is_asked_for_again_soon() {
+    let mut node = Node::at_rest();
+    node.acts(Event::NotPruned { ids: vec![old(9)] });
+    let due = next_deadline(&node.deploy).expect("a time");
+    assert!(due <= node.now.mono + Duration::from_secs(10), "{due:?}");
+}
+
+#[test]
+fn the_run_whose_boot_was_taken_is_remembered() {
+    let mut node = Node::new();
+    node.send(Event::Booted(Found { run: Some("run 7".to_owned()), ..found(Start::Boot, PoolsFound::NotRunning, Some(1), &[1]) }));
+    assert_eq!(node.saved.run.as_deref(), Some("run 7"));
+}

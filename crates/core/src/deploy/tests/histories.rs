@@ -179,7 +179,7 @@ impl World {
         self.deploy = Deploy::new(self.disk.clone());
         let pools = if self.workers.is_some() { PoolsFound::Running } else { PoolsFound::NotRunning };
         let releases = self.dirs.iter().map(|(id, built)| FoundRelease { id: id.clone(), built: built.clone() }).collect();
-        self.send(Event::Booted(Found { start, current: self.current.clone(), releases, pools, mode: self.mode }))
+        self.send(Event::Booted(Found { start, current: self.current.clone(), releases, pools, mode: self.mode, run: None }))
     }
 
     fn trigger(&mut self, wanted: Wanted) {
