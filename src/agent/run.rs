@@ -57,6 +57,8 @@ pub(crate) enum Worked {
     },
     /// What triggers a deploy was written down, or not.
     TriggersSaved(Result<(), String>),
+    /// `source.credentials.askpass` was asked, and said nothing wrong or why it has no answer.
+    Asked { fetch: selfstart_core::deploy::FetchId, request: Result<Box<crate::release::git::Fetch>, String> },
     /// The state of the pools was written, or not.
     StateSaved(Result<(), String>),
     /// Memory and jobs were looked at.
@@ -370,6 +372,7 @@ impl Agent {
             Worked::Deploy(event) => self.deploy_event(event),
             Worked::TriggersSaved(result) => self.triggers_saved(result),
             Worked::Pruned { gone, kept, trouble, unsure } => self.pruned(gone, kept, trouble, unsure),
+            Worked::Asked { fetch, request } => self.asked(fetch, request),
             Worked::StateSaved(result) => self.state_saved(result),
             Worked::Sampled(sampled) => {
                 self.sampled(*sampled);

@@ -424,6 +424,7 @@ impl Collector<'_> {
         };
         self.add(&["source", name], Shown::Text(wanted.clone()));
         self.add(&["source", "depth"], number(source.depth));
+        self.add(&["source", "submodules"], Shown::Bool(source.submodules));
         self.add(&["source", "ca"], or_nothing(source.ca.as_deref(), path));
         match &source.credentials {
             Credentials::None => self.add(&["source", "credentials"], Shown::Nothing),
@@ -432,6 +433,7 @@ impl Collector<'_> {
                 self.add(&["source", "credentials", "username"], text(username));
                 self.add(&["source", "credentials", "password"], text(password));
             }
+            Credentials::Askpass(command) => self.add(&["source", "credentials", "askpass"], Shown::Text(shell_words::join(command))),
             Credentials::Ssh { key, agent, known_hosts } => {
                 self.add(&["source", "credentials", "ssh_key"], or_nothing(key.as_deref(), path));
                 let agent = agent.as_ref().map_or(Shown::Nothing, |agent| match agent {
@@ -442,6 +444,7 @@ impl Collector<'_> {
                 self.add(&["source", "credentials", "known_hosts"], or_nothing(known_hosts.as_deref(), path));
             }
         }
+        self.add(&["source", "verify", "allowed_signers"], or_nothing(source.allowed_signers.as_deref(), path));
         self.add(&["source", "timeout"], Shown::Duration(source.timeout));
         self.add(&["source", "boot_timeout"], Shown::Duration(source.boot_timeout));
         self.triggers(triggers);

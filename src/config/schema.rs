@@ -58,12 +58,18 @@ pub const KEYS: &[Key] = &[
     key("source.tag", "tag", NOTHING, "Pinned: what the tag points to is deployed."),
     key("source.revision", "full commit id", NOTHING, "Pinned: this commit is deployed."),
     key("source.depth", "number", Left::As("1"), "How many commits are fetched; 0: the whole history."),
+    key(
+        "source.submodules",
+        "true or false",
+        Left::As("false"),
+        "Fetched and staged too, each at the commit that is pinned; credentials go to the host that they are for only. Left out: a tree with submodules is refused.",
+    ),
     key("source.ca", "absolute path", NOTHING, "A PEM file of more certificate authorities to trust."),
     key(
         "source.credentials",
         "map",
         NOTHING,
-        "One of: `ssh_key` or `ssh_agent` (and `known_hosts`), `token`, `username` and `password`. ssh with neither: the keys in `user`'s `~/.ssh`.",
+        "One of: `ssh_key` or `ssh_agent` (and `known_hosts`), `token`, `username` and `password`, `askpass`. ssh with neither: the keys in `user`'s `~/.ssh`.",
     ),
     key(
         "source.credentials.ssh_key",
@@ -84,8 +90,21 @@ pub const KEYS: &[Key] = &[
         "The host keys to accept, for ssh; `user` must be able to read it. Left out: `/etc/ssh/ssh_known_hosts` and `~/.ssh/known_hosts` of `user`.",
     ),
     key("source.credentials.token", "text (may hold secrets)", NOTHING, "An access token, for https."),
+    key(
+        "source.credentials.askpass",
+        "command",
+        NOTHING,
+        "For https: a program, root's alone, that prints the answer to the question in its last argument, as git's; run by selfstart as itself, before each fetch.",
+    ),
     key("source.credentials.username", "text (may hold secrets)", NOTHING, "For https, with `password`."),
     key("source.credentials.password", "text (may hold secrets)", NOTHING, "For https, with `username`."),
+    key("source.verify", "map", NOTHING, "Only what is signed is deployed; else what is live stays."),
+    key(
+        "source.verify.allowed_signers",
+        "absolute path",
+        NOTHING,
+        "Who may sign commits and tags, in the format of ssh-keygen(1), ALLOWED SIGNERS; read at each fetch, and not to be writable by others than root.",
+    ),
     key("source.timeout", "duration", Left::As("2m"), "The longest that one fetch may take."),
     key(
         "source.boot_timeout",

@@ -115,6 +115,10 @@ pub struct SourceSettings {
     pub ca: Option<PathBuf>,
     /// `credentials:`.
     pub credentials: Credentials,
+    /// `submodules:`.
+    pub submodules: bool,
+    /// `verify: {allowed_signers: ...}`: only what they signed is deployed.
+    pub allowed_signers: Option<PathBuf>,
     /// The longest that one fetch may take.
     pub timeout: Duration,
     /// After this long without the source, the last good release starts.
@@ -158,6 +162,8 @@ pub enum Credentials {
         /// The password.
         password: Text,
     },
+    /// `askpass:`: the words of a command that is asked.
+    Askpass(Vec<String>),
     /// `ssh_key:` or `ssh_agent:`, and `known_hosts:`.
     Ssh {
         /// The private key's file.
@@ -396,7 +402,7 @@ impl Settings {
         let source = match &self.source.credentials {
             Credentials::Token(token) => vec![token],
             Credentials::Password { username, password } => vec![username, password],
-            Credentials::None | Credentials::Ssh { .. } => Vec::new(),
+            Credentials::None | Credentials::Askpass(_) | Credentials::Ssh { .. } => Vec::new(),
         };
         let env = self.build.env.values().chain(self.pools.iter().flat_map(|pool| pool.env.values()));
         let http = self.http.iter().filter_map(|http| http.token.as_ref());

@@ -288,3 +288,52 @@ fn a_release_that_crash_loops_in_its_probation_is_rolled_back_by_itself() {
     node.cli(&["deploy"]).exits(0);
     node.same(node.live().0, good);
 }
+
+#[test]
+fn what_is_not_signed_is_not_deployed_and_what_is_live_stays() {
+    let node = Node::new();
+    let keygen = |name: &str| {
+        let mut command = std::process::Command::new("ssh-keygen");
+        crate::node::run(command.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(node.path(name)));
+        fs_err::read_to_string(node.path(&format!("{name}.pub"))).expect("a key")
+    };
+    let (mine, other) = (keygen("mine"), keygen("other"));
+    let sign = |name: &str| {
+        let key = format!("user.signingkey={}", node.path(name).display());
+        node.git(&["-c", "gpg.format=ssh", "-c", &key, "commit", "-q", "-S", "--allow-empty", "-m", "signed"]);
+        node.git(&["rev-parse", "HEAD"])
+    };
+    node.write("allowed", &format!("me@example.org {mine}"));
+    node.configure(
+        &format!("  w: {{command: '@FIXTURE@', {QUICK}}}"),
+        "source: {repository: @DIR@/src, branch: main, verify: {allowed_signers: @DIR@/allowed}}",
+    );
+    let first = sign("mine");
+    node.boot();
+    let (pids, (live, release)) = (node.pids("w"), node.live());
+    node.same(live, first.clone());
+    assert!(node.text("agent.log").contains("is signed by me@example.org with ED25519 key SHA256:"), "{}", node.text("log"));
+
+    for (by_other, words) in [(false, "is not signed"), (true, "does not allow")] {
+        let revision = if by_other { sign("other") } else { node.commit(&[("README", "second\n")]) };
+        let mark = node.mark();
+        node.cli(&["deploy"]).exits(1).says(&[&revision, words]);
+        node.cli(&["deploy", "--ref", &revision, "--force"]).exits(1).says(&[words]);
+        node.told(mark, "fetch_failed", "not deployed, what is live stays");
+        node.same(node.pids("w"), pids.clone());
+        node.same(node.live(), (first.clone(), release.clone()));
+        node.cli(&["why", "deploy"]).exits(0).says(&[words]);
+    }
+    // Who may sign is read anew each time.
+    node.write("allowed", &format!("me@example.org {mine}\nyou@example.org namespaces=\"git\" {other}"));
+    node.cli(&["deploy"]).exits(0).says(&["is live"]);
+    node.cli(&["check"]).exits(0);
+
+    if rustix::process::geteuid().is_root() {
+        let theirs = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        fs_err::set_permissions(node.path("allowed"), theirs).expect("changed");
+        sign("mine");
+        node.cli(&["deploy"]).exits(1).says(&["source.verify.allowed_signers", "can be written by others"]);
+        node.cli(&["check"]).exits(78).says(&["source.verify.allowed_signers", "can be written by others"]);
+    }
+}

@@ -14,6 +14,8 @@ mod waiting;
 mod fetch;
 mod heal;
 mod https;
+mod modules;
+mod signed;
 mod ssh;
 mod stage;
 mod support;

@@ -301,6 +301,8 @@ pub enum FetchTrouble {
     Refused,
     /// The source has no such branch, tag or revision: tried again, slowly; not if an operator gave it by `--ref`.
     NoSuchRef,
+    /// It is not signed by who may: what is live stays; tried again, slowly, for who may sign can change; not if an operator gave it by `--ref`.
+    Unsigned,
     /// The mirror could not be written: tried again soon.
     Disk,
 }

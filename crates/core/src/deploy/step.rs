@@ -645,7 +645,7 @@ impl Turn<'_> {
     fn take_fetch_failure(&mut self, mut job: Job, trouble: FetchTrouble, text: String) {
         job.failures = job.failures.saturating_add(1);
         self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
-        if trouble == FetchTrouble::NoSuchRef && job.trigger.wanted != Wanted::Configured {
+        if matches!(trouble, FetchTrouble::NoSuchRef | FetchTrouble::Unsigned) && job.trigger.wanted != Wanted::Configured {
             // A slip of the hand, not a state of the world: waiting for it to come true would keep what is configured away.
             self.tell_failed("the deploy failed", &text);
             self.answer(&job.ids, &Outcome::Failed { text });
@@ -660,7 +660,7 @@ impl Turn<'_> {
         }
         let wait = match trouble {
             FetchTrouble::Network | FetchTrouble::Disk => self.policy.retry.wait(job.failures),
-            FetchTrouble::Refused | FetchTrouble::NoSuchRef => self.policy.retry.slow,
+            FetchTrouble::Refused | FetchTrouble::NoSuchRef | FetchTrouble::Unsigned => self.policy.retry.slow,
         };
         let wait = self.now.jitter.spread(wait);
         if !job.ids.is_empty() && (trouble != FetchTrouble::Network || job.failures > SILENT_FAILURES) {
