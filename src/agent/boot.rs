@@ -612,7 +612,9 @@ impl Agent {
         let run = minding::this_run(self.welcome.keeper_pid);
         // Not the first agent only: it may have been killed before it could write down that this run is to be deployed to.
         let taken = if run.is_some() { self.deploying.last_run == run } else { self.welcome.agent_starts > 1 };
-        let start = if taken || self.deploying.workers_found { Start::Again } else { Start::Boot };
+        // Workers that a later agent of this run finds may be what the one before has started itself.
+        let adopted = self.deploying.workers_found && self.welcome.agent_starts == 1;
+        let start = if taken || adopted { Start::Again } else { Start::Boot };
         let pools = if running { PoolsFound::Running } else { PoolsFound::NotRunning };
         let mode = if self.drained { Mode::Drained } else { Mode::Minding };
         match look(&self.layout, start, pools, mode, run) {

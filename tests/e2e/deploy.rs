@@ -245,7 +245,7 @@ fn app_of_the_release(release: &str) -> Node {
     node.commit(&[("app", "#!/bin/sh\nexec sleep 1000\n")]);
     node.configure_raw(&format!(
         "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, {release}}}\npools:\n  \
-         w: {{command: ./app, count: 2, {QUICK}, restart: {{backoff: [50ms, 100ms], flapping: {{crashes: 3, within: 1m, retry_after: 5m}}}}}}\n"
+         w: {{command: ./app, count: 2, {QUICK}, restart: {{backoff: [100ms, 100ms], flapping: {{crashes: 3, within: 1m, retry_after: 5m}}}}}}\n"
     ));
     node.boot();
     node
