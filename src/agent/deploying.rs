@@ -129,6 +129,7 @@ pub(crate) fn policy(settings: &Settings) -> DeployPolicy {
         build_timeout: settings.build.timeout,
         keep: KeepPolicy { keep: settings.release.keep, keep_failed: settings.release.keep_failed },
         retry: RetryPolicy::default(),
+        probation: settings.release.probation,
         supersede: settings.source.supersede,
     }
 }

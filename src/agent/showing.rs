@@ -94,7 +94,10 @@ impl Agent {
             at: Timestamp(at.unwrap_or(entry.staged_at)),
         };
         DeployStatus {
-            phase: phase(machine.phase_name()),
+            phase: match machine.phase_name() {
+                PhaseName::RollingOut if self.pools.values().any(|run| run.machine().canary().is_some()) => DeployPhase::Confirming,
+                name => phase(name),
+            },
             held: machine.held().is_some(),
             hold: machine.held().map(|hold| HoldStatus { by: hold.by.clone(), why: hold.why.clone(), at: Timestamp(hold.at) }),
             wanted: machine.wanted().map(reached),

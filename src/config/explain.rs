@@ -451,6 +451,8 @@ impl Collector<'_> {
         self.add(&["release", "linked_dirs"], Shown::List(release.linked_dirs.iter().map(|dir| path(dir)).collect()));
         self.add(&["release", "linked_files"], Shown::List(release.linked_files.iter().map(|file| path(file)).collect()));
         self.add(&["release", "min_free"], Shown::Size(release.min_free));
+        self.add(&["release", "confirm"], Shown::Duration(release.confirm));
+        self.add(&["release", "probation"], Shown::Duration(release.probation));
         self.env(&["build", "env"], &build.env);
         self.add(&["build", "runtime"], runtime(&build.runtime));
         self.add(&["build", "timeout"], Shown::Duration(build.timeout));

@@ -119,7 +119,10 @@ impl Reader<'_> {
         let release = self.release(&top);
         let build = self.build(&top);
         let queue = self.queue(&top, &QueueSettings { kind: QueueKind::None, url: None, namespace: None });
-        let pools = self.pools(&top, &queue);
+        let mut pools = self.pools(&top, &queue);
+        for pool in &mut pools {
+            pool.policy.update.confirm = release.confirm;
+        }
         let control = self.control(&top);
         let http = self.http(&top);
         self.check_triggers(&top, &triggers, http.as_ref());
@@ -364,6 +367,8 @@ impl Reader<'_> {
             linked_dirs: paths(linked_dirs),
             linked_files: paths(linked_files),
             min_free: self.or(&map, "min_free", Bytes(1_000_000_000), |reader, at| reader.size(at, Bytes(0), MOST)),
+            confirm: self.or(&map, "confirm", Duration::from_secs(10), |reader, at| reader.duration(at, Duration::ZERO)),
+            probation: self.or(&map, "probation", Duration::from_secs(300), |reader, at| reader.duration(at, Duration::ZERO)),
         }
     }
 
@@ -840,6 +845,7 @@ impl Reader<'_> {
             how: self.or(&map, "how", default.how, |reader, at| reader.choice(at, UPDATES)),
             max_unavailable: self.or(&map, "max_unavailable", 1, |reader, at| reader.whole(at, Between(1, i64::from(MAX_COUNT)))),
             settle: self.or(&map, "settle", default.settle, |reader, at| reader.duration(at, Duration::ZERO)),
+            ..default
         })
     }
 

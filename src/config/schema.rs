@@ -147,6 +147,18 @@ pub const KEYS: &[Key] = &[
     ),
     key("release.linked_files", "list of relative paths", Left::As("[]"), "Files that live in `shared/` and are linked into each release."),
     key("release.min_free", "size", Left::As("1GB"), "No deploy below this much free disk."),
+    key(
+        "release.confirm",
+        "duration",
+        Left::As("10s"),
+        "In a deploy, the first slot of each pool (the canary) must have been ready this long before the next one is replaced; if it crashes, the deploy goes back. A first deploy has none, nor has a pool that was failing before.",
+    ),
+    key(
+        "release.probation",
+        "duration",
+        Left::As("5m"),
+        "So long after its rollout a release is rolled back by itself when a slot that was well before is quarantined for crashing; 0s: never.",
+    ),
     key("build", "map", Left::As("{}"), "What makes a release of a revision."),
     key("build.env", "map of texts (may hold secrets)", Left::As("{}"), "Added to the environment of the steps."),
     key(

@@ -191,6 +191,10 @@ pub struct ReleaseSettings {
     pub linked_files: Vec<PathBuf>,
     /// No deploy with less disk than this.
     pub min_free: Bytes,
+    /// How long the first slot of each pool must stay up in a deploy.
+    pub confirm: Duration,
+    /// How long after its rollout a release that crash-loops is rolled back by itself.
+    pub probation: Duration,
 }
 
 /// `build:`.
@@ -361,7 +365,7 @@ pub struct Changes {
     pub build_changed: bool,
     /// `source:`.
     pub source_changed: bool,
-    /// `release.keep`, `keep_failed`, `min_free`.
+    /// `release.keep`, `keep_failed`, `min_free`, `confirm`, `probation`.
     pub retention_changed: bool,
     /// `control:`.
     pub control_changed: bool,
@@ -416,7 +420,8 @@ impl Settings {
                 || old.release.linked_files != new.release.linked_files,
             source_changed: old.source != new.source,
             retention_changed: (old.release.keep, old.release.keep_failed, old.release.min_free)
-                != (new.release.keep, new.release.keep_failed, new.release.min_free),
+                != (new.release.keep, new.release.keep_failed, new.release.min_free)
+                || (old.release.confirm, old.release.probation) != (new.release.confirm, new.release.probation),
             control_changed: old.control != new.control,
             triggers_changed: old.triggers != new.triggers,
             http_changed: old.http != new.http,

@@ -238,3 +238,53 @@ fn who_asked_for_a_deploy_is_told_with_all_that_becomes_of_it() {
         assert!(asked(mark, &whole).iter().all(|told| told.ends_with(&format!(" {by}"))), "{:?}", asked(mark, &whole));
     }
 }
+
+/// Pools whose program is in the release; `release:` is given.
+fn app_of_the_release(release: &str) -> Node {
+    let node = Node::new();
+    node.commit(&[("app", "#!/bin/sh\nexec sleep 1000\n")]);
+    node.configure_raw(&format!(
+        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, {release}}}\npools:\n  \
+         w: {{command: ./app, count: 2, {QUICK}, restart: {{backoff: [50ms, 100ms], flapping: {{crashes: 3, within: 1m, retry_after: 5m}}}}}}\n"
+    ));
+    node.boot();
+    node
+}
+
+#[test]
+fn a_canary_that_does_not_stay_up_takes_no_other_worker_with_it() {
+    let node = app_of_the_release("confirm: 5s");
+    let (live, pids) = (node.live(), node.pids("w"));
+    let bad = node.commit(&[("app", "#!/bin/sh\nsleep 1\nexit 7\n")]);
+    let mark = node.mark();
+    let deploy = node.command(&["deploy"]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn();
+    let mut deploy = deploy.expect("selfstart");
+    node.until("a canary", || (node.look("/deploy/phase") == "confirming").then_some(()));
+    node.same(deploy.wait().expect("waited").code(), Some(1));
+    node.same(node.live(), live);
+    node.same(node.look("/deploy/quarantined/0/revision"), bad.as_str().into());
+    let stopped = node.since(mark, &["worker_stopping"]);
+    let untouched = node.pids("w").into_iter().filter(|pid| pids.contains(pid)).count();
+    assert_eq!(untouched, 1, "one slot was replaced, and went back: {stopped:#?}");
+}
+
+#[test]
+fn a_release_that_crash_loops_in_its_probation_is_rolled_back_by_itself() {
+    let node = app_of_the_release("confirm: 0s, probation: 1m");
+    let live = node.live();
+    let bad = node.commit(&[("app", "#!/bin/sh\nsleep 0.7\nexit 7\n")]);
+    let mark = node.mark();
+    // It comes up well enough.
+    node.cli(&["deploy"]).exits(0);
+    node.told(mark, "deploy_finished", &bad[..7]);
+    node.until("the way back", || (node.live() == live).then_some(()));
+    node.idle();
+    node.state("w", "ready");
+    node.same(node.look("/deploy/quarantined/0/revision"), bad.as_str().into());
+    node.cli(&["why", "deploy"]).exits(0).says(&["did not stand its probation", "quarantined"]);
+    node.cli(&["deploy"]).exits(4);
+    // A newer push comes through.
+    let good = node.commit(&[("app", "#!/bin/sh\nexec sleep 1000\n")]);
+    node.cli(&["deploy"]).exits(0);
+    node.same(node.live().0, good);
+}

@@ -84,6 +84,8 @@ pub struct DeployPolicy {
     pub keep: KeepPolicy,
     /// The waits between tries.
     pub retry: RetryPolicy,
+    /// `release.probation`: how long after its rollout a release that crash-loops is rolled back by itself.
+    pub probation: Duration,
     /// `source.supersede`: whether a build is stopped when the source is seen to have something newer.
     pub supersede: bool,
 }
@@ -257,6 +259,19 @@ pub struct Stamp {
     pub revision: Revision,
     /// Since when.
     pub at: WallTime,
+}
+
+/// A release that can still be rolled back by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probation {
+    /// Which.
+    pub release: ReleaseId,
+    /// What was live before, and will be again.
+    pub previous: ReleaseId,
+    /// The end of its probation; of this boot of the machine.
+    pub until: MonoTime,
+    /// Why it has not stood it: it is rolled back as soon as nothing is in the way.
+    pub failed: Option<String>,
 }
 
 /// A sentence and when it was said.
@@ -447,6 +462,13 @@ pub enum Event {
         /// Which.
         release: ReleaseId,
         /// What went wrong, for people.
+        text: String,
+    },
+    /// Workers of the live release that were well before it crash again and again.
+    Unwell {
+        /// Which.
+        release: ReleaseId,
+        /// Who and how, for people.
         text: String,
     },
     /// Answers [`Effect::Prune`].
@@ -857,6 +879,7 @@ pub struct Deploy {
     /// What the source was seen to have since it was fetched last.
     seen: Option<Revision>,
     run: Option<String>,
+    probation: Option<Probation>,
     complaint: Option<Complaint>,
     sweep_at: Option<MonoTime>,
     last_error: Option<Said>,
@@ -1010,6 +1033,12 @@ impl Deploy {
     #[must_use]
     pub fn verdict(&self) -> Option<&Said> {
         self.verdict.as_ref()
+    }
+
+    /// Returns the release that can still be rolled back by itself.
+    #[must_use]
+    pub fn probation(&self) -> Option<&Probation> {
+        self.probation.as_ref()
     }
 
     /// Returns whether the node is drained.
