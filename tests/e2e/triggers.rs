@@ -355,7 +355,7 @@ fn what_happens_is_told_to_a_webhook_and_a_command_once_for_an_incident_and_agai
     signal_to(agent, Signal::KILL);
     node.until("the next agent's first word", || node.text("paged").contains("agent_restarted").then_some(()));
     assert_eq!(heard.lock().expect("not poisoned").len(), 1, "one for an incident");
-    assert_eq!(node.text("paged").matches("\"deploy_failed\"").count(), 1, "{}", node.text("paged"));
+    assert_eq!(node.text("paged").matches("\"kind\":\"deploy_failed\"").count(), 1, "{}", node.text("paged"));
 }
 
 #[test]
