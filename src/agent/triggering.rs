@@ -8,7 +8,7 @@ use selfstart_core::trigger::{self, Effect, Event, Policy, Saved, Triggers};
 use tokio::sync::{mpsc, oneshot};
 
 use super::deploying::chain;
-use super::errands::Over;
+use super::errands::{Over, What};
 use super::run::{Agent, Ending, TRY_AGAIN, Worked};
 use super::store;
 use crate::config::settings::{Settings, WantedRef};
@@ -33,6 +33,8 @@ pub(crate) struct Triggering {
     unanswered: Vec<(u64, Reply)>,
     /// Why what is on disk is older than what was decided; `None`: it is not.
     unsaved: Option<String>,
+    /// Whether the look that is under way is only for `source.supersede`, and no poll.
+    only_to_supersede: bool,
     http: Option<Http>,
     http_trouble: Option<String>,
     pub(super) asks: mpsc::Receiver<Ask>,
@@ -57,6 +59,7 @@ impl Triggering {
             written: 0,
             unanswered: Vec::new(),
             unsaved: None,
+            only_to_supersede: false,
             http: None,
             http_trouble: None,
             asks,
@@ -119,8 +122,13 @@ impl Agent {
                     let path = self.layout.journal().join(FILE);
                     self.work(move || Worked::TriggersSaved(store::save(&path, store::SCHEMA_NOW, &saved).map_err(|error| chain(&error))));
                 }
-                Effect::Deploy(origin) => self.deploy_event(DeployEvent::Triggered(Asker::from(origin))),
+                Effect::Deploy(origin) => {
+                    self.deploy_event(DeployEvent::Triggered(Asker::from(origin)));
+                    self.look_to_supersede();
+                }
                 Effect::Look => {
+                    // Whatever is asked already, its answer is a poll's, too.
+                    self.triggering.only_to_supersede = false;
                     if let Err(text) = self.begin_look() {
                         self.trigger_event(Event::LookFailed { text });
                     }
@@ -192,9 +200,27 @@ impl Agent {
         }
     }
 
+    /// With `source.supersede`, asks what the source has now: a build of something else is no longer wanted. If that cannot be told the build
+    /// goes on, and the trigger has its turn after it.
+    fn look_to_supersede(&mut self) {
+        if !self.settings.source.supersede || self.deploying.machine().build_step().is_none() {
+            return;
+        }
+        if self.errands.keys(|what| matches!(what, What::Look)).is_empty() && self.begin_look().is_ok() {
+            self.triggering.only_to_supersede = true;
+        }
+    }
+
     /// A look at the source is over.
     pub(super) fn look_over(&mut self, over: &Over) {
-        let event = match super::deploying::looked(over) {
+        let looked = super::deploying::looked(over);
+        if let Ok(Some(revision)) = &looked {
+            self.deploy_event(DeployEvent::Seen { revision: revision.clone() });
+        }
+        if std::mem::take(&mut self.triggering.only_to_supersede) {
+            return;
+        }
+        let event = match looked {
             Ok(Some(revision)) => {
                 let fetched = self.deploying.machine().fetched().map(|stamp| stamp.revision.clone());
                 Event::Seen { revision, fetched }

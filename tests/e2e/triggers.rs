@@ -108,6 +108,23 @@ fn a_burst_of_pushes_is_one_deploy_of_the_newest_revision() {
 }
 
 #[test]
+fn a_newer_push_stops_the_build_of_an_older_one_if_that_is_wanted() {
+    let build = "build: {steps: ['test ! -e slow || sleep 1000']}\n";
+    let (node, port) = node(&format!("{HOOK}, debounce: 100ms, supersede: true"), build);
+    let old = node.commit(&[("slow", "yes\n")]);
+    assert_eq!(push(&node, port, "refs/heads/main", SECRET).code, 202);
+    node.until("the slow build", || (node.look("/deploy/phase") == "building").then_some(()));
+    // The same push again is not newer.
+    assert_eq!(push(&node, port, "refs/heads/main", SECRET).code, 202);
+    node.git(&["rm", "-q", "slow"]);
+    let new = node.commit(&[("README", "newer\n")]);
+    assert_eq!(push(&node, port, "refs/heads/main", SECRET).code, 202);
+    live_is(&node, &new);
+    node.same(node.look("/deploy/quarantined"), serde_json::json!([]));
+    assert_ne!(old, new);
+}
+
+#[test]
 fn a_webhook_that_was_answered_is_deployed_although_the_agent_is_killed() {
     let (node, port) = node(&format!("{HOOK}, debounce: {{wait: 10m, cap: 10m}}"), "");
     let worker = node.pid("w");
