@@ -347,8 +347,6 @@ fn words(words: &[String]) -> Shown {
     if command::split(&bare).is_ok_and(|split| split == words) { Shown::Text(bare) } else { Shown::Text(shell_words::join(words)) }
 }
 
-
-
 fn path(path: &Path) -> Shown {
     Shown::Text(path.display().to_string())
 }
