@@ -3,6 +3,8 @@
 
     benches/first_worker.py                       N = 1 and 10 workers, 40 starts each
     benches/first_worker.py -n 10 --starts 100    another size and number
+    benches/first_worker.py --installed           as root: the agent as the user `selfstart`, where there is none too
+    benches/first_worker.py --installed --cgroups and a cgroup for each worker
     benches/first_worker.py --binary target/debug/selfstart
 
 The binary measured is target/release/selfstart (or $SELFSTART, or --binary). Python's standard library, git and a C compiler are needed.
@@ -15,6 +17,9 @@ How it measures
   * fetch    how long the ask whether the source has something new took: a repository on this disk, without any network. Pools wait for it
              (at most `source.boot_timeout`), so it is part of `first`
   * The node is stopped by TERM, and gone, before the next start; the first start of each size is not counted.
+  * --installed: a machine without the user gets one for this program alone, in a mount namespace with other /etc/passwd and /etc/group
+  * --cgroups: in a tree that is named as the unit names one. Where the old hierarchies have the controllers it limits nothing, but is made,
+    entered, looked at and removed for each start all the same
 """
 import argparse, os, select, shutil, signal, statistics, struct, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -67,7 +72,40 @@ def prepare(folder, count):
     return config
 
 
-def one_start(binary, config, folder, count):
+# What `--installed` runs itself in.
+INSTALLED = """set -e
+cp /etc/passwd "$1/passwd"; cp /etc/group "$1/group"
+echo 'selfstart:x:64999:64999::/nonexistent:/usr/sbin/nologin' >>"$1/passwd"; echo 'selfstart:x:64999:' >>"$1/group"
+mount --bind "$1/passwd" /etc/passwd; mount --bind "$1/group" /etc/group
+shift
+exec "$@"
+"""
+
+
+def in_a_namespace_of_its_own():
+    """as root, where there is no user `selfstart`: runs this program once more, with one"""
+    with tempfile.TemporaryDirectory(prefix="first-worker.") as folder:
+        os.chmod(folder, 0o755)
+        words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", INSTALLED, "sh", folder, sys.executable, *sys.argv]
+        sys.exit(subprocess.run(words).returncode)
+
+
+def make_tree(name):
+    """a cgroup as the unit's"""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    tree = Path(next(at for _, at, kind, *_ in mounts if kind == "cgroup2"), name)
+    tree.mkdir()
+    os.environ["SELFSTART_CGROUP"] = str(tree)
+    return tree
+
+
+def remove_tree(tree):
+    for below in sorted((it for it in tree.rglob("*") if it.is_dir()), reverse=True):
+        below.rmdir()
+    tree.rmdir()
+
+
+def one_start(binary, config, folder, count, tree):
     """ms to the first and to the last worker, and who the agent was"""
     fifo = os.open(folder / "fifo", os.O_RDWR | os.O_NONBLOCK)
     began = time.monotonic_ns()
@@ -81,6 +119,8 @@ def one_start(binary, config, folder, count):
                 sys.exit("no worker within a minute: " + (folder / "log").read_text()[-2000:])
             seen += os.read(fifo, 4096)
         agent = user_of_agent(keeper.pid)
+        if tree and len(list(tree.glob("w.*#*"))) != count:
+            sys.exit("not each worker has a cgroup: " + (folder / "log").read_text()[-2000:])
     finally:
         keeper.send_signal(signal.SIGTERM)
         keeper.wait()
@@ -102,16 +142,23 @@ def main():
     parser.add_argument("-n", default="1,10", help="workers")
     parser.add_argument("--starts", type=int, default=40)
     parser.add_argument("--binary", default=os.environ.get("SELFSTART") or "target/release/selfstart")
+    parser.add_argument("--installed", action="store_true")
+    parser.add_argument("--cgroups", action="store_true")
     given = parser.parse_args()
+    if given.installed and "selfstart:" not in Path("/etc/passwd").read_text():
+        in_a_namespace_of_its_own()
     binary = str(Path(given.binary).resolve())
     head, rows = ["workers", "agent", "starts", "first: min", "median", "p95", "max", "last: median", "p95"], []
     for count in map(int, given.n.split(",")):
         folder = Path(tempfile.mkdtemp(prefix="first-worker."))
+        tree = make_tree(folder.name) if given.cgroups else None
         try:
             config = prepare(folder, count)
-            one_start(binary, config, folder, count)
-            seen = [one_start(binary, config, folder, count) for _ in range(given.starts)]
+            one_start(binary, config, folder, count, tree)
+            seen = [one_start(binary, config, folder, count, tree) for _ in range(given.starts)]
         finally:
+            if tree:
+                remove_tree(tree)
             shutil.rmtree(folder, ignore_errors=True)
         first, last = sorted(it[0] for it in seen), sorted(it[1] for it in seen)
         p95 = lambda of: of[min(len(of) - 1, int(len(of) * 0.95))]

@@ -159,6 +159,7 @@ fn of_machine(settings: &Settings) -> Vec<Finding> {
     found.extend(hidden::processes().map(|hidden| finding(Weight::Warning, hidden.to_string(), None)));
     found.extend(of_files(settings));
     found.extend(of_ssh(settings));
+    found.extend(of_signers(settings));
     found.extend(of_secrets(settings));
     found.extend(of_memory(settings));
     found.extend(of_queues(settings));
@@ -297,6 +298,24 @@ fn of_files(settings: &Settings) -> Vec<Finding> {
         .collect()
 }
 
+/// Who may sign: a file that can be used, and that nobody else can change.
+fn of_signers(settings: &Settings) -> Vec<Finding> {
+    const KEY: &str = "source.verify.allowed_signers";
+    let Some(path) = &settings.source.allowed_signers else { return Vec::new() };
+    let text = match agent::allowed_signers(path) {
+        Ok(text) => text,
+        Err(text) => return vec![finding(Weight::Problem, text, None)],
+    };
+    let signers = crate::release::signed::Signers::parse(&text, &jiff::tz::TimeZone::system());
+    let lines = "lines are `NAME namespaces=\"git\" KEY` (ssh-keygen(1), ALLOWED SIGNERS)";
+    if signers.is_empty() {
+        let text = format!("{KEY}: `{}` allows nobody to sign: nothing can be deployed", path.display());
+        return vec![finding(Weight::Problem, text, Some(lines))];
+    }
+    let told = |trouble: &String| finding(Weight::Warning, format!("{KEY}: `{}`, {trouble}", path.display()), Some(lines));
+    signers.trouble.iter().map(told).collect()
+}
+
 /// What a source over ssh needs here: the client, and a key that can be used and that the app's user cannot read.
 fn of_ssh(settings: &Settings) -> Vec<Finding> {
     const KEY: &str = "source.credentials.ssh_key";
@@ -387,7 +406,7 @@ fn of_secrets(settings: &Settings) -> Vec<Finding> {
         Credentials::Password { username, password } => {
             source.extend([("source.credentials.username".to_owned(), username), ("source.credentials.password".to_owned(), password)])
         }
-        Credentials::None | Credentials::Ssh { .. } => {}
+        Credentials::None | Credentials::Askpass(_) | Credentials::Ssh { .. } => {}
     }
     let mut found: Vec<Finding> = build
         .chain(pools)

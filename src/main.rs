@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod control;
 mod holder;
+mod http;
 mod install;
 mod keeper;
 #[cfg(test)]
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Some("internal-git") => return release::git::main(),
         Some(release::carry::VERB) => return release::carry::main(),
         Some(runtime::VERB) => return runtime::main(),
+        Some(telling::notify::VERB) => return telling::notify::main(),
         Some("internal-holder") => return holder::main(arguments.next().is_some_and(|word| word == "--stop")),
         Some("internal-rights") => return rights::main(arguments),
         Some("internal-agent") => return agent::main(Path::new(&arguments.next().unwrap_or_default())),

@@ -18,12 +18,14 @@ use super::deploying::{Deploying, chain, look};
 use super::errands::Errands;
 use super::line::{Line, LineError, Told};
 use super::minding::{self, PoolsSaved};
+use super::notifying::Notifying;
 use super::output::Outputs;
 use super::run::Groups;
 use super::run::{Agent, Ending, RunError, Worked, watch_outputs};
 use super::serving::{self, Serving};
 use super::store;
 use super::tell::Telling;
+use super::triggering::Triggering;
 use crate::cli::exit::Exit;
 use crate::config::settings::Settings;
 use crate::config::{self, Loaded, Surroundings};
@@ -487,6 +489,8 @@ impl Parts {
             serve(listener, calls_in, gate, serving::name_of).await;
             Worked::Served
         });
+        let notifying = Notifying::new(&self.settings.notify);
+        let triggering = Triggering::recall(&self.layout);
         let good = self.layout.good_config();
         let bytes = self.bytes;
         let mut agent = Agent {
@@ -501,6 +505,8 @@ impl Parts {
             outputs_ready: self.outputs_ready,
             telling: self.telling,
             deploying: self.deploying,
+            triggering,
+            notifying,
             pools: BTreeMap::new(),
             serving,
             calls,
@@ -557,6 +563,7 @@ impl Parts {
             }
             agent.notes.push(text);
         }
+        agent.begin_http();
         agent.ask(Ask::Notify { state: format!("READY=1\nSTATUS=minding `{}`", agent.settings.app) });
         agent
     }
@@ -605,13 +612,16 @@ impl Agent {
         let run = minding::this_run(self.welcome.keeper_pid);
         // Not the first agent only: it may have been killed before it could write down that this run is to be deployed to.
         let taken = if run.is_some() { self.deploying.last_run == run } else { self.welcome.agent_starts > 1 };
-        let start = if taken || self.deploying.workers_found { Start::Again } else { Start::Boot };
+        // Workers that a later agent of this run finds may be what the one before has started itself.
+        let adopted = self.deploying.workers_found && self.welcome.agent_starts == 1;
+        let start = if taken || adopted { Start::Again } else { Start::Boot };
         let pools = if running { PoolsFound::Running } else { PoolsFound::NotRunning };
         let mode = if self.drained { Mode::Drained } else { Mode::Minding };
         match look(&self.layout, start, pools, mode, run) {
             Ok(found) => {
                 self.deploying.booted = true;
                 self.deploy_event(Event::Booted(found));
+                self.trigger_event(selfstart_core::trigger::Event::Booted);
             }
             Err(error) => {
                 // What cannot be read is not "nothing": with that, whole releases would be thrown away.

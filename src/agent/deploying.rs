@@ -28,6 +28,7 @@ use crate::release::carry::StepMade;
 use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
 use crate::release::layout::Layout;
 use crate::release::{prune, switch};
+use crate::rights::trust;
 use crate::sys::clock;
 use crate::sys::gate;
 use crate::sys::process::Ended;
@@ -129,6 +130,7 @@ pub(crate) fn policy(settings: &Settings) -> DeployPolicy {
         build_timeout: settings.build.timeout,
         keep: KeepPolicy { keep: settings.release.keep, keep_failed: settings.release.keep_failed },
         retry: RetryPolicy::default(),
+        probation: settings.release.probation,
         supersede: settings.source.supersede,
     }
 }
@@ -145,6 +147,9 @@ fn fingerprint(settings: &Settings) -> Fingerprint {
         made_of.push_str(&format!("{name}={text}\0"));
     }
     made_of.push_str(&format!("{:?}{:?}{:?}", settings.release.linked_dirs, settings.release.linked_files, settings.user));
+    if settings.source.submodules {
+        made_of.push_str("submodules\0");
+    }
     // `auto` counts for nothing: what was built before there were runtimes is not built again for it.
     if settings.build.runtime != Setting::Auto {
         made_of.push_str(&format!("runtime {}\0", settings.build.runtime));
@@ -446,7 +451,31 @@ impl Agent {
 
     fn begin_fetch(&mut self, fetch: deploy::FetchId, wanted: &Wanted) -> Result<(), String> {
         let settings = self.settings.clone();
-        let mut request = to_fetch(&settings.source, &self.layout, wanted, settings.source.timeout)?;
+        if matches!(settings.source.credentials, Credentials::Askpass(_)) {
+            // The loop does not wait for another's program.
+            let (layout, wanted) = (self.layout.clone(), wanted.clone());
+            self.work(move || {
+                let request = to_fetch(&settings.source, &layout, &wanted, settings.source.timeout);
+                Worked::Asked { fetch, request: request.map(Box::new) }
+            });
+            return Ok(());
+        }
+        let request = to_fetch(&settings.source, &self.layout, wanted, settings.source.timeout)?;
+        self.fetch_now(fetch, request)
+    }
+
+    /// The credentials were asked for.
+    pub(crate) fn asked(&mut self, fetch: deploy::FetchId, request: Result<Box<git::Fetch>, String>) {
+        if self.ending == super::run::Ending::Leaving {
+            return;
+        }
+        if let Err(text) = request.and_then(|request| self.fetch_now(fetch, *request)) {
+            self.deploy_event(Event::FetchFailed { fetch, trouble: FetchTrouble::Refused, text });
+        }
+    }
+
+    fn fetch_now(&mut self, fetch: deploy::FetchId, mut request: git::Fetch) -> Result<(), String> {
+        let settings = self.settings.clone();
         request.known = self.deploying.machine().book().entries().iter().map(|entry| entry.revision.clone()).collect();
         let request = Request::Fetch(request);
         let deadline = clock::now() + settings.source.timeout + HELPER_GRACE;
@@ -463,9 +492,18 @@ impl Agent {
             shared: self.layout.shared(),
             linked_dirs: settings.release.linked_dirs.clone(),
             linked_files: settings.release.linked_files.clone(),
+            allowed_signers: settings.source.allowed_signers.as_deref().map(allowed_signers).transpose()?,
+            submodules: settings.source.submodules,
             timeout_millis: u64::try_from(STAGE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
         });
         self.begin_git("stage", What::Stage(release.clone()), &request, clock::now() + STAGE_TIMEOUT + HELPER_GRACE)
+    }
+
+    /// Asks the source for its head, and fetches nothing.
+    pub(super) fn begin_look(&mut self) -> Result<(), String> {
+        let timeout = self.settings.source.timeout;
+        let request = Request::Look(to_fetch(&self.settings.source, &self.layout, &Wanted::Configured, timeout)?);
+        self.begin_git("look", What::Look, &request, clock::now() + timeout + HELPER_GRACE)
     }
 
     /// Starts the git helper with a request on its standard input.
@@ -541,7 +579,7 @@ impl Agent {
             What::Made { release, step, key } => return self.made_over(release, step, key, &over),
             What::Name(release) => Self::named(release, &over, tidied(&over).err()),
             What::Tidy => return self.tidied(tidied(&over)),
-            What::Probe { .. } | What::Leftover => return,
+            What::Probe { .. } | What::Leftover | What::Look | What::Notify { .. } => return,
         };
         self.deploy_event(event);
     }
@@ -601,6 +639,16 @@ impl Agent {
     }
 }
 
+/// What the source said of its head; `None`: that what is wanted has none.
+pub(super) fn looked(over: &Over) -> Result<Option<Revision>, String> {
+    match reply(over) {
+        Some(Reply::Ok(Done::Seen(revision))) => Ok(revision),
+        Some(Reply::Error(failure)) => Err(failure.text),
+        _ if over.timed_out => Err("it took longer than `source.timeout`".into()),
+        _ => Err(cut_short(over)),
+    }
+}
+
 fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: Duration) -> Result<git::Fetch, String> {
     Ok(git::Fetch {
         mirror: layout.mirror(),
@@ -610,6 +658,9 @@ fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: 
         depth: source.depth,
         ca: source.ca.clone(),
         credentials: credentials(source)?,
+        allowed_signers: source.allowed_signers.as_deref().map(allowed_signers).transpose()?,
+        submodules: source.submodules,
+        level: 0,
         timeout_millis: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     })
 }
@@ -673,6 +724,10 @@ fn credentials(source: &SourceSettings) -> Result<git::Credentials, String> {
             username: Secret(resolve(username, "source.credentials.username")?),
             password: Secret(resolve(password, "source.credentials.password")?),
         },
+        Credentials::Askpass(command) => {
+            let (username, password) = super::askpass::ask(command, &resolve(&source.repository, "source.repository")?)?;
+            git::Credentials::Password { username, password }
+        }
         Credentials::Ssh { key, agent, known_hosts } => git::Credentials::Ssh {
             key: key.as_deref().map(ssh_key).transpose()?,
             agent: agent.as_ref().map(ssh_agent).transpose()?,
@@ -697,6 +752,30 @@ fn ssh_key(path: &Path) -> Result<git::SshKey, String> {
     Ok(git::SshKey { path: path.to_owned(), text: Secret(text + "\n") })
 }
 
+/// Reads who may sign; refuses a file that others than root can change, where root can be told from others.
+pub(crate) fn allowed_signers(path: &Path) -> Result<String, String> {
+    use std::io::Read;
+    const KEY: &str = "source.verify.allowed_signers";
+    /// Thousands of keys.
+    const LONGEST: u64 = 512 * 1024;
+    let failed = |why: &dyn std::fmt::Display| format!("{KEY}: `{}` cannot be used: {why}", path.display());
+    let (mut path_found, divided) = (path.to_owned(), super::is_apart() || rustix::process::geteuid().is_root());
+    if divided {
+        // Who could write there would be who decides what is run.
+        path_found = trust::way(path, trust::End::Root).map_err(|error| failed(&chain(&error)))?;
+    }
+    let file = fs_err::File::open(&path_found).map_err(|error| failed(&error))?;
+    if !file.metadata().is_ok_and(|found| found.is_file()) {
+        return Err(failed(&"it is not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(LONGEST + 1).read_to_string(&mut text).map_err(|error| failed(&error))?;
+    if text.len() as u64 > LONGEST {
+        return Err(failed(&"it is larger than 512 KiB"));
+    }
+    Ok(text)
+}
+
 fn ssh_agent(agent: &SshAgent) -> Result<PathBuf, String> {
     match agent {
         SshAgent::Socket(socket) => Ok(socket.clone()),
@@ -713,7 +792,7 @@ fn resolve(text: &crate::config::secret::Text, key: &str) -> Result<String, Stri
 }
 
 /// The proxy settings that git helpers take over from the agent's environment: nothing else of it.
-fn proxies() -> BTreeMap<String, String> {
+pub(super) fn proxies() -> BTreeMap<String, String> {
     ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"]
         .into_iter()
         .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
@@ -725,6 +804,7 @@ fn trouble(kind: ErrorKind) -> FetchTrouble {
         // A host key does not become right by itself, but by a person: asked for slowly, not once a second.
         ErrorKind::Refused | ErrorKind::HostKey => FetchTrouble::Refused,
         ErrorKind::NotFound | ErrorKind::Unsupported => FetchTrouble::NoSuchRef,
+        ErrorKind::Unsigned => FetchTrouble::Unsigned,
         ErrorKind::DiskFull => FetchTrouble::Disk,
         _ => FetchTrouble::Network,
     }
@@ -761,7 +841,7 @@ fn cut_short(over: &Over) -> String {
     format!("the git helper ended ({}) {}", how(over.how), over.last_lines.join("\n"))
 }
 
-fn how(ended: Option<Ended>) -> String {
+pub(super) fn how(ended: Option<Ended>) -> String {
     match ended {
         Some(Ended::Code(code)) => format!("exit {code}"),
         Some(Ended::Signal { number, .. }) => {

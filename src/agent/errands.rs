@@ -37,6 +37,13 @@ const KILL_AGAIN: Duration = Duration::from_secs(2);
 /// What an errand is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum What {
+    /// Somebody is told of what happened.
+    Notify {
+        /// Which receiver.
+        number: u64,
+    },
+    /// The source is asked for its head.
+    Look,
     /// The mirror is brought up to date.
     Fetch(FetchId),
     /// The tree of a commit is written.

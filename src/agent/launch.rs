@@ -217,6 +217,12 @@ pub(crate) fn own_helper(
     })
 }
 
+/// Returns what a command that is no worker's is started with: as our own helper would be, but for its words.
+pub(crate) fn command_helper(own: Start, words: &[String]) -> Start {
+    let vars: BTreeMap<String, String> = own.env.iter().cloned().collect();
+    Start { programs: programs(words.first().map_or("", String::as_str), Path::new("/"), &vars), argv: words.to_vec(), ..own }
+}
+
 /// Returns what a readiness command of a worker is started with: as the worker is, but as a helper.
 pub(crate) fn probe(worker: &Start, words: Vec<String>, key: String) -> Start {
     let path = worker.env.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, value)| value.as_str());

@@ -286,8 +286,20 @@ impl Agent {
                     }
                 }
                 self.telling.worker(id, &happening);
+                if let worker::Happening::Quarantined { .. } = happening {
+                    self.slot_is_unwell(id);
+                }
             }
         }
+    }
+
+    /// A slot crashes again and again: that counts against the release that it runs, if it was well before.
+    fn slot_is_unwell(&mut self, id: &SlotId) {
+        let Some(run) = self.pools.get(&id.pool).filter(|run| run.machine().has_vote(id.slot)) else { return };
+        let Some(slot) = run.machine().slot(id.slot) else { return };
+        let Some(release) = slot.next_target().map(|target| target.release.clone()) else { return };
+        let why = slot.last_verdict().map_or_else(String::new, |verdict| format!(": {verdict}"));
+        self.deploy_event(DeployEvent::Unwell { release, text: format!("{id} is quarantined{why}") });
     }
 
     fn launch(&self, id: &SlotId, start: StartNo, target: &Target) -> Result<Start, String> {

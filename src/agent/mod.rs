@@ -3,6 +3,7 @@
 //! It may be killed at any moment: the keeper starts another, which asks what runs and goes on. Upgrade, restart and crash are one path.
 
 mod apart;
+mod askpass;
 mod boot;
 mod carrying;
 mod deploying;
@@ -10,6 +11,7 @@ mod errands;
 mod launch;
 mod line;
 mod minding;
+mod notifying;
 pub(crate) mod output;
 mod readers;
 mod run;
@@ -19,10 +21,11 @@ mod serving;
 mod showing;
 pub(crate) mod store;
 mod tell;
+mod triggering;
 
 pub(crate) use apart::is_apart;
 pub(crate) use boot::{load, main, total_memory, tree_name};
-pub(crate) use deploying::{ask_source, chain};
+pub(crate) use deploying::{allowed_signers, ask_source, chain};
 pub(crate) use launch::PATH;
 pub(crate) use runtime::ask_runtime;
 pub(crate) use sampling::find_those_who_left;

@@ -24,7 +24,7 @@ use crate::config::settings::Settings;
 use crate::keeper::protocol::Ask;
 use crate::release::layout::Layout;
 use crate::runtime::{self, ROOTS, Reply, Request, VERB};
-use crate::sys::clock;
+use crate::sys::{clock, gate};
 
 /// The longest that finding a runtime may take: managers are shell scripts of some tenths of a second each.
 const CAPTURE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -197,7 +197,7 @@ pub(crate) fn ask_runtime(settings: &Settings, release: &Path) -> Result<Capture
     if let Some((uid, gid, _)) = start.user.filter(|_| rustix::process::geteuid().is_root()) {
         command.uid(uid).gid(gid);
     }
-    let output = command.output().map_err(|error| error.to_string())?;
+    let output = gate::output(&mut command).map_err(|error| error.to_string())?;
     match serde_json::from_slice(&output.stdout) {
         Ok(Reply::Ok(captured)) => Ok(captured),
         Ok(Reply::Wrong(text) | Reply::Missing(text)) => Err(text),

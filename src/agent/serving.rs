@@ -1002,6 +1002,10 @@ impl Agent {
         let (good, bytes) = (self.layout.good_config(), loaded.bytes);
         self.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
         if changes.is_empty() {
+            if self.settings.http.is_some() {
+                // Its token or certificate may be another one.
+                self.begin_http();
+            }
             return finish(reply, Done::already("the configuration is as it was"));
         }
         let other_user = self.settings.user != loaded.settings.user;
@@ -1018,6 +1022,7 @@ impl Agent {
         let counts: BTreeMap<PoolName, u32> = self.pools.iter().map(|(name, run)| (name.clone(), run.machine().count())).collect();
         let failed_before = self.deploying.machine().last_error().map(|said| said.at);
         self.apply(&changes, by);
+        self.triggers_reloaded(&former);
         self.telling.config_reloaded(&lines, by);
         if let Some((reply, wait)) = reply {
             let restarted: BTreeMap<PoolName, Generation> = changes
@@ -1338,6 +1343,9 @@ fn describe(changes: &Changes, differences: &[Difference], env: EnvValues) -> Ve
         (changes.source_changed, "source", "fetched, and deployed if it is new"),
         (changes.retention_changed, "release", "counts from the next deploy on"),
         (changes.control_changed, "control", "in force from now on; who is connected stays so"),
+        (changes.triggers_changed, "source", "triggers count as it says from now on"),
+        (changes.http_changed, "http", "served as it says from now on; who is connected is cut off"),
+        (changes.notify_changed, "notify", "counts for what happens from now on"),
         (changes.log_changed, "log", "counts for what is started from now on"),
     ] {
         if changed {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use selfstart_core::policy::{MemoryAction, MemoryRung, ReadyHow, StopLadder, UpdateHow};
 use selfstart_core::runtime::{Pick, Setting};
 use selfstart_core::time::Human;
+use selfstart_core::trigger::Leading;
 use selfstart_core::units::Bytes;
 
 use super::command;
@@ -18,7 +19,10 @@ use super::problem::Mark;
 use super::raw::{Node, Value, join};
 use super::schema::{self, Left};
 use super::secret::Text;
-use super::settings::{Command, Credentials, PoolSettings, QueueSettings, Settings, SshAgent, UserSpec, WantedRef};
+use super::settings::{
+    Command, Credentials, HttpSettings, NotifySettings, NotifyTo, PoolSettings, QueueSettings, Settings, SshAgent, TriggerSettings,
+    UserSpec, WantedRef,
+};
 
 /// Each value of a configuration and where it comes from, in the order of the reference.
 #[derive(Clone, Debug, PartialEq)]
@@ -408,7 +412,7 @@ impl Collector<'_> {
     }
 
     fn settings(&mut self, settings: &Settings) {
-        let Settings { app, root, user: app_user, source, release, build, queue, pools, control, log } = settings;
+        let Settings { app, root, user: app_user, source, triggers, release, build, queue, pools, control, http, notify, log } = settings;
         self.add(&["app"], Shown::Text(app.clone()));
         self.add(&["root"], path(root));
         self.add(&["user"], or_nothing(app_user.as_ref(), user));
@@ -420,6 +424,7 @@ impl Collector<'_> {
         };
         self.add(&["source", name], Shown::Text(wanted.clone()));
         self.add(&["source", "depth"], number(source.depth));
+        self.add(&["source", "submodules"], Shown::Bool(source.submodules));
         self.add(&["source", "ca"], or_nothing(source.ca.as_deref(), path));
         match &source.credentials {
             Credentials::None => self.add(&["source", "credentials"], Shown::Nothing),
@@ -428,6 +433,7 @@ impl Collector<'_> {
                 self.add(&["source", "credentials", "username"], text(username));
                 self.add(&["source", "credentials", "password"], text(password));
             }
+            Credentials::Askpass(command) => self.add(&["source", "credentials", "askpass"], Shown::Text(shell_words::join(command))),
             Credentials::Ssh { key, agent, known_hosts } => {
                 self.add(&["source", "credentials", "ssh_key"], or_nothing(key.as_deref(), path));
                 let agent = agent.as_ref().map_or(Shown::Nothing, |agent| match agent {
@@ -438,14 +444,18 @@ impl Collector<'_> {
                 self.add(&["source", "credentials", "known_hosts"], or_nothing(known_hosts.as_deref(), path));
             }
         }
+        self.add(&["source", "verify", "allowed_signers"], or_nothing(source.allowed_signers.as_deref(), path));
         self.add(&["source", "timeout"], Shown::Duration(source.timeout));
         self.add(&["source", "boot_timeout"], Shown::Duration(source.boot_timeout));
+        self.triggers(triggers);
         self.add(&["source", "supersede"], Shown::Bool(source.supersede));
         self.add(&["release", "keep"], number(release.keep));
         self.add(&["release", "keep_failed"], number(release.keep_failed));
         self.add(&["release", "linked_dirs"], Shown::List(release.linked_dirs.iter().map(|dir| path(dir)).collect()));
         self.add(&["release", "linked_files"], Shown::List(release.linked_files.iter().map(|file| path(file)).collect()));
         self.add(&["release", "min_free"], Shown::Size(release.min_free));
+        self.add(&["release", "confirm"], Shown::Duration(release.confirm));
+        self.add(&["release", "probation"], Shown::Duration(release.probation));
         self.env(&["build", "env"], &build.env);
         self.add(&["build", "runtime"], runtime(&build.runtime));
         self.add(&["build", "timeout"], Shown::Duration(build.timeout));
@@ -465,10 +475,48 @@ impl Collector<'_> {
         self.add(&["control", "owner"], or_nothing(control.owner.clone(), Shown::Text));
         self.add(&["control", "group"], or_nothing(control.group.clone(), Shown::Text));
         self.add(&["control", "workers"], Shown::Bool(control.workers));
+        self.doors(http.as_ref(), notify);
         let format = LOG_FORMATS.iter().find(|(_, format)| *format == log.format).map_or("", |(name, _)| name);
         self.add(&["log", "format"], Shown::Text(format.to_owned()));
         self.add(&["log", "level"], Shown::Text(log.level.clone()));
         self.add(&["log", "buffer"], Shown::Size(log.buffer));
+    }
+
+    fn triggers(&mut self, triggers: &TriggerSettings) {
+        self.add(&["source", "poll"], or_nothing(triggers.poll, Shown::Duration));
+        match &triggers.webhook {
+            None => self.add(&["source", "webhook"], Shown::Nothing),
+            Some(secret) => self.add(&["source", "webhook", "secret"], text(secret)),
+        }
+        let debounce = &triggers.debounce;
+        self.add(&["source", "debounce", "wait"], Shown::Duration(debounce.wait));
+        self.add(&["source", "debounce", "cap"], Shown::Duration(debounce.cap));
+        self.add(&["source", "debounce", "leading"], Shown::Bool(debounce.leading == Leading::Yes));
+    }
+
+    fn doors(&mut self, http: Option<&HttpSettings>, notify: &[NotifySettings]) {
+        match http {
+            None => self.add(&["http"], Shown::Nothing),
+            Some(HttpSettings { listen, token, tls }) => {
+                self.add(&["http", "listen"], Shown::Text(listen.to_string()));
+                self.add(&["http", "token"], or_nothing(token.as_ref(), text));
+                match tls {
+                    None => self.add(&["http", "tls"], Shown::Nothing),
+                    Some(tls) => {
+                        self.add(&["http", "tls", "cert"], path(&tls.cert));
+                        self.add(&["http", "tls", "key"], path(&tls.key));
+                    }
+                }
+            }
+        }
+        let entries = notify.iter().map(|entry| {
+            let to = match &entry.to {
+                NotifyTo::Webhook(url) => ("webhook".to_owned(), text(url)),
+                NotifyTo::Command(command) => ("command".to_owned(), words(command)),
+            };
+            Shown::Map(vec![to, ("on".to_owned(), Shown::List(entry.on.iter().cloned().map(Shown::Text).collect()))])
+        });
+        self.add(&["notify"], Shown::List(entries.collect()));
     }
 
     fn env(&mut self, at: &[&str], env: &BTreeMap<String, Text>) {

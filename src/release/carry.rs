@@ -16,8 +16,10 @@ use std::process::ExitCode;
 
 use memchr::memmem;
 use ring::digest::{Context, SHA256};
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
+
+use crate::sys::gate;
 
 /// The word on the helper's command line.
 pub(crate) const VERB: &str = "internal-carry";
@@ -220,9 +222,9 @@ fn content(path: &Path) -> io::Result<Vec<u8>> {
 fn begin(release: &Path) -> io::Result<Option<Moment>> {
     let born = || -> io::Result<Option<Moment>> {
         let path = release.join(".selfstart-begin");
-        fs_err::OpenOptions::new().write(true).create_new(true).open(&path)?;
+        drop(gate::File::open(&path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, 0o600)?);
         let at = birth(&path);
-        fs_err::remove_file(&path)?;
+        gate::remove_file(&path)?;
         at
     };
     let Some(first) = born()? else { return Ok(None) };
@@ -325,11 +327,11 @@ fn copy(from: &Path, to: &Path, names: &Names) -> io::Result<()> {
         let target = fs_err::read_link(from)?;
         let bytes = target.as_os_str().as_encoded_bytes();
         let renamed = names.renamed(bytes).and_then(|bytes| String::from_utf8(bytes).ok()).map_or(target.clone(), PathBuf::from);
-        return fs_err::os::unix::fs::symlink(renamed, to);
+        return gate::symlink(renamed, to);
     }
     let times = FileTimes::new().set_modified(found.modified()?).set_accessed(found.accessed()?);
     if found.is_dir() {
-        fs_err::create_dir(to)?;
+        gate::create_dir(to)?;
         for entry in fs_err::read_dir(from)? {
             let name = entry?.file_name();
             copy(&from.join(&name), &to.join(&name), names)?;
@@ -345,11 +347,16 @@ fn copy(from: &Path, to: &Path, names: &Names) -> io::Result<()> {
     let small = if found.len() <= MOST_TEXT { Some(fs_err::read(from)?) } else { None };
     let text = small.filter(|content| memchr::memchr(0, content).is_none()).and_then(|content| names.renamed(&content));
     match text {
-        Some(text) => fs_err::write(to, text)?,
-        // By `copy_file_range(2)`, which shares the blocks where the file system can; none of it can be changed through the other.
-        None => drop(fs_err::copy(from, to)?),
+        Some(text) => gate::write_file(to, text)?,
+        None => {
+            // Between files std copies by `copy_file_range(2)`, which shares the blocks where the file system can; none of it can be changed
+            // through the other. Its bytes are no points of the gate, as those of a step are none: the release is synced as a whole.
+            let new = gate::open(to, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)?;
+            io::copy(&mut fs_err::File::open(from)?.into_parts().0, &mut std::fs::File::from(new))?;
+        }
     }
-    let file = fs_err::OpenOptions::new().append(true).open(to).or_else(|_| fs_err::File::open(to))?;
+    // The owner may set the times of what is opened to read (`utimensat(2)`).
+    let file = fs_err::File::open(to)?;
     file.set_permissions(std::fs::Permissions::from_mode(found.mode() & 0o7777))?;
     file.file().set_times(times)
 }

@@ -7,7 +7,7 @@
 //! output, as one JSON value.
 
 pub(crate) mod place;
-mod trust;
+pub(crate) mod trust;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -271,6 +271,7 @@ fn unreadable(config: &Path, settings: &Settings, agent: &Credentials) -> Result
     if let SourceCredentials::Ssh { key: Some(key), .. } = &settings.source.credentials {
         files.push(key.clone());
     }
+    files.extend(settings.source.allowed_signers.clone());
     files.extend(settings.pools.iter().flat_map(|pool| pool.env_files.iter().cloned()));
     let keeper = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
     let (denied, program, hidden) = identity::within(agent, || {

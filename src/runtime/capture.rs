@@ -11,6 +11,7 @@ use selfstart_core::runtime::files::{Want, wants};
 use selfstart_core::runtime::{Captured, Manager, Pick, Setting, Tool};
 
 use super::{Request, RuntimeError, look};
+use crate::sys::gate;
 
 /// Sources a file and shows what it made of the environment. Neither profile nor rc file is read, and what the file says goes to standard
 /// error, so that nothing but the environment is on standard output.
@@ -153,7 +154,7 @@ fn output(command: &mut Command, base: &Vars, release: &Path, what: &Path) -> Re
     let added: Vec<_> = command.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
     command.env_clear().envs(base).envs(added).current_dir(release).stdin(Stdio::null());
     let failed = |why: String| RuntimeError::Program { what: format!("`{}` did not say which environment it wants", what.display()), why };
-    let output = command.output().map_err(|error| failed(error.to_string()))?;
+    let output = gate::output(command).map_err(|error| failed(error.to_string()))?;
     if output.status.success() {
         return Ok(output.stdout);
     }
@@ -217,7 +218,7 @@ fn is_program(path: &Path) -> bool {
 fn version(program: &Path, env: &Vars) -> Result<String, String> {
     let mut command = Command::new(program);
     command.arg("--version").env_clear().envs(env).current_dir("/").stdin(Stdio::null());
-    let output = command.output().map_err(|error| error.to_string())?;
+    let output = gate::output(&mut command).map_err(|error| error.to_string())?;
     // Python 2 says it on standard error.
     let said = [&output.stdout[..], &output.stderr[..]].concat();
     let said = String::from_utf8_lossy(&said);

@@ -5,6 +5,7 @@
 
 pub(crate) mod journal;
 pub(crate) mod log;
+pub(crate) mod notify;
 pub(crate) mod rotating;
 pub(crate) mod stamp;
 
@@ -32,7 +33,6 @@ macro_rules! kinds {
 
         impl Kind {
             /// All of them.
-            #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$name,)+];
 
             /// As events show it.

@@ -1,7 +1,8 @@
 //! What is written for AArch64 by hand, executed: the machine code of src/sys in a program of C, by an emulator.
 //!
-//! There is no other machine here to run all of selfstart on. Rust says the same of both machines but for two blocks of machine code and what the
-//! kernel's structures look like; these are what is looked at. The code is taken out of the sources, so that what is executed is what is built.
+//! Rust says the same of both machines but for two blocks of machine code and what the kernel's structures look like; these are what is looked at, with
+//! mistakes planted. The code is taken out of the sources, so that what is executed is what is built. The whole program, and its life on a machine with
+//! a kernel of 16 KiB pages: tests/arm64/run, which needs more than a compiler.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

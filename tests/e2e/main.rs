@@ -34,5 +34,6 @@ mod reload;
 mod remote;
 mod runtime;
 mod ssh;
+mod triggers;
 mod upgrade;
 mod users;

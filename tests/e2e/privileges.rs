@@ -48,7 +48,7 @@ impl Apart {
 
     fn configure(&self, user: &str, pools: &str) {
         self.0.configure_raw(&format!(
-            "app: e2e\nroot: @DIR@/root\n{user}source: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, keep: 2}}\n\
+            "app: e2e\nroot: @DIR@/root\n{user}source: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, confirm: 0s, keep: 2}}\n\
              control: {{group: {READERS}}}\nbuild: {{steps: ['id -u >built', 'test ! -e hold || sleep 600']}}\npools:\n{pools}\n"
         ));
     }

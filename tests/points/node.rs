@@ -31,7 +31,7 @@ impl Site {
         site.push("zero");
         let here = site.dir.path().display();
         let text = format!(
-            "app: points\nroot: {here}/root\nsource: {{repository: {here}/src, branch: main}}\nrelease: {{min_free: 1B, keep: 1, keep_failed: 0, linked_dirs: [tmp]}}\nbuild: {{steps: [cp what product]}}\n\
+            "app: points\nroot: {here}/root\nsource: {{repository: {here}/src, branch: main}}\nrelease: {{min_free: 1B, keep: 1, keep_failed: 0, confirm: 0s, linked_dirs: [tmp]}}\nbuild: {{steps: [cp what product]}}\n\
              pools:\n  w: {{command: '{here}/fixture', count: 1, stop: [TERM 5s, KILL], ready: {{after: 20ms}}}}\n"
         );
         fs_err::write(site.path("config.yaml"), text).expect("written");

@@ -124,7 +124,7 @@ fn live_through(scene: &Scene, life: Life, what: What, nth: u64) -> Came {
 }
 
 /// One after the other on one node: each deploy is of one more push.
-fn chain(scene: &Scene, what: What, from: u64) -> u64 {
+fn chain(scene: &Scene, what: What, from: u64, every: usize) -> u64 {
     scene.site.put(&scene.base);
     fs_err::write(scene.site.path("agent.log"), "").expect("emptied");
     let mut node = Node::start(&scene.site);
@@ -132,7 +132,7 @@ fn chain(scene: &Scene, what: What, from: u64) -> u64 {
     node.settled();
     let (code, said) = node.cli(&["deploy"]);
     assert_eq!(code, Some(0), "{said}");
-    for nth in from.. {
+    for nth in (from..).step_by(every) {
         let count = node.quiet();
         let pushed = format!("push {nth}");
         let revision = scene.site.push(&pushed);
@@ -180,16 +180,16 @@ fn told(scene: &Scene, what: &str, before: u64, cause: &(dyn std::any::Any + Sen
 }
 
 /// Lets it happen at each point, until a life has no such point any more.
-pub(crate) fn each(life: Life, what: What) {
+pub(crate) fn each(life: Life, what: What, every: usize) {
     let scene = Scene::new();
     let began = Instant::now();
     let from: u64 = std::env::var("POINTS_FROM").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let mut last = 0;
     // Agents that end one after the other are started again later and later, which a chain of kills would wait for.
     if life == Life::Deploy && what != What::Kill {
-        last = chain(&scene, what, from);
+        last = chain(&scene, what, from, every);
     } else {
-        for nth in from.. {
+        for nth in (from..).step_by(every) {
             match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| live_through(&scene, life, what, nth))) {
                 Ok(Came::ToThePoint) => last = nth,
                 Ok(Came::ToTheEnd) => break,

@@ -620,7 +620,7 @@ fn configuration(folder: &Path, builds: bool) -> String {
         format!("  {name}:\n    command: selfstart {verb} {mode}\n    env: {{{key}: {cue}}}\n    ready: {{after: {ready}ms}}\n{more}")
     };
     let mut config = format!(
-        "app: demo\nroot: {}\nsource: {{repository: {}, branch: main}}\nrelease: {{min_free: 1MB}}\n",
+        "app: demo\nroot: {}\nsource: {{repository: {}, branch: main}}\nrelease: {{min_free: 1MB, confirm: 0s}}\n",
         text(&folder.join("root")),
         text(&folder.join("app.git"))
     );

@@ -84,6 +84,8 @@ pub struct DeployPolicy {
     pub keep: KeepPolicy,
     /// The waits between tries.
     pub retry: RetryPolicy,
+    /// `release.probation`: how long after its rollout a release that crash-loops is rolled back by itself.
+    pub probation: Duration,
     /// `source.supersede`: whether a build is stopped when the source is seen to have something newer.
     pub supersede: bool,
 }
@@ -138,6 +140,10 @@ pub enum Origin {
     Operator,
     /// A reload changed `build:` or `source:`.
     Reload,
+    /// The head of the source had changed when it was asked.
+    Poll,
+    /// The server of the source said that there was a push.
+    Webhook,
 }
 
 /// Who wants a deploy.
@@ -158,6 +164,8 @@ impl Asker {
             (None, Origin::Boot) => "boot",
             (None, Origin::Operator) => "an operator",
             (None, Origin::Reload) => "HUP",
+            (None, Origin::Poll) => "poll",
+            (None, Origin::Webhook) => "a webhook",
         }
     }
 }
@@ -253,6 +261,19 @@ pub struct Stamp {
     pub at: WallTime,
 }
 
+/// A release that can still be rolled back by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probation {
+    /// Which.
+    pub release: ReleaseId,
+    /// What was live before, and will be again.
+    pub previous: ReleaseId,
+    /// The end of its probation; of this boot of the machine.
+    pub until: MonoTime,
+    /// Why it has not stood it: it is rolled back as soon as nothing is in the way.
+    pub failed: Option<String>,
+}
+
 /// A sentence and when it was said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Said {
@@ -280,6 +301,8 @@ pub enum FetchTrouble {
     Refused,
     /// The source has no such branch, tag or revision: tried again, slowly; not if an operator gave it by `--ref`.
     NoSuchRef,
+    /// It is not signed by who may: what is live stays; tried again, slowly, for who may sign can change; not if an operator gave it by `--ref`.
+    Unsigned,
     /// The mirror could not be written: tried again soon.
     Disk,
 }
@@ -351,7 +374,7 @@ pub enum Event {
         /// What.
         what: Request,
     },
-    /// Something else wants the configured source deployed: a reload that changed `build:` or `source:`.
+    /// Something else wants the configured source deployed: a reload that changed `build:` or `source:`, a poll, a webhook.
     Triggered(Asker),
     /// The source was asked just now (by a poll, or since a push was announced), and has this revision where `source:` says. A trigger comes
     /// beside it; this one only stops, with `source.supersede`, the build of another revision.
@@ -441,6 +464,13 @@ pub enum Event {
         /// Which.
         release: ReleaseId,
         /// What went wrong, for people.
+        text: String,
+    },
+    /// Workers of the live release that were well before it crash again and again.
+    Unwell {
+        /// Which.
+        release: ReleaseId,
+        /// Who and how, for people.
         text: String,
     },
     /// Answers [`Effect::Prune`].
@@ -851,6 +881,7 @@ pub struct Deploy {
     /// What the source was seen to have since it was fetched last.
     seen: Option<Revision>,
     run: Option<String>,
+    probation: Option<Probation>,
     complaint: Option<Complaint>,
     sweep_at: Option<MonoTime>,
     last_error: Option<Said>,
@@ -1004,6 +1035,12 @@ impl Deploy {
     #[must_use]
     pub fn verdict(&self) -> Option<&Said> {
         self.verdict.as_ref()
+    }
+
+    /// Returns the release that can still be rolled back by itself.
+    #[must_use]
+    pub fn probation(&self) -> Option<&Probation> {
+        self.probation.as_ref()
     }
 
     /// Returns whether the node is drained.

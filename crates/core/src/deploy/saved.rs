@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::deploy::{BackStep, Book, Change, ChangeWhy, Deploy, Hold, Job, Mode, Phase, Plan, Pools, Quarantine, Said, Stamp, Trigger};
+use crate::deploy::{
+    BackStep, Book, Change, ChangeWhy, Deploy, Hold, Job, Mode, Phase, Plan, Pools, Probation, Quarantine, Said, Stamp, Trigger,
+};
 use crate::id::{ReleaseId, Revision};
 use crate::time::MonoTime;
 
@@ -37,6 +39,8 @@ pub struct Saved {
     /// The run of `selfstart run` whose boot was a trigger, or which found workers: an agent of it that dies before that is here has done
     /// nothing, and the next one boots as it would have.
     pub run: Option<String>,
+    /// What can still be rolled back by itself.
+    pub probation: Option<Probation>,
 }
 
 /// What was under way: recorded before it is done.
@@ -108,6 +112,7 @@ pub(super) fn of(deploy: &Deploy) -> Saved {
         last_error: deploy.last_error.clone(),
         verdict: deploy.verdict.clone(),
         run: deploy.run.clone(),
+        probation: deploy.probation.clone(),
     }
 }
 
@@ -148,6 +153,7 @@ pub(super) fn wake(saved: Saved) -> Deploy {
         fetched: saved.fetched,
         seen: None,
         run: saved.run,
+        probation: saved.probation,
         complaint: None,
         sweep_at: None,
         last_error: saved.last_error,

@@ -26,6 +26,7 @@ fn policy() -> DeployPolicy {
         build_timeout: Duration::from_secs(900),
         keep: KeepPolicy::default(),
         retry: RetryPolicy::default(),
+        probation: Duration::from_secs(300),
         supersede: false,
     }
 }

@@ -176,6 +176,7 @@ fn events(node: &Node) -> Vec<(&'static str, Event)> {
         ("RolloutFailed", Event::RolloutFailed { release: release.clone(), text: text() }),
         ("RolloutFailed, another", Event::RolloutFailed { release: old(9), text: text() }),
         ("Pruned", Event::Pruned { gone: vec![old(9)], kept: vec![] }),
+        ("Unwell", Event::Unwell { release: release.clone(), text: text() }),
         ("NotPruned", Event::NotPruned { ids: vec![old(9)] }),
         ("DrainBegun", Event::DrainBegun),
         ("DrainEnded", Event::DrainEnded),
