@@ -705,10 +705,13 @@ mod tests {
         assert_eq!((scene.keeper.table.len(), scene.keeper.table.held()), (0, 0));
     }
 
+    /// Of those that other tests, which run beside it, must not adopt.
+    const OWN_ROOT: &str = "/of-two-users";
+
     /// A process of this user that carries the name of a worker; its number stands for `$$`.
     fn named(uid: u32, name: &str) -> (Stranger, i32) {
         use std::os::unix::process::CommandExt;
-        let script = format!("exec env {}={name}@{ROOT} sleep 1000", crate::keeper::protocol::KEY_VARIABLE);
+        let script = format!("exec env {}={name}@{OWN_ROOT} sleep 1000", crate::keeper::protocol::KEY_VARIABLE);
         let child = Command::new("sh").args(["-c", &script]).uid(uid).gid(uid).stdin(Stdio::null()).spawn().expect("sh");
         let pid = i32::try_from(child.id()).expect("a pid");
         while process::title(pid).expect("a title") != b"sleep\x001000" {
@@ -725,7 +728,8 @@ mod tests {
         let mut scene = Scene::new();
         // Another user of the configuration, one that the pool had before, and one of whom nobody has heard.
         let (other, former, unheard): (u32, u32, u32) = (65_533, 65_532, 65_531);
-        let mut split = granted();
+        let mut split = Split { root: OWN_ROOT.into(), ..granted() };
+        scene.keeper.rights.standing = Standing::Unknown;
         split.users.push(who((other, other)));
         split.former.insert(former);
         assert!(scene.keeper.ordered(answer(&Grant::Split(split))).is_ok());
@@ -738,7 +742,7 @@ mod tests {
             let wrong = [named(other, "w/0#1:$$"), named(former, "w/1#1:$$"), named(former, "w/2#1:1")];
             let ticks = |pid: i32| process::stat(pid).expect("it lives").start_ticks;
             let known = wrong.iter().filter(|_| by_name).map(|(_, pid)| ("w/0#1".to_owned(), *pid, ticks(*pid))).collect();
-            let told = scene.ask(&Ask::Adopt { root: ROOT.into(), known });
+            let told = scene.ask(&Ask::Adopt { root: OWN_ROOT.into(), known });
             let expected = [("gone/0#1".to_owned(), gone), ("w/5#1".to_owned(), right)];
             let adopted = |tell: &Tell| if let Tell::Child { key, pid, .. } = tell { Some((key.clone(), *pid)) } else { None };
             assert!(told.iter().filter_map(adopted).all(|one| expected.contains(&one)), "{told:?}");
