@@ -155,8 +155,8 @@ struct Adopting {
     since: MonoTime,
     next: MonoTime,
     said: Option<MonoTime>,
-    /// Those who hung before their program, and were killed.
-    unstarted: BTreeSet<i32>,
+    /// Those who were killed: they hung before their program, or are of another user than their pool's.
+    ended: BTreeSet<i32>,
 }
 
 /// The read ends of outputs, by their number.
@@ -901,7 +901,7 @@ impl Keeper {
             }
             Ask::Adopt { root, known } => {
                 let now = clock::now();
-                self.adopting = Some(Adopting { root, known, since: now, next: now, said: None, unstarted: BTreeSet::new() });
+                self.adopting = Some(Adopting { root, known, since: now, next: now, said: None, ended: BTreeSet::new() });
             }
             Ask::Keep { name } => {
                 let place = self.kept.contains_key(&name) || self.kept.len() < rights::KEPT_MAX;
@@ -1220,12 +1220,15 @@ impl Keeper {
             self.adopt(key, id, &adopting.root);
         }
         self.end_unstarted(found.unstarted, &mut adopting);
+        let stubborn = self.end_those_of_another_user(found.of_another_user, &mut adopting);
         // When all have their output: without that they stop, without this they are looked at every second.
         for key in &living {
             self.watch(key);
         }
         let age = now.since(adopting.since);
         let wait = match found.doubt {
+            // Killed, and a slot must not have two.
+            None if !stubborn.is_empty() && age < LOOK_SOON_FOR => Some(LOOK_SOON),
             None => None,
             Some(Doubt::Of(pid)) if age >= DOUBT_FOR => {
                 complain(&format!("whether process {pid} is a worker of an earlier keeper cannot be seen: taken for a stranger"));
@@ -1249,10 +1252,16 @@ impl Keeper {
             self.adopting = Some(adopting);
             return;
         }
-        for (key, pid, pool) in found.others.iter().take(SAID_OF_OTHERS) {
-            complain(&format!("process {pid} calls itself {key}, and is not of the user of `{pool}`: it is nobody's worker, and lives on"));
+        for (key, pid) in found.strangers.iter().take(SAID_OF_OTHERS) {
+            complain(&format!(
+                "process {pid} calls itself {key}, and is of no user of the configuration: it is nobody's worker, and lives on"
+            ));
         }
-        for (key, id) in found.remains {
+        let slot = |key: &Key| key.split('#').next().unwrap_or_default().to_owned();
+        let taken: BTreeSet<String> = self.table.running_children().iter().map(slot).collect();
+        let stubborn: BTreeMap<Key, ProcessId> = stubborn.into_iter().filter(|(key, _)| !taken.contains(&slot(key))).collect();
+        // What does not go at once keeps its own slot waiting, not the node.
+        for (key, id) in found.remains.into_iter().collect::<BTreeMap<_, _>>().into_iter().chain(stubborn) {
             let mut child = Child::new(id, true, Vec::new(), adopting.root.clone(), String::new());
             child.life = Life::Ended { how: Ended::Unknown, at: now, tree_gone: false };
             self.table.insert(key.clone(), child);
@@ -1266,13 +1275,30 @@ impl Keeper {
     fn end_unstarted(&mut self, unstarted: Vec<ProcessId>, adopting: &mut Adopting) {
         self.kill_all(&unstarted);
         for id in unstarted {
-            if adopting.unstarted.insert(id.pid) {
+            if adopting.ended.insert(id.pid) {
                 complain(&format!(
                     "process {} hung before its program when its keeper ended: it is ended, before it is a worker that nobody knows",
                     id.pid
                 ));
             }
         }
+    }
+
+    /// Kills who calls itself a worker of a pool and is of another user of ours: the pool had that user before, or it lies. It may not be
+    /// adopted, as it would have a slot that is another user's; nor live on, beside the one that gets its slot. Returns all of them: they are
+    /// there until a look does not find them any more.
+    fn end_those_of_another_user(&mut self, found: Vec<(Key, ProcessId)>, adopting: &mut Adopting) -> Vec<(Key, ProcessId)> {
+        let ids: Vec<ProcessId> = found.iter().map(|(_, id)| *id).collect();
+        self.kill_all(&ids);
+        for (key, id) in &found {
+            if adopting.ended.insert(id.pid) && adopting.ended.len() <= SAID_OF_OTHERS {
+                complain(&format!(
+                    "process {} is ended: it calls itself {key}, and is of another user than that pool's workers are now",
+                    id.pid
+                ));
+            }
+        }
+        found
     }
 
     /// Takes over one whose main process lives, with what can be had of its output.

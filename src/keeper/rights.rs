@@ -328,7 +328,8 @@ impl Rights {
                 Some("nobody is started as root".to_owned())
             }
             (Ok(Grant::Split(new) | Grant::LastGood { split: new, .. }), _) => {
-                self.users.extend(new.users.iter().map(|who| who.uid));
+                let former = new.former.iter().copied().filter(|uid| *uid != 0 && *uid != new.agent.uid);
+                self.users.extend(new.users.iter().map(|who| who.uid).chain(former));
                 self.standing = Standing::Split(new);
                 None
             }
@@ -416,6 +417,7 @@ mod tests {
             root: ROOT.into(),
             tree: "selfstart-ours-1".into(),
             pools: BTreeMap::from([("w".to_owned(), NOBODY.0)]),
+            former: BTreeSet::new(),
         }
     }
 
@@ -703,38 +705,73 @@ mod tests {
         assert_eq!((scene.keeper.table.len(), scene.keeper.table.held()), (0, 0));
     }
 
+    /// Of those that other tests, which run beside it, must not adopt.
+    const OWN_ROOT: &str = "/of-two-users";
+
+    /// A process of this user that carries the name of a worker; its number stands for `$$`.
+    fn named(uid: u32, name: &str) -> (Stranger, i32) {
+        use std::os::unix::process::CommandExt;
+        let script = format!("exec env {}={name}@{OWN_ROOT} sleep 1000", crate::keeper::protocol::KEY_VARIABLE);
+        let child = Command::new("sh").args(["-c", &script]).uid(uid).gid(uid).stdin(Stdio::null()).spawn().expect("sh");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        while process::title(pid).expect("a title") != b"sleep\x001000" {
+            std::thread::yield_now();
+        }
+        (Stranger(child), pid)
+    }
+
     #[test]
-    fn who_is_not_of_a_pools_user_is_not_taken_for_its_worker() {
+    fn who_is_of_another_user_than_its_pool_is_gone_before_the_pools_slots_are_filled() {
         if !rustix::process::geteuid().is_root() {
             return eprintln!("skipped: only root can start another user's processes");
         }
         let mut scene = Scene::new();
-        // Another user of the configuration, who calls itself a worker of nobody's pool, and of one that is not there any more.
-        let other: u32 = 65_533;
-        let mut split = granted();
+        // Another user of the configuration, one that the pool had before, and one of whom nobody has heard.
+        let (other, former, unheard): (u32, u32, u32) = (65_533, 65_532, 65_531);
+        let mut split = Split { root: OWN_ROOT.into(), ..granted() };
+        scene.keeper.rights.standing = Standing::Unknown;
         split.users.push(who((other, other)));
+        split.former.insert(former);
         assert!(scene.keeper.ordered(answer(&Grant::Split(split))).is_ok());
-        let worker = |key: &str| {
-            use std::os::unix::process::CommandExt;
-            let script = format!("exec env {}={key}:$$@{ROOT} sleep 1000", crate::keeper::protocol::KEY_VARIABLE);
-            let child = Command::new("sh").args(["-c", &script]).uid(other).gid(other).stdin(Stdio::null()).spawn().expect("sh");
-            let pid = i32::try_from(child.id()).expect("a pid");
-            while process::title(pid).expect("a title") != b"sleep\x001000" {
-                std::thread::yield_now();
-            }
-            (Stranger(child), pid)
-        };
-        let (mut wrong, wrong_pid) = worker("w/0#1");
-        let (_right, right_pid) = worker("gone/0#1");
-        let start_ticks = process::stat(wrong_pid).expect("it lives").start_ticks;
-        for known in [Vec::new(), vec![("w/0#1".to_owned(), wrong_pid, start_ticks)]] {
-            let told = scene.ask(&Ask::Adopt { root: ROOT.into(), known });
+        let (_right, right) = named(NOBODY.0, "w/5#1:$$");
+        let (_gone, gone) = named(other, "gone/0#1:$$");
+        let (mut strange, _) = named(unheard, "w/3#1:$$");
+        // Started by the living worker as somebody else, as `sudo` does.
+        let (mut of_right, _) = named(other, &format!("w/5#1:{right}"));
+        for by_name in [false, true] {
+            let wrong = [named(other, "w/0#1:$$"), named(former, "w/1#1:$$"), named(former, "w/2#1:1")];
+            let ticks = |pid: i32| process::stat(pid).expect("it lives").start_ticks;
+            let known = wrong.iter().filter(|_| by_name).map(|(_, pid)| ("w/0#1".to_owned(), *pid, ticks(*pid))).collect();
+            let told = scene.ask(&Ask::Adopt { root: OWN_ROOT.into(), known });
+            let expected = [("gone/0#1".to_owned(), gone), ("w/5#1".to_owned(), right)];
             let adopted = |tell: &Tell| if let Tell::Child { key, pid, .. } = tell { Some((key.clone(), *pid)) } else { None };
-            let adopted: Vec<_> = told.iter().filter_map(adopted).collect();
-            assert!(adopted.iter().all(|one| *one == ("gone/0#1".to_owned(), right_pid)), "{told:?}");
-            assert!(scene.keeper.table.has("gone/0#1") && !scene.keeper.table.has("w/0#1"));
+            assert!(told.iter().filter_map(adopted).all(|one| expected.contains(&one)), "{told:?}");
+            assert!(expected.iter().all(|(key, _)| scene.keeper.table.has(key)));
+            assert_eq!(wrong.map(|(mut one, _)| one.lives()), [false; 3]);
         }
-        assert!(wrong.lives());
+        assert!(strange.lives() && of_right.lives());
+    }
+
+    #[test]
+    fn what_is_left_is_not_cleared_before_it_is_known_whose_it_may_be() {
+        use super::super::Note;
+        use super::super::table::{Child, Life};
+        use selfstart_core::id::ProcessId;
+        let mut scene = Scene::new();
+        let key = "w/0#1".to_owned();
+        let mut child = Child::new(ProcessId { pid: 0, start_ticks: 0 }, true, Vec::new(), ROOT.to_owned(), String::new());
+        child.life = Life::Ended { how: process::Ended::Unknown, at: clock::now(), tree_gone: false };
+        scene.keeper.table.insert(key.clone(), child);
+        scene.keeper.table.clear(&key);
+        scene.keeper.rights.standing = Standing::Unknown;
+        let gone = |note: &Note| matches!(note, Note::TreeGone(..));
+        scene.keeper.clear_trees();
+        assert!(!scene.keeper.notes.iter().any(gone) && scene.keeper.table.clearing() == [key]);
+        scene.keeper.rights.standing = Standing::Split(granted());
+        crate::sys::starter::tests::until("an end of it", || {
+            scene.keeper.clear_trees();
+            scene.keeper.notes.iter().any(gone).then_some(())
+        });
     }
 
     #[test]

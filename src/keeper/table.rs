@@ -137,11 +137,16 @@ impl Table {
         self.users.as_ref().is_none_or(|users| process::users(pid).is_ok_and(|found| found.iter().all(|uid| users.contains(uid))))
     }
 
-    /// The pool whose user a process is not of that calls itself so; `None`: nothing speaks against it.
-    fn not_of_its_pool<'a>(&self, key: &'a str, pid: i32) -> Option<&'a str> {
-        let pool = key.split_once('/')?.0;
-        let uid = self.pools.as_ref()?.get(pool)?;
-        (!process::users(pid).is_ok_and(|found| found.iter().all(|it| it == uid))).then_some(pool)
+    /// What there is to a process that is no child of ours and calls itself one.
+    fn claim(&self, key: &str, pid: i32) -> Claim {
+        let uid = key.split_once('/').and_then(|(pool, _)| self.pools.as_ref()?.get(pool));
+        if !self.may_be_adopted(pid) {
+            return if uid.is_some() { Claim::Stranger } else { Claim::None };
+        }
+        match uid {
+            Some(uid) if !process::users(pid).is_ok_and(|found| found.iter().all(|it| it == uid)) => Claim::OfAnotherUser,
+            _ => Claim::Ours,
+        }
     }
 
     pub(super) fn insert(&mut self, key: Key, mut child: Child) {
@@ -575,10 +580,36 @@ pub(super) struct Survivors {
     pub(super) remains: Vec<(Key, ProcessId)>,
     /// They have not executed their program, and their keeper is gone: it hung, and may go on.
     pub(super) unstarted: Vec<ProcessId>,
-    /// They call themselves workers of a pool whose user they are not of.
-    pub(super) others: Vec<(Key, i32, String)>,
+    /// They call themselves workers of a pool and are of another user of ours: of one that the pool had before, or liars. Each with what is
+    /// in its session. They must be gone before the pool's slots are filled.
+    pub(super) of_another_user: Vec<(Key, ProcessId)>,
+    /// They call themselves workers of a pool, and are of nobody whom we may signal.
+    pub(super) strangers: Vec<(Key, i32)>,
     /// Why there may be more.
     pub(super) doubt: Option<Doubt>,
+}
+
+/// What there is to a process that calls itself a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    /// Nothing speaks against it.
+    Ours,
+    /// It is of another user than the pool's, whose processes we may signal.
+    OfAnotherUser,
+    /// It is of nobody whom we may signal, and its pool is configured.
+    Stranger,
+    /// As that, and its pool is not.
+    None,
+}
+
+/// Whether a process hangs before the program of a worker of this root. It has the name, the session and the program of one, so a program of
+/// somebody else's that is called so is none.
+fn hangs_before_its_program(pid: i32, stat: &Stat, called: &CString, table: &Table) -> bool {
+    !stat.zombie
+        && stat.session == pid
+        && process::name(pid).is_ok_and(|name| name == called.as_bytes())
+        && process::runs_our_program(pid)
+        && table.may_be_adopted(pid)
 }
 
 /// Why not everybody has been looked at.
@@ -593,21 +624,19 @@ pub(super) enum Doubt {
 /// Finds the children of earlier keepers of this root that `table` does not have.
 pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) -> Survivors {
     let mut mains: BTreeMap<Key, (ProcessId, bool)> = BTreeMap::new();
-    let (mut others, mut unstarted, called) = (Vec::new(), Vec::new(), called_at_first(root));
+    let (mut strangers, mut unstarted, called) = (Vec::new(), Vec::new(), called_at_first(root));
+    // Those of another user: main processes, and what only carries a name.
+    let (mut wrong, mut wrong_rest) = (BTreeMap::new(), Vec::new());
     let mut doubt = None;
-    // Notes one who is another's; returns whether it is.
-    let mut is_other = |key: &str, pid: i32| {
-        let pool = table.not_of_its_pool(key, pid);
-        others.extend(pool.map(|pool| (key.to_owned(), pid, pool.to_owned())));
-        pool.is_some()
-    };
     for (key, pid, start_ticks) in known.iter().filter(|(key, ..)| !table.has(key)) {
         let id = ProcessId { pid: *pid, start_ticks: *start_ticks };
         match process::lives(id) {
-            Ok(true) if !table.may_be_adopted(*pid) || is_other(key, *pid) => {}
-            Ok(true) => {
-                mains.insert(key.clone(), (id, true));
-            }
+            Ok(true) => match table.claim(key, *pid) {
+                Claim::Ours => drop(mains.insert(key.clone(), (id, true))),
+                Claim::OfAnotherUser => drop(wrong.insert(*pid, (key.clone(), id))),
+                Claim::Stranger => strangers.push((key.clone(), *pid)),
+                Claim::None => {}
+            },
             // Gone, or the number is another process's by now.
             Ok(false) => {}
             Err(error) => doubt = Some(Doubt::All(error)),
@@ -617,7 +646,7 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
         doubt = Some(Doubt::All(error));
         Vec::new()
     });
-    for (pid, stat) in everyone {
+    for &(pid, stat) in &everyone {
         if table.agent == Some(pid) || table.running.contains_key(&pid) {
             continue;
         }
@@ -625,7 +654,7 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
             Variable::Is(value) => value,
             Variable::None => {
                 // Its environment is the keeper's until it has one of its own.
-                if !stat.zombie && process::name(pid).is_ok_and(|name| name == called.as_bytes()) && table.may_be_adopted(pid) {
+                if hangs_before_its_program(pid, &stat, &called, table) {
                     unstarted.push(stat.id(pid));
                 }
                 continue;
@@ -637,8 +666,22 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
         };
         let ours = |name: &Name<'_>| name.root == root && name.key.len() <= KEY_MAX && !table.has(name.key);
         let Some(name) = name_in(&value).filter(ours) else { continue };
-        if !table.may_be_adopted(pid) || is_other(name.key, pid) {
-            continue;
+        match table.claim(name.key, pid) {
+            Claim::Ours => {}
+            Claim::OfAnotherUser if stat.zombie => continue,
+            Claim::OfAnotherUser if name.pid == pid => {
+                wrong.insert(pid, (name.key.to_owned(), stat.id(pid)));
+                continue;
+            }
+            Claim::OfAnotherUser => {
+                wrong_rest.push((name.key.to_owned(), stat.id(pid)));
+                continue;
+            }
+            Claim::Stranger => {
+                strangers.push((name.key.to_owned(), pid));
+                continue;
+            }
+            Claim::None => continue,
         }
         if name.pid == pid && !stat.zombie {
             mains.insert(name.key.to_owned(), (ProcessId { pid, start_ticks: stat.start_ticks }, true));
@@ -658,6 +701,14 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
             }
         }
     }
+    // What a living worker has started as somebody else is that worker's.
+    wrong_rest.retain(|(key, _)| mains.get(key).is_none_or(|(_, lives)| !lives));
+    let in_session = |(pid, stat): &(i32, Stat)| {
+        let (key, _) = wrong.get(&stat.session).filter(|_| *pid != stat.session && !stat.zombie)?;
+        (!table.running.contains_key(pid) && table.may_be_adopted(*pid)).then(|| (key.clone(), stat.id(*pid)))
+    };
+    wrong_rest.extend(everyone.iter().filter_map(in_session));
+    let of_another_user = wrong.into_values().chain(wrong_rest).collect();
     let me = i32::try_from(std::process::id()).unwrap_or(0);
     if matches!(doubt, Some(Doubt::Of(_))) && process::look_for(me, KEY_VARIABLE) == Variable::Unknown {
         // It is not they who cannot be seen: we cannot see ourselves.
@@ -665,7 +716,7 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
     }
     let (living, remains): (Vec<_>, Vec<_>) = mains.into_iter().partition(|(_, (_, lives))| *lives);
     let plain = |list: Vec<(Key, (ProcessId, bool))>| list.into_iter().map(|(key, (id, _))| (key, id)).collect();
-    Survivors { living: plain(living), remains: plain(remains), unstarted, others, doubt }
+    Survivors { living: plain(living), remains: plain(remains), unstarted, of_another_user, strangers, doubt }
 }
 
 #[cfg(test)]

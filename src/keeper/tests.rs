@@ -343,13 +343,27 @@ fn what_hung_before_its_program_when_its_keeper_died_is_no_second_worker_later()
     // The next one knows nobody. Who hangs for another root is not its affair.
     let mut next = keeper();
     let now = clock::now();
-    let (root, unstarted) = ("/hung".to_owned(), BTreeSet::new());
-    next.adopting = Some(Adopting { root, known: Vec::new(), since: now, next: now, said: None, unstarted });
+    let (root, ended) = ("/hung".to_owned(), BTreeSet::new());
+    // Who is only called so is nobody's start: another program, in the same place of everything else.
+    let dir = tempfile::tempdir().expect("a directory");
+    let called = dir.path().join(table::called_at_first(&root).to_str().expect("text"));
+    fs_err::copy("/bin/sleep", &called).expect("copied");
+    let mut namesake = std::process::Command::new(&called);
+    namesake.arg("1000").stdin(std::process::Stdio::null());
+    process::apart(&mut namesake);
+    let mut namesake = namesake.spawn().expect("started");
+    let namesakes = i32::try_from(namesake.id()).expect("a pid");
+    until("its program", || process::title(namesakes).is_ok_and(|title| title.ends_with(b"1000")).then_some(()));
+    next.adopting = Some(Adopting { root, known: Vec::new(), since: now, next: now, said: None, ended });
     until("end of the adoption", || {
         next.go_on_adopting();
         next.adopting.is_none().then_some(())
     });
     assert_eq!(next.table.len(), 0);
+    namesake.kill().expect("ours");
+    namesake.wait().expect("its end");
+    // Asked of the keeper: a KILL takes effect some time after it.
+    assert!(next.dying.contains_key(&pid) && !next.dying.contains_key(&namesakes));
     hanging.release();
     let looked = || rustix::process::waitpid(rustix::process::Pid::from_raw(pid), rustix::process::WaitOptions::NOHANG);
     let (_, ended) = until("its end", || looked().expect("ours"));

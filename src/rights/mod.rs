@@ -76,6 +76,9 @@ pub(crate) struct Split {
     /// Whose processes each pool's workers are. A pool that is not in it has none that can be told from others'.
     #[serde(default)]
     pub(crate) pools: BTreeMap<String, u32>,
+    /// Whom it was allowed to have processes started as before, by root's record: what is left of those may still be ended.
+    #[serde(default)]
+    pub(crate) former: BTreeSet<u32>,
 }
 
 /// What the keeper is told.
@@ -231,6 +234,7 @@ fn standing(config: &Path) -> Result<Standing, String> {
         root: settings.root.display().to_string(),
         tree: agent::tree_name(&settings.app, &settings.root),
         pools,
+        former: BTreeSet::new(),
     };
     Ok(Standing::Split(split, Box::new(settings)))
 }
@@ -345,7 +349,8 @@ fn order(config: &Path) -> Result<Grant, String> {
             Ok(None) => Grant::AsKeeper { why: "the configuration cannot be understood".to_owned() },
             Err(why) => Grant::Refused { why },
         }),
-        Standing::Split(split, settings) => {
+        Standing::Split(mut split, settings) => {
+            split.former = former(&split, record(&settings.root).ok().flatten());
             let layout = Layout::new(&settings.root);
             let control = agent::control_owner(&settings).unwrap_or_default();
             let logs: Vec<&Path> = settings.pools.iter().filter_map(|pool| pool.log.file.as_deref()).collect();
@@ -369,6 +374,13 @@ fn order(config: &Path) -> Result<Grant, String> {
             Ok(Grant::Split(split))
         }
     }
+}
+
+/// The users whom the record before this one names, and this configuration does not.
+fn former(split: &Split, before: Option<Record>) -> BTreeSet<u32> {
+    let Some(before) = before.map(|record| record.split).filter(|before| before.root == split.root) else { return BTreeSet::new() };
+    let now = |uid: &u32| *uid == 0 || *uid == split.agent.uid || split.users.iter().any(|who| who.uid == *uid);
+    before.users.iter().map(|who| who.uid).chain(before.former).filter(|uid| !now(uid)).collect()
 }
 
 fn wanted(split: &Split, control: socket::Owner) -> Order {
@@ -561,6 +573,7 @@ mod tests {
             root: root.display().to_string(),
             tree: "selfstart-x-1".into(),
             pools: BTreeMap::from([("w".to_owned(), 1002)]),
+            former: BTreeSet::new(),
         };
         let config = dir.path().join("config.yaml");
         let kept = || record(&root).map(|record| record.map(|record| record.split));
@@ -606,6 +619,45 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_that_had_a_user_is_not_root_because_that_user_is_gone() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can give files away");
+        }
+        let dir = tempfile::Builder::new().prefix("rights-").tempdir_in("/tmp").expect("a directory");
+        let config = dir.path().join("config.yaml");
+        fs_err::write(&config, format!("app: x\nroot: {}\n", dir.path().display())).expect("written");
+        let never = Grant::AsKeeper { why: String::new() };
+        assert_eq!(without_agents_user(&config), never);
+        let record = dir.path().join(RECORD);
+        fs_err::write(&record, "whatever it says").expect("written");
+        let Grant::Refused { why } = without_agents_user(&config) else { panic!("it would be root") };
+        assert!(why.contains("there is no such user now") && why.contains("`selfstart install` makes it"), "{why}");
+        // One that is not root's says nothing.
+        chown(&record, Some(65534), None).expect("given");
+        assert_eq!(without_agents_user(&config), never);
+    }
+
+    #[test]
+    fn whom_the_record_of_before_names_may_still_be_ended_and_is_nobody_else() {
+        let who = |uid: u32| Who { uid, gid: uid, groups: vec![uid] };
+        let split = |root: &str, agent: u32, users: &[u32], former: &[u32]| Split {
+            agent: who(agent),
+            users: users.iter().copied().map(who).collect(),
+            root: root.into(),
+            tree: String::new(),
+            pools: BTreeMap::new(),
+            former: former.iter().copied().collect(),
+        };
+        let now = split("/r", 1, &[2], &[]);
+        let of = |before: Split| former(&now, Some(Record { split: before, config: None }));
+        assert_eq!(of(split("/r", 1, &[2, 3], &[4, 2])), [3, 4].into());
+        // Neither root, nor the agent, nor those of another root.
+        assert_eq!(of(split("/r", 1, &[0, 1], &[0])), [].into());
+        assert_eq!(of(split("/other", 1, &[3], &[4])), [].into());
+        assert_eq!(former(&now, None), [].into());
+    }
+
+    #[test]
     fn a_folder_in_the_way_of_the_record_is_set_aside() {
         if !rustix::process::geteuid().is_root() {
             return eprintln!("skipped: only root keeps the record");
@@ -617,6 +669,7 @@ mod tests {
             root: "/x".into(),
             tree: String::new(),
             pools: BTreeMap::new(),
+            former: BTreeSet::new(),
         };
         for (number, config) in ["a", "b", "c"].into_iter().enumerate() {
             let new = dir.path().join(".rights.json.new");

@@ -181,6 +181,20 @@ pub(crate) fn name(pid: i32) -> io::Result<Vec<u8>> {
     Ok(buffer[..read].strip_suffix(b"\n").unwrap_or(&buffer[..read]).to_vec())
 }
 
+/// Whether a process runs the program that we run, or another version of it: a file of that name and of that owner, which nobody else can
+/// write (the file itself is looked at, also when it has no name any more). False when that cannot be seen.
+pub(crate) fn runs_our_program(pid: i32) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let look = |whose: &str| -> Option<(Vec<u8>, u32, u32)> {
+        let link = format!("/proc/{whose}/exe");
+        let path = fs_err::read_link(&link).ok()?;
+        let name = path.file_name()?.as_bytes();
+        let found = rustix::fs::stat(link.as_str()).ok()?;
+        Some((name.strip_suffix(b" (deleted)").unwrap_or(name).to_vec(), found.st_uid, found.st_mode & 0o022))
+    };
+    look("self").is_some_and(|ours| look(&pid.to_string()) == Some(ours))
+}
+
 /// What one line of `/proc/PID/stat` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {

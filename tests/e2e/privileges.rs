@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -475,24 +476,31 @@ fn pools_of_two_users_have_nothing_of_each_other() {
         assert!(said.trim_end().ends_with(" 2"), "{said}");
     }
 
-    // After the death of the keeper: each is its own pool's, and one that calls itself the other's is nobody's.
+    // After the death of the keeper: each is its own pool's, and one that calls itself the other's harms itself only.
     let workers = (node.0.pids("a"), node.0.pids("b"));
     signal_to(node.0.keeper(), Signal::KILL);
     node.0.ended();
-    let script = format!("exec env SELFSTART_WORKER=a/7#99:$$@{} sleep 4243", node.0.path("root").display());
-    let mut impostor = Command::new("setpriv")
-        .args(["--reuid", &OTHER.to_string(), "--regid", &OTHER.to_string(), "--clear-groups", "--", "sh", "-c", &script])
-        .spawn()
-        .expect("setpriv");
-    let pid = i32::try_from(impostor.id()).expect("a pid");
-    node.0.until("its name", || (title(pid) == "sleep 4243").then_some(()));
+    let root = node.0.path("root");
+    let calls_itself = |key: &str| {
+        let script = format!("exec env SELFSTART_WORKER={key}:$$@{} sleep 4243", root.display());
+        let child = Command::new("setpriv")
+            .args(["--reuid", &OTHER.to_string(), "--regid", &OTHER.to_string(), "--clear-groups", "--", "sh", "-c", &script])
+            .spawn()
+            .expect("setpriv");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        node.0.until("its name", || (title(pid) == "sleep 4243").then_some(()));
+        (child, pid)
+    };
+    let (mut impostor, pid) = calls_itself("a/7#99");
+    // Of a pool that is not configured any more: ended, as that has no slots.
+    let (mut left, _) = calls_itself("gone/0#1");
     node.boot();
     node.0.same((node.0.pids("a"), node.0.pids("b")), workers);
-    let said = format!("process {pid} calls itself a/7#99, and is not of the user of `a`");
+    let said = format!("process {pid} is ended: it calls itself a/7#99");
     node.0.until("a word of it", || node.0.text("agent.log").contains(&said).then_some(()));
-    assert!(crate::node::alive(pid) && !node.0.cli(&["status"]).exits(0).out.contains("a/7"));
-    impostor.kill().expect("ours");
-    impostor.wait().expect("its end");
+    assert!(!node.0.cli(&["status"]).exits(0).out.contains("a/7"));
+    assert_eq!(impostor.wait().expect("its end").signal(), Some(Signal::KILL.as_raw()));
+    assert!(node.0.until("the end of a removed pool's", || left.try_wait().expect("looked")).signal().is_some());
     // They go on as who they are, also under a new program.
     let agent = node.agent();
     node.0.signal_keeper(Signal::USR2);
@@ -500,10 +508,18 @@ fn pools_of_two_users_have_nothing_of_each_other() {
     node.0.until("another agent", || node.0.look("/agent/pid").as_i64().filter(|pid| *pid != i64::from(agent)));
     let own = AGENT.to_string();
     node.0.same(ids(node.agent()).map(|ids| (ids.uid, ids.no_new_privs, ids.seccomp)), Some((four(&own), "1".into(), "2".into())));
-    node.0.same(
-        (ids(node.0.pid("a")).map(|ids| ids.uid), ids(node.0.pid("b")).map(|ids| ids.uid)),
-        (Some(four(NOBODY)), Some(four(&OTHER.to_string()))),
-    );
+    let (a, b) = (node.0.pid("a"), node.0.pid("b"));
+    node.0.same((ids(a).map(|ids| ids.uid), ids(b).map(|ids| ids.uid)), (Some(four(NOBODY)), Some(four(&OTHER.to_string()))));
+    // A pool gets another user, and the keeper dies before its workers are all of that one: none is left beside its successor.
+    let config = node.0.text("config.yaml");
+    node.0.write("config.yaml", &config.replace("user: other, ", ""));
+    signal_to(node.0.keeper(), Signal::KILL);
+    node.0.ended();
+    node.boot();
+    node.0.same((node.0.pid("a"), crate::node::alive(b)), (a, false));
+    node.0.until("a worker of the new user", || {
+        node.0.pids("b").first().filter(|pid| ids(**pid).is_some_and(|ids| ids.uid == four(NOBODY))).copied()
+    });
     node.0.signal_keeper(Signal::TERM);
     node.0.same(node.0.ended(), Some(0));
 }
