@@ -404,7 +404,11 @@ mod tests {
     use crate::sys::spawn::Step;
 
     const NOBODY: (u32, u32) = (65534, 65534);
-    const ROOT: &str = "/of-a-hostile-agent";
+    /// Of this test alone: a keeper adopts whoever names its root, so those of others that run beside it too.
+    fn root() -> String {
+        let test = std::thread::current().name().unwrap_or_default().rsplit("::").next().unwrap_or_default().to_owned();
+        format!("/of-a-hostile-agent/{}/{test}", std::process::id())
+    }
 
     fn who((uid, gid): (u32, u32)) -> Who {
         Who { uid, gid, groups: vec![gid] }
@@ -414,7 +418,7 @@ mod tests {
         Split {
             agent: who((424_242, 424_242)),
             users: vec![who(NOBODY)],
-            root: ROOT.into(),
+            root: root(),
             tree: "selfstart-ours-1".into(),
             pools: BTreeMap::from([("w".to_owned(), NOBODY.0)]),
             former: BTreeSet::new(),
@@ -503,7 +507,7 @@ mod tests {
     }
 
     fn as_user(key: &str, user: Option<(u32, u32, Vec<u32>)>) -> Start {
-        Start { user, ..sleep(ROOT, key, &[]) }
+        Start { user, ..sleep(&root(), key, &[]) }
     }
 
     #[test]
@@ -559,7 +563,7 @@ mod tests {
         assert!(scene.ask(&Ask::SignalJob { pid, start_ticks, title: title.clone(), number: libc::SIGKILL }).is_empty());
         // Called a worker of its own.
         let known = vec![("w/0#1".to_owned(), pid, start_ticks)];
-        let told = scene.ask(&Ask::Adopt { root: ROOT.into(), known });
+        let told = scene.ask(&Ask::Adopt { root: root(), known });
         assert!(matches!(&told[..], [Tell::Adopted]), "{told:?}");
         for ask in [
             Ask::Signal { key: "w/0#1".into(), number: libc::SIGKILL },
@@ -693,7 +697,7 @@ mod tests {
             let told = scene.ask(&ask);
             assert!(told.is_empty() && scene.keeper.notes.is_empty(), "{told:?}");
         }
-        let told = scene.ask(&Ask::Adopt { root: ROOT.into(), known: vec![(long(257), 1, 1)] });
+        let told = scene.ask(&Ask::Adopt { root: root(), known: vec![(long(257), 1, 1)] });
         assert!(matches!(&told[..], [Tell::Adopted]) && scene.keeper.adopting.is_none(), "{told:?}");
         // An errand is told by its kind.
         let told = scene.ask(&Ask::Errand(Errand::Prune(vec![long(1 << 20)])));
@@ -759,7 +763,7 @@ mod tests {
         use selfstart_core::id::ProcessId;
         let mut scene = Scene::new();
         let key = "w/0#1".to_owned();
-        let mut child = Child::new(ProcessId { pid: 0, start_ticks: 0 }, true, Vec::new(), ROOT.to_owned(), String::new());
+        let mut child = Child::new(ProcessId { pid: 0, start_ticks: 0 }, true, Vec::new(), root(), String::new());
         child.life = Life::Ended { how: process::Ended::Unknown, at: clock::now(), tree_gone: false };
         scene.keeper.table.insert(key.clone(), child);
         scene.keeper.table.clear(&key);
@@ -845,7 +849,7 @@ mod tests {
         let last_good = || Grant::LastGood { split: granted(), why: "others can write it".into() };
         // By root's record a keeper that knows nothing yet minds its workers.
         assert_eq!(rights.ordered(answer(&last_good())), (Ordered::Go, Ok(())));
-        assert_eq!((rights.split(), rights.last_good()), (Some(&granted()), Some((ROOT, "others can write it"))));
+        assert_eq!((rights.split(), rights.last_good()), (Some(&granted()), Some((root().as_str(), "others can write it"))));
         assert_eq!(rights.ordered(answer(&Grant::Split(granted()))), (Ordered::Go, Ok(())));
         assert_eq!(rights.last_good(), None);
         // Later it is no reload, and the next agent does not read it either; nor if nothing is known of it.
