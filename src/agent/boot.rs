@@ -547,7 +547,11 @@ impl Parts {
             agent.upgraded(upgraded);
         }
         if agent.notes.is_empty() {
-            agent.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
+            agent.work(move || {
+                // Of a former agent that was killed while it wrote.
+                store::clean_leftovers(&good);
+                Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error)))
+            });
         }
         agent.recall(self.saved, self.found.children, self.found.exits);
         for number in self.found.signals {
