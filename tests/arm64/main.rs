@@ -64,8 +64,12 @@ fn the_code_for_aarch64_starts_a_child_on_its_own_stack_and_calls_the_system() {
     ];
     assert_eq!(operands, expected);
     let (call, operands) = block(SPAWN);
-    let expected =
-        ["in(\"x8\") number,", "inlateout(\"x0\") a as isize => answer,", "in(\"x1\") b, in(\"x2\") c, in(\"x3\") d, in(\"x4\") 0,", "options(nostack),"];
+    let expected = [
+        "in(\"x8\") number,",
+        "inlateout(\"x0\") a as isize => answer,",
+        "in(\"x1\") b, in(\"x2\") c, in(\"x3\") d, in(\"x4\") 0,",
+        "options(nostack),",
+    ];
     assert_eq!(operands, expected);
 
     let (right, told) = run(&clone_into, &call, dir.path());
