@@ -408,7 +408,8 @@ impl Table {
         let name = name.as_deref().and_then(name_in);
         ended.iter().any(|key| {
             self.children.get(key).is_some_and(|child| {
-                session == child.id.pid || name.as_ref().is_some_and(|name| name.key == key && name.root == child.root)
+                (child.id.pid != 0 && session == child.id.pid)
+                    || name.as_ref().is_some_and(|name| name.key == key && name.root == child.root)
             })
         })
     }
@@ -435,7 +436,8 @@ impl Table {
         // While a session has members its number is not given out again; so a process with that number that is not the main one shows
         // that the session is another's.
         let leader = everyone.processes.get(&child.id.pid);
-        let own_session = leader.is_none_or(|stat| stat.start_ticks == child.id.start_ticks);
+        // Of what is known by its cgroup alone the number is 0, which is the session of all whose leader is outside of this namespace of pids.
+        let own_session = child.id.pid != 0 && leader.is_none_or(|stat| stat.start_ticks == child.id.start_ticks);
         let me = i32::try_from(std::process::id()).unwrap_or(0);
         let alive = |stat: &Stat| !stat.zombie;
         let mut member: BTreeMap<i32, u64> = BTreeMap::new();
@@ -735,6 +737,21 @@ mod tests {
             let _reaped = rustix::process::Pid::from_raw(self.0)
                 .map(|pid| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()));
         }
+    }
+
+    #[test]
+    fn what_is_known_by_its_cgroup_alone_is_not_the_session_of_number_0() {
+        // The kernel's own threads are in it, and in a namespace of pids whoever was put there from outside.
+        let everyone = process::everyone().expect("/proc");
+        if !everyone.iter().any(|(_, stat)| stat.session == 0) {
+            return eprintln!("left out: nobody that can be seen here is in session 0");
+        }
+        let mut table = Table::default();
+        let mut child = Child::new(ProcessId { pid: 0, start_ticks: 0 }, true, Vec::new(), "/x".into(), String::new());
+        child.life = Life::Ended { how: Ended::Unknown, at: MonoTime::from_boot(Duration::from_secs(1)), tree_gone: false };
+        table.insert("w/0#1".into(), child);
+        assert_eq!(table.tree("w/0#1").expect("/proc"), Vec::new());
+        assert!(everyone.iter().filter(|(_, stat)| stat.session == 0).all(|(pid, _)| !table.is_of(*pid, &["w/0#1".into()])));
     }
 
     #[test]
