@@ -270,7 +270,12 @@ impl Agent {
             };
             self.telling.release_removed(id, why);
         }
-        self.deploy_event(Event::Pruned { gone, kept });
+        if self.deploying.prune_trouble.is_empty() || kept.is_empty() {
+            self.deploy_event(Event::Pruned { gone, kept });
+        } else {
+            self.deploy_event(Event::Pruned { gone, kept: vec![] });
+            self.deploy_event(Event::NotPruned { ids: kept });
+        }
     }
 
     /// Looks whether the releases are still there: people may remove old ones, and nobody can go back to those.
