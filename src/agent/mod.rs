@@ -19,7 +19,7 @@ pub(crate) mod store;
 mod tell;
 
 pub(crate) use apart::is_apart;
-pub(crate) use boot::{load, main, total_memory, tree_name};
+pub(crate) use boot::{At, load, main, total_memory, tree_name};
 pub(crate) use deploying::{ask_source, chain};
 pub(crate) use launch::PATH;
 pub(crate) use sampling::find_those_who_left;

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,7 +84,7 @@ pub(crate) enum Ending {
 
 /// The agent.
 pub(crate) struct Agent {
-    pub(crate) config: PathBuf,
+    pub(crate) at: super::boot::At,
     pub(crate) settings: Arc<Settings>,
     /// What an operator must see in the status.
     pub(crate) notes: Vec<String>,

@@ -527,7 +527,9 @@ impl Agent {
             let (were, names) = (if stopped.len() == 1 { "was" } else { "were" }, stopped.join(" "));
             return Some(Err(format!("{} {were} stopped by an operator\nhint: `selfstart start {names}`", stopped.join(", "))));
         }
-        if pools.clone().all(|(_, run)| run.machine().is_ready()) {
+        // Without any pool, as `only:` may have it, what is ready is the release.
+        let whole = !self.pools.is_empty() || self.deploying.machine().live().is_some();
+        if whole && pools.clone().all(|(_, run)| run.machine().is_ready()) {
             return Some(Ok(()));
         }
         if matches!(self.ending, Ending::Draining | Ending::Drained) {
@@ -928,7 +930,7 @@ impl Agent {
     // ---- configuration
 
     fn reload_plan(&mut self, peer: &Peer, reply: Reply) {
-        match super::boot::load_usable(&self.config) {
+        match super::boot::load_usable(&self.at) {
             Ok(loaded) => {
                 let changes = Settings::changes(&self.settings, &loaded.settings);
                 let differences = Explained::of(&self.settings).differences(&loaded.explained);
@@ -959,12 +961,13 @@ impl Agent {
                 reply.finish(outcome);
             }
         };
-        let loaded = match super::boot::load_usable(&self.config) {
+        let loaded = match super::boot::load_usable(&self.at) {
             Ok(loaded) => loaded,
             Err(error) => {
                 let text = chain(&error);
                 self.telling.config_refused(&text);
-                self.notes = vec![format!("the running configuration is kept, because `{}` cannot be used: {text}", self.config.display())];
+                self.notes =
+                    vec![format!("the running configuration is kept, because `{}` cannot be used: {text}", self.at.config.display())];
                 return finish(reply, refused(RefusalCode::Configuration, text, Some("the running configuration is kept")));
             }
         };

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use selfstart_core::only::Only;
 use selfstart_core::policy::{MemoryAction, MemoryRung, ReadyHow, StopLadder, UpdateHow};
 use selfstart_core::time::Human;
 use selfstart_core::units::Bytes;
@@ -17,7 +18,7 @@ use super::problem::Mark;
 use super::raw::{Node, Value, join};
 use super::schema::{self, Left};
 use super::secret::Text;
-use super::settings::{Command, Credentials, PoolSettings, QueueSettings, Settings, SshAgent, UserSpec, WantedRef};
+use super::settings::{BuildStep, Command, Credentials, PoolSettings, QueueSettings, Settings, SshAgent, UserSpec, WantedRef};
 
 /// Each value of a configuration and where it comes from, in the order of the reference.
 #[derive(Clone, Debug, PartialEq)]
@@ -302,6 +303,25 @@ impl Shown {
     }
 }
 
+fn texts_by_name(texts: &BTreeMap<String, String>) -> Shown {
+    Shown::Map(texts.iter().map(|(name, text)| (name.clone(), Shown::Text(text.clone()))).collect())
+}
+
+fn only(only: &Only) -> Shown {
+    let roles = Shown::List(only.roles.iter().cloned().map(Shown::Text).collect());
+    let roles = (!only.roles.is_empty()).then(|| ("roles".to_owned(), roles));
+    let attributes = only.attributes.iter().map(|(name, text)| (name.clone(), Shown::Text(text.clone())));
+    Shown::Map(roles.into_iter().chain(attributes).collect())
+}
+
+fn step(step: &BuildStep) -> Shown {
+    let run = Shown::Text(step.run.clone());
+    let timeout = step.timeout.map(|timeout| ("timeout".to_owned(), Shown::Duration(timeout)));
+    let only = (!step.only.is_empty()).then(|| ("only".to_owned(), only(&step.only)));
+    let more: Vec<_> = timeout.into_iter().chain(only).collect();
+    if more.is_empty() { run } else { Shown::Map([("run".to_owned(), run)].into_iter().chain(more).collect()) }
+}
+
 /// A size as it might be written, to the byte.
 fn exact(size: Bytes) -> String {
     let units = [
@@ -396,10 +416,12 @@ impl Collector<'_> {
     }
 
     fn settings(&mut self, settings: &Settings) {
-        let Settings { app, root, user: app_user, source, release, build, queue, pools, control, log } = settings;
+        let Settings { app, root, user: app_user, node, source, release, build, queue, pools, elsewhere: _, control, log } = settings;
         self.add(&["app"], Shown::Text(app.clone()));
         self.add(&["root"], path(root));
         self.add(&["user"], or_nothing(app_user.as_ref(), user));
+        self.add(&["roles"], Shown::List(node.roles.iter().cloned().map(Shown::Text).collect()));
+        self.add(&["attributes"], texts_by_name(&node.attributes));
         self.add(&["source", "repository"], text(&source.repository));
         let (name, wanted) = match &source.wanted {
             WantedRef::Branch(name) => ("branch", name),
@@ -435,11 +457,7 @@ impl Collector<'_> {
         self.add(&["release", "min_free"], Shown::Size(release.min_free));
         self.env(&["build", "env"], &build.env);
         self.add(&["build", "timeout"], Shown::Duration(build.timeout));
-        let steps = build.steps.iter().map(|step| match step.timeout {
-            None => Shown::Text(step.run.clone()),
-            Some(timeout) => Shown::Map(vec![("run".into(), Shown::Text(step.run.clone())), ("timeout".into(), Shown::Duration(timeout))]),
-        });
-        self.add(&["build", "steps"], Shown::List(steps.collect()));
+        self.add(&["build", "steps"], Shown::List(build.steps.iter().map(step).collect()));
         self.queue(&["queue"], queue);
         for pool in pools {
             self.pool(pool);
@@ -475,7 +493,8 @@ impl Collector<'_> {
     }
 
     fn pool(&mut self, pool: &PoolSettings) {
-        let PoolSettings { policy, command, group, user: pool_user, queue, queues, env, env_files, port, limits, log } = pool;
+        let PoolSettings { policy, command, group, only: pool_only, user: pool_user, queue, queues, env, env_files, port, limits, log } =
+            pool;
         let worker = &policy.worker;
         let pool = ["pools", policy.name.as_str()];
         let at = |names: &[&'static str]| [&pool, names].concat();
@@ -485,6 +504,7 @@ impl Collector<'_> {
         }
         let texts = |list: &mut dyn Iterator<Item = String>| Shown::List(list.map(Shown::Text).collect());
         self.add(&at(&["group"]), or_nothing(group.as_ref(), |group| Shown::Text(group.to_string())));
+        self.add(&at(&["only"]), if pool_only.is_empty() { Shown::Nothing } else { only(pool_only) });
         self.add(&at(&["count"]), number(policy.count));
         self.add(&at(&["after"]), texts(&mut policy.after.iter().map(ToString::to_string)));
         self.queue(&at(&["queue"]), queue);

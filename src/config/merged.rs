@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use selfstart_core::id::{PoolName, Revision};
+use selfstart_core::only::{Only, Traits};
 use selfstart_core::policy::{
     FlappingPolicy, MAX_COUNT, MemoryAction, MemoryPolicy, MemoryRung, PoolPolicy, ReadyHow, ReadyPolicy, RestartPolicy, StalePolicy,
     StopLadder, StopRung, UpdateHow, UpdatePolicy, WorkerPolicy,
@@ -113,6 +114,7 @@ impl Reader<'_> {
         let default_root = PathBuf::from(format!("/var/lib/selfstart/{}", app.as_deref().unwrap_or_default()));
         let root = self.or(&top, "root", default_root, Self::root);
         let user = self.opt(&top, "user", Self::user);
+        let node = self.traits(&top);
         let source = self.source(&top);
         let release = self.release(&top);
         let build = self.build(&top);
@@ -120,7 +122,8 @@ impl Reader<'_> {
         let pools = self.pools(&top, &queue);
         let control = self.control(&top);
         let log = self.log(&top);
-        Some(Settings { app: app?, root, user, source: source?, release, build, queue, pools, control, log })
+        let elsewhere = Vec::new();
+        Some(Settings { app: app?, root, user, node, source: source?, release, build, queue, pools, elsewhere, control, log })
     }
 
     fn app(&mut self, top: &Map<'_>) -> Option<String> {
@@ -164,6 +167,55 @@ impl Reader<'_> {
             return None;
         }
         Some(UserSpec { user: user.to_owned(), group: group.map(str::to_owned) })
+    }
+
+    /// `roles:` and `attributes:`.
+    fn traits(&mut self, top: &Map<'_>) -> Traits {
+        let roles = self.or(top, "roles", Vec::new(), |reader, at| reader.each(at, "names", Self::role));
+        let attributes = self.or(top, "attributes", BTreeMap::new(), |reader, at| reader.attributes(at, "attributes"));
+        Traits { roles: roles.into_iter().collect(), attributes }
+    }
+
+    fn role(&mut self, at: &At<'_>) -> Option<String> {
+        self.name(at, "[a-z][a-z0-9_-]*", |b| b == b'-' || b == b'_')
+    }
+
+    /// Names and texts; what is decided elsewhere is no attribute of anybody's choosing.
+    fn attributes(&mut self, at: &At<'_>, pattern: &str) -> Option<BTreeMap<String, String>> {
+        let map = self.free_map(at, pattern);
+        let mut attributes = BTreeMap::new();
+        for (entry, at) in map.named() {
+            let refused = match entry.key.as_str() {
+                "roles" => Some(("not an attribute", "`roles:` stands at the top")),
+                "primary" => Some(("not an attribute", "who is the primary is not decided by a configuration")),
+                name if !is_name(name, |b| b == b'-' || b == b'_') => Some(("not a name", "lower-case letters, digits, `-` and `_`")),
+                _ => None,
+            };
+            if let Some((what, hint)) = refused {
+                self.problems.push(self.problem(entry.key_at, &at.key, what).hint(hint));
+                continue;
+            }
+            if let Some(text) = self.text(&at) {
+                attributes.insert(entry.key.clone(), text.to_owned());
+            }
+        }
+        Some(attributes)
+    }
+
+    /// `only:`: `roles`, and attributes by their names.
+    fn only(&mut self, at: &At<'_>, pattern: &str) -> Option<Only> {
+        let map = self.free_map(at, pattern);
+        let roles = self.or(&map, "roles", Vec::new(), |reader, at| reader.each(at, "names", Self::role));
+        if let Some(at) = map.get("roles").filter(|at| matches!(&at.node.value, Value::List(items) if items.is_empty())) {
+            self.tell(&at, "names no role, and so is for no node", |problem| problem.hint("leave it out: whatever the roles"));
+        }
+        let rest: Vec<_> = map.entries.iter().filter(|entry| entry.key != "roles").cloned().collect();
+        let node = Node { at: at.node.at, value: Value::Map(rest) };
+        let attributes = self.attributes(&At { key: at.key.clone(), node: &node }, pattern)?;
+        if map.entries.is_empty() && !map.refused {
+            self.tell(at, "says nothing", |problem| problem.hint("such as `{roles: [db]}`; leave it out for every node"));
+        }
+        Some(Only { roles: roles.into_iter().collect(), attributes })
     }
 
     fn account(&mut self, at: &At<'_>, what: &str) -> Option<String> {
@@ -392,7 +444,7 @@ impl Reader<'_> {
         BuildSettings {
             env: self.or(&map, "env", BTreeMap::new(), |reader, at| reader.env(at, "build.env", false, &allowed)),
             timeout: self.or(&map, "timeout", Duration::from_secs(15 * 60), |reader, at| reader.duration(at, SECOND)),
-            steps: self.or(&map, "steps", Vec::new(), |reader, at| reader.each(at, "texts or {run, timeout}", Self::step)),
+            steps: self.or(&map, "steps", Vec::new(), |reader, at| reader.each(at, "texts or {run, timeout, only}", Self::step)),
         }
     }
 
@@ -403,10 +455,11 @@ impl Reader<'_> {
                 self.missing(&map, "run", "`run: COMMAND` says what the step does");
             }
             let timeout = self.opt(&map, "timeout", |reader, at| reader.duration(at, SECOND));
+            let only = self.or(&map, "only", Only::default(), |reader, at| reader.only(at, "build.steps[].only"));
             let run = self.opt(&map, "run", Self::run)?;
-            return Some(BuildStep { run, timeout });
+            return Some(BuildStep { run, timeout, only });
         }
-        Some(BuildStep { run: self.run(at)?, timeout: None })
+        Some(BuildStep { run: self.run(at)?, timeout: None, only: Only::default() })
     }
 
     fn run(&mut self, at: &At<'_>) -> Option<String> {
@@ -544,6 +597,7 @@ impl Reader<'_> {
         let group_name =
             |reader: &mut Self, at: &At<'_>| reader.name(at, "[a-z][a-z0-9_-]*", |b| b == b'-' || b == b'_').map(PoolName::from);
         let group = self.opt(map, "group", group_name);
+        let only = self.or(map, "only", Only::default(), |reader, at| reader.only(at, "pools.NAME.only"));
         let user = self.opt(map, "user", Self::user);
         let one = |reader: &mut Self, at: &At<'_>| reader.text(at).map(str::to_owned);
         let queues = self.or(map, "queues", Vec::new(), |reader, at| reader.each(at, "texts", one));
@@ -553,7 +607,7 @@ impl Reader<'_> {
         let mut policy = policy;
         policy.worker.memory = with_hard_limit(policy.worker.memory, limits.memory);
         let log = self.pool_log(map);
-        Some(PoolSettings { policy, command: command?, group, user, queue, queues, env, env_files, port, limits, log })
+        Some(PoolSettings { policy, command: command?, group, only, user, queue, queues, env, env_files, port, limits, log })
     }
 
     fn port(&mut self, at: &At<'_>) -> Option<u16> {

@@ -47,6 +47,8 @@ pub const KEYS: &[Key] = &[
         Left::Words("who runs the agent"),
         "What helpers, builds and workers run as, by name or number; pools may override it.",
     ),
+    key("roles", "list of names", Left::As("[]"), "What this node is for; `--role NAME` of `run` adds to it."),
+    key("attributes", "map of texts", Left::As("{}"), "More about this node, in names of your own: `{slave: true}`."),
     key("source", "map", Left::Required, "Where the code comes from. Exactly one of `branch`, `tag` and `revision` is given."),
     key(
         "source.repository",
@@ -115,6 +117,8 @@ pub const KEYS: &[Key] = &[
     key("build.steps", "list of texts or maps", Left::As("[]"), "Run in order, each by `sh -eu -c`; a text is `{run: TEXT}`."),
     key("build.steps[].run", "text", Left::Required, "What is run."),
     key("build.steps[].timeout", "duration", Left::Words("the whole build's"), "The longest that this step may take."),
+    key("build.steps[].only", "map", Left::Words("every node"), "The nodes that run this step: as `pools.NAME.only`."),
+    key("build.steps[].only.roles", "list of names", Left::Words("whatever the roles"), "As `pools.NAME.only.roles`."),
     key("queue", "map", Left::As("{}"), "What the workers work on; pools may override each key of it."),
     key(
         "queue.kind",
@@ -133,6 +137,13 @@ pub const KEYS: &[Key] = &[
     ),
     key("pools.NAME.shell", "text", Left::Words("required, or `command`"), "Given to `sh -c`."),
     key("pools.NAME.group", "name", NOTHING, "Commands take it as well as a pool's name; must not be one."),
+    key(
+        "pools.NAME.only",
+        "map of `roles` and attributes",
+        Left::Words("every node"),
+        "The nodes that run this pool; beside `roles`, the names of `attributes`, all of which must be as written here.",
+    ),
+    key("pools.NAME.only.roles", "list of names", Left::Words("whatever the roles"), "The node has any of these."),
     key("pools.NAME.count", "number up to 10000, or a map", Left::As("1"), "How many workers; 0: none."),
     key("pools.NAME.count.per_cpu", "number, at least 1", NOTHING, "As many for each CPU of the machine."),
     key("pools.NAME.count.per_memory", "size", NOTHING, "One for each so much memory of the machine; at least one."),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use selfstart_core::id::PoolName;
+use selfstart_core::only::{Only, Traits};
 use selfstart_core::policy::PoolPolicy;
 use selfstart_core::units::Bytes;
 
@@ -19,6 +20,8 @@ pub struct Settings {
     pub root: PathBuf,
     /// `user:`; `None`: who runs the agent.
     pub user: Option<UserSpec>,
+    /// `roles:`, `attributes:` and what `--role` adds.
+    pub node: Traits,
     /// `source:`.
     pub source: SourceSettings,
     /// `release:`.
@@ -29,10 +32,30 @@ pub struct Settings {
     pub queue: QueueSettings,
     /// `pools:`, in the order in which they are written.
     pub pools: Vec<PoolSettings>,
+    /// What the configuration has for other nodes.
+    pub elsewhere: Vec<Elsewhere>,
     /// `control:`.
     pub control: ControlSettings,
     /// `log:`.
     pub log: LogSettings,
+}
+
+/// A pool or step that is not for this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Which.
+    pub what: What,
+    /// Its `only:`.
+    pub only: Only,
+}
+
+/// What may be for some nodes only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A pool.
+    Pool(PoolName),
+    /// A build step, as it is written.
+    Step(String),
 }
 
 /// `user` or `user:group`, by name or number; looked up when it is used.
@@ -151,6 +174,8 @@ pub struct BuildStep {
     pub run: String,
     /// This step alone; `None`: only the whole build's.
     pub timeout: Option<Duration>,
+    /// `only:`.
+    pub only: Only,
 }
 
 /// `queue:`; pools may override it.
@@ -186,6 +211,8 @@ pub struct PoolSettings {
     pub command: Command,
     /// `group:`.
     pub group: Option<PoolName>,
+    /// `only:`.
+    pub only: Only,
     /// `user:`; `None`: the app's.
     pub user: Option<UserSpec>,
     /// `queue:`, the app's where the pool says nothing.
@@ -316,6 +343,23 @@ impl Changes {
 }
 
 impl Settings {
+    /// Makes of what the configuration says what holds for this node: adds roles to its own, and puts aside the pools and steps that are
+    /// for others. A pool that is not here is no obstacle to those `after` it.
+    pub(super) fn keep_for_node(&mut self, roles: &[String]) {
+        self.node.roles.extend(roles.iter().cloned());
+        let node = &self.node;
+        let (steps, other_steps): (Vec<_>, Vec<_>) = self.build.steps.drain(..).partition(|step| step.only.is_for(node));
+        let (pools, other_pools): (Vec<_>, Vec<_>) = self.pools.drain(..).partition(|pool| pool.only.is_for(node));
+        let steps_elsewhere = other_steps.into_iter().map(|step| Elsewhere { what: What::Step(step.run), only: step.only });
+        let pools_elsewhere = other_pools.into_iter().map(|pool| Elsewhere { what: What::Pool(pool.policy.name), only: pool.only });
+        self.elsewhere = pools_elsewhere.chain(steps_elsewhere).collect();
+        (self.build.steps, self.pools) = (steps, pools);
+        let here: BTreeSet<PoolName> = self.pools.iter().map(|pool| pool.policy.name.clone()).collect();
+        for pool in &mut self.pools {
+            pool.policy.after.retain(|other| here.contains(other));
+        }
+    }
+
     /// The files of `${file:...}` that the agent reads.
     #[must_use]
     pub fn secret_files(&self) -> Vec<PathBuf> {

@@ -441,7 +441,7 @@ mod tests {
     fn keeper() -> Keeper {
         let mut keeper = Keeper::new(SignalFd::take().expect("signals"), vec![c"/etc/selfstart/config.yaml".to_owned()]).expect("a keeper");
         // Nobody is asked who may do what.
-        keeper.rights = crate::keeper::rights::Rights::new(None);
+        keeper.rights = crate::keeper::rights::Rights::new(&[]);
         keeper
     }
 

@@ -91,6 +91,8 @@ pub(super) enum Ordered {
 pub(super) struct Rights {
     /// The configuration; `None`: the keeper is not root, and there is nothing to be divided.
     config: Option<CString>,
+    /// What the node is for, beside what that says.
+    roles: Vec<CString>,
     standing: Standing,
     /// Whether it was asked since the last agent ended.
     fresh: bool,
@@ -101,11 +103,19 @@ pub(super) struct Rights {
 }
 
 impl Rights {
-    /// For a keeper with this configuration.
-    pub(super) fn new(config: Option<CString>) -> Self {
-        let config = config.filter(|_| rustix::process::geteuid().is_root());
+    /// For a keeper with these words for its agents: the configuration, and roles.
+    pub(super) fn new(words: &[CString]) -> Self {
+        let config = words.first().cloned().filter(|_| rustix::process::geteuid().is_root());
         let standing = if config.is_some() { Standing::Unknown } else { Standing::AsKeeper { why: String::new() } };
-        Self { config, standing, fresh: false, running: None, waiting: VecDeque::new(), users: BTreeSet::new() }
+        Self {
+            config,
+            roles: words.iter().skip(1).cloned().collect(),
+            standing,
+            fresh: false,
+            running: None,
+            waiting: VecDeque::new(),
+            users: BTreeSet::new(),
+        }
     }
 
     /// Whether an agent may be started now.
@@ -195,9 +205,10 @@ impl Rights {
         let err = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 10)
             .or_else(|_| rustix::io::fcntl_dupfd_cloexec(&**null, 10))
             .map_err(|error| told(error.into()))?;
+        let words = [c"selfstart".to_owned(), c"internal-rights".to_owned(), verb.to_owned(), config];
         let started = starter.start_at_any_rate(Job {
             programs: vec![c"/proc/self/exe".to_owned()],
-            argv: vec![c"selfstart".to_owned(), c"internal-rights".to_owned(), verb.to_owned(), config],
+            argv: words.into_iter().chain(self.roles.iter().cloned()).collect(),
             env: super::own_environment(),
             own_pid_at: None,
             cwd: Some(c"/".to_owned()),
@@ -606,7 +617,7 @@ mod tests {
             let answer = crate::sys::memory_file(b"").expect("a file");
             rights.running = Some(Running { pid, errand: Errand::Order, answer, until: clock::now() });
         };
-        let mut rights = Rights::new(None);
+        let mut rights = Rights::new(&[]);
         rights.config = Some(c"/etc/selfstart/config.yaml".to_owned());
         rights.standing = Standing::Unknown;
         hangs(&mut rights);
@@ -629,7 +640,7 @@ mod tests {
             change(&mut split);
             Grant::Split(split)
         };
-        let mut rights = Rights::new(None);
+        let mut rights = Rights::new(&[]);
         rights.standing = Standing::Unknown;
         assert!(!rights.are_known() && rights.judge(&as_user("w/0#1", None)).is_err());
         assert_eq!(rights.ordered(Err("it ended".into())).0, Ordered::Again);

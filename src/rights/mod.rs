@@ -22,6 +22,7 @@ use selfstart_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{self, chain};
+use crate::config::For;
 use crate::config::settings::{Credentials as SourceCredentials, Settings, UserSpec};
 use crate::control::socket;
 use crate::release::layout::{Layout, Owner};
@@ -126,11 +127,13 @@ impl Gone {
     }
 }
 
-/// Runs the helper: `VERB CONFIG`.
+/// Runs the helper: `VERB CONFIG ROLE...`.
 pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let verb = arguments.next().unwrap_or_default();
     let config = PathBuf::from(arguments.next().unwrap_or_default());
+    let roles = arguments.map(|role| role.to_string_lossy().into_owned()).collect();
+    let config = agent::At { config, roles };
     let answer = match verb.to_str() {
         Some("order") => order(&config).and_then(|grant| json(&grant)),
         Some("uses") => split(&config).and_then(|(split, _)| uses(&split)),
@@ -166,7 +169,8 @@ enum Standing {
 ///
 /// # Errors
 /// When that cannot be known now.
-fn standing(config: &Path) -> Result<Standing, String> {
+fn standing(at: &agent::At) -> Result<Standing, String> {
+    let config = at.config.as_path();
     let other = |why: String| Ok(Standing::Other(Grant::AsKeeper { why }));
     let agent = match users::user(AGENT_USER, None) {
         // Its own group alone: another one could be as good as root.
@@ -178,7 +182,7 @@ fn standing(config: &Path) -> Result<Standing, String> {
         let why = format!("the configuration says who may run what, so only root may write it: {}", chain(&error));
         return Ok(Standing::Other(Grant::Refused { why }));
     }
-    let Ok(settings) = agent::load(config).map(|loaded| loaded.settings) else { return Ok(Standing::Broken) };
+    let Ok(settings) = agent::load(config, For::This(&at.roles)).map(|loaded| loaded.settings) else { return Ok(Standing::Broken) };
     let specs: BTreeSet<Option<(&str, Option<&str>)>> = std::iter::once(settings.user.as_ref())
         .chain(settings.pools.iter().filter_map(|pool| pool.user.as_ref()).map(Some))
         .map(|spec| spec.map(|spec: &UserSpec| (spec.user.as_str(), spec.group.as_deref())))
@@ -283,11 +287,12 @@ pub(crate) enum Outlook {
 }
 
 /// Says as whom the agent of this configuration would run, and changes nothing.
-pub(crate) fn outlook(config: &Path) -> Outlook {
+pub(crate) fn outlook(config: &Path, roles: &[String]) -> Outlook {
     if matches!(users::user(AGENT_USER, None), Err(UserError::NoUser(_))) {
         return Outlook::NoUser;
     }
-    match standing(&std::path::absolute(config).unwrap_or_else(|_| config.to_owned())) {
+    let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
+    match standing(&agent::At { config, roles: roles.to_vec() }) {
         Ok(Standing::Split(..)) => Outlook::Split,
         Ok(Standing::Broken) => Outlook::MeantToBeRoot,
         Ok(Standing::Other(Grant::AsKeeper { why })) if why.is_empty() => Outlook::MeantToBeRoot,
@@ -299,10 +304,10 @@ pub(crate) fn outlook(config: &Path) -> Outlook {
 }
 
 /// Puts everything in order, and returns who may do what.
-fn order(config: &Path) -> Result<Grant, String> {
+fn order(config: &agent::At) -> Result<Grant, String> {
     match standing(config)? {
         Standing::Other(grant) => Ok(grant),
-        Standing::Broken => Ok(match last_record(config) {
+        Standing::Broken => Ok(match last_record(&config.config) {
             Ok(Some(split)) => Grant::Split(split),
             Ok(None) => Grant::AsKeeper { why: "the configuration cannot be understood".to_owned() },
             Err(why) => Grant::Refused { why },
@@ -339,10 +344,10 @@ fn wanted(split: &Split, control: socket::Owner) -> Order {
 }
 
 /// As [`standing`], for the verbs that need an agent with a user of its own.
-fn split(config: &Path) -> Result<(Split, Layout), String> {
+fn split(config: &agent::At) -> Result<(Split, Layout), String> {
     let split = match standing(config)? {
         Standing::Split(split, _) => split,
-        Standing::Broken => last_record(config)?.ok_or("the configuration cannot be understood")?,
+        Standing::Broken => last_record(&config.config)?.ok_or("the configuration cannot be understood")?,
         Standing::Other(_) => return Err("the agent has no user of its own".to_owned()),
     };
     let layout = Layout::new(&split.root);

@@ -29,6 +29,7 @@ mod redis;
 mod releases;
 mod reload;
 mod remote;
+mod roles;
 mod ssh;
 mod upgrade;
 mod users;
