@@ -4,12 +4,17 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use selfstart_core::runtime::Setting;
+use selfstart_core::runtime::choose::LANGUAGES;
+
 use crate::agent;
 use crate::cli::check::{Checkup, Finding, Weight};
 use crate::config::problem::Problem;
 use crate::config::secret::read_secret;
 use crate::config::settings::{Credentials, Elsewhere, PoolSettings, QueueKind, Settings, What};
 use crate::config::{ConfigErrors, For, Loaded, process_env};
+use crate::release::layout::Layout;
+use crate::release::switch;
 use crate::release::transport::ssh;
 use crate::rights::{self, AGENT_USER, Outlook};
 use crate::sys::cgroup;
@@ -41,6 +46,8 @@ pub(crate) fn checkup(path: &Path, roles: &[String], offline: bool) -> Checkup {
     let mut found: Vec<Finding> = loaded.warnings.iter().map(|problem| problem_finding(Weight::Warning, problem)).collect();
     found.extend(unusable(path, &loaded).iter().map(|problem| problem_finding(Weight::Problem, problem)));
     found.extend(of_agent(path, roles, &loaded.settings));
+    found.extend(of_second_names(&loaded.settings, fs_err::read_to_string(PROTECTED_HARDLINKS).ok().as_deref()));
+    found.extend(of_folders_of_env_files(&loaded.settings));
     found.extend(of_node(&loaded.settings));
     found.extend(of_machine(&loaded.settings));
     let runs = found.iter().all(|finding| finding.weight != Weight::Problem);
@@ -138,6 +145,36 @@ fn of_node(settings: &Settings) -> Vec<Finding> {
     found
 }
 
+/// Whether users can give others' files second names (`proc_sys_fs(5)`).
+const PROTECTED_HARDLINKS: &str = "/proc/sys/fs/protected_hardlinks";
+
+/// Second names of files, by which who owns a folder of ours could have files of root's given away. `said`: what the kernel says of them.
+fn of_second_names(settings: &Settings, said: Option<&str>) -> Option<Finding> {
+    let divided = rustix::process::geteuid().is_root() && settings.user.is_some();
+    if !divided || said.is_none_or(|said| said.trim() != "0") {
+        return None;
+    }
+    let hint = "`sysctl fs.protected_hardlinks=1`, and the same in /etc/sysctl.d";
+    let text = "agent: fs.protected_hardlinks is 0, so users can give files of root's second names in folders of theirs";
+    Some(finding(Weight::Warning, text, Some(hint)))
+}
+
+/// Files of `env_files` that the pool's own user can replace: it would decide what is read with the agent's rights.
+fn of_folders_of_env_files(settings: &Settings) -> Vec<Finding> {
+    let found = |pool: &PoolSettings, path: &Path| {
+        let spec = pool.user.as_ref().or(settings.user.as_ref())?;
+        let user = users::user(&spec.user, spec.group.as_deref()).ok().filter(|user| user.credentials.uid != 0)?;
+        let folder = path.ancestors().skip(1).find(|folder| fs_err::metadata(folder).is_ok_and(|found| may_replace_in(&found, &user)))?;
+        let key = format!("pools.{}.env_files", pool.policy.name);
+        let text = format!("{key}: user `{}` can write in `{}`, so it can replace `{}`", user.name, folder.display(), path.display());
+        Some(finding(Weight::Warning, text, Some("keep it where only root can write, as in /etc/selfstart")))
+    };
+    if !rustix::process::geteuid().is_root() {
+        return Vec::new();
+    }
+    settings.pools.iter().flat_map(|pool| pool.env_files.iter().filter_map(move |path| found(pool, path))).collect()
+}
+
 fn of_machine(settings: &Settings) -> Vec<Finding> {
     let mut found = Vec::new();
     if rustix::process::geteuid().is_root() && settings.user.is_none() {
@@ -149,10 +186,52 @@ fn of_machine(settings: &Settings) -> Vec<Finding> {
     found.extend(hidden::processes().map(|hidden| finding(Weight::Warning, hidden.to_string(), None)));
     found.extend(of_files(settings));
     found.extend(of_ssh(settings));
+    found.extend(of_signers(settings));
     found.extend(of_secrets(settings));
     found.extend(of_memory(settings));
     found.extend(of_queues(settings));
+    found.extend(of_runtime(settings));
     found.extend(of_limits(settings, &cgroup::controllers_here().unwrap_or_default()));
+    found
+}
+
+/// Which ruby, node and python the live release would run if it were made now, and why; before there is one, only what the configuration
+/// itself names can be looked for.
+fn of_runtime(settings: &Settings) -> Vec<Finding> {
+    let own = rustix::process::geteuid();
+    let theirs = settings.user.as_ref().and_then(|spec| users::user(&spec.user, None).ok());
+    if settings.build.runtime == Setting::None || theirs.is_some_and(|user| !own.is_root() && user.credentials.uid != own.as_raw()) {
+        // The managers in somebody else's home are not ours to see.
+        return Vec::new();
+    }
+    let layout = Layout::new(&settings.root);
+    let live = match switch::current(&layout) {
+        Ok(switch::Current::Release(id)) => Some(layout.release(&id)),
+        _ => None,
+    };
+    if live.is_none() && settings.build.runtime == Setting::Auto {
+        return Vec::new();
+    }
+    let release = live.as_deref().unwrap_or(Path::new("/"));
+    let captured = match agent::ask_runtime(settings, release) {
+        Ok(captured) => captured,
+        // Without a release there is no file that could say more.
+        Err(text) if live.is_none() && text.contains("no file of the release names") => return Vec::new(),
+        Err(text) => return vec![finding(Weight::Warning, format!("build.runtime: {text}"), None)],
+    };
+    let mut found: Vec<Finding> = captured.tools.iter().map(|tool| finding(Weight::Fact, format!("build.runtime: {tool}"), None)).collect();
+    found.extend(captured.notes.iter().map(|note| finding(Weight::Warning, format!("build.runtime: {note}"), None)));
+    if live.is_some() {
+        for tool in LANGUAGES.iter().filter(|tool| !captured.tools.iter().any(|it| it.tool == **tool)) {
+            let program = if *tool == "python" { "python3" } else { tool };
+            let own = agent::PATH.split(':').map(|entry| Path::new(entry).join(program)).find(|path| path.exists());
+            found.extend(own.map(|path| {
+                let text =
+                    format!("build.runtime: {tool}: {}, the machine's own: nothing in the release asks for a version", path.display());
+                finding(Weight::Fact, text, None)
+            }));
+        }
+    }
     found
 }
 
@@ -246,6 +325,24 @@ fn of_files(settings: &Settings) -> Vec<Finding> {
         .collect()
 }
 
+/// Who may sign: a file that can be used, and that nobody else can change.
+fn of_signers(settings: &Settings) -> Vec<Finding> {
+    const KEY: &str = "source.verify.allowed_signers";
+    let Some(path) = &settings.source.allowed_signers else { return Vec::new() };
+    let text = match agent::allowed_signers(path) {
+        Ok(text) => text,
+        Err(text) => return vec![finding(Weight::Problem, text, None)],
+    };
+    let signers = crate::release::signed::Signers::parse(&text, &jiff::tz::TimeZone::system());
+    let lines = "lines are `NAME namespaces=\"git\" KEY` (ssh-keygen(1), ALLOWED SIGNERS)";
+    if signers.is_empty() {
+        let text = format!("{KEY}: `{}` allows nobody to sign: nothing can be deployed", path.display());
+        return vec![finding(Weight::Problem, text, Some(lines))];
+    }
+    let told = |trouble: &String| finding(Weight::Warning, format!("{KEY}: `{}`, {trouble}", path.display()), Some(lines));
+    signers.trouble.iter().map(told).collect()
+}
+
 /// What a source over ssh needs here: the client, and a key that can be used and that the app's user cannot read.
 fn of_ssh(settings: &Settings) -> Vec<Finding> {
     const KEY: &str = "source.credentials.ssh_key";
@@ -283,8 +380,19 @@ fn of_ssh(settings: &Settings) -> Vec<Finding> {
     found
 }
 
-/// By the file's own mode (`path_resolution(7)`); an access list may say otherwise.
+/// Whether a user can put another file in place of one in this folder that is not its own; in a sticky one only the folder's owner can.
+fn may_replace_in(folder: &std::fs::Metadata, user: &users::User) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    const STICKY: u32 = 0o1000;
+    folder.uid() == user.credentials.uid || (may(folder, user, 2) && folder.mode() & STICKY == 0)
+}
+
 fn may_read(file: &std::fs::Metadata, user: &users::User) -> bool {
+    may(file, user, 4)
+}
+
+/// By the file's own mode (`path_resolution(7)`); an access list may say otherwise. `what`: 4 to read, 2 to write.
+fn may(file: &std::fs::Metadata, user: &users::User, what: u32) -> bool {
     use std::os::unix::fs::MetadataExt;
     let who = &user.credentials;
     let shift = if file.uid() == who.uid {
@@ -294,7 +402,7 @@ fn may_read(file: &std::fs::Metadata, user: &users::User) -> bool {
     } else {
         0
     };
-    who.uid == 0 || file.mode() >> shift & 4 != 0
+    who.uid == 0 || file.mode() >> shift & what != 0
 }
 
 /// Whether the source answers and has what is configured. It is asked again by every deploy, so it is a warning.
@@ -325,7 +433,7 @@ fn of_secrets(settings: &Settings) -> Vec<Finding> {
         Credentials::Password { username, password } => {
             source.extend([("source.credentials.username".to_owned(), username), ("source.credentials.password".to_owned(), password)])
         }
-        Credentials::None | Credentials::Ssh { .. } => {}
+        Credentials::None | Credentials::Askpass(_) | Credentials::Ssh { .. } => {}
     }
     let mut found: Vec<Finding> = build
         .chain(pools)
@@ -389,4 +497,44 @@ fn ping(url: &str) -> redis::RedisResult<()> {
     let mut connection = client.get_connection_with_timeout(QUEUE_TIMEOUT)?;
     connection.set_read_timeout(Some(QUEUE_TIMEOUT))?;
     redis::cmd("PING").query(&mut connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use super::*;
+
+    #[test]
+    fn what_gives_users_a_hand_in_what_is_roots_is_warned_of() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root's node is divided");
+        }
+        let dir = tempfile::Builder::new().prefix("check-").tempdir_in("/tmp").expect("a folder");
+        let (config, folder) = (dir.path().join("config.yaml"), dir.path().join("env"));
+        fs_err::create_dir(&folder).expect("made");
+        fs_err::write(folder.join("file"), "A=1\n").expect("written");
+        let settings = |user: &str| {
+            let text = format!(
+                "app: x\nroot: {}/root\n{user}source: {{repository: /x, branch: main}}\npools:\n  w: {{command: x, env_files: [{}/file]}}\n",
+                dir.path().display(),
+                folder.display()
+            );
+            fs_err::write(&config, text).expect("written");
+            agent::load(&config, For::Any).expect("in order").settings
+        };
+        let divided = settings("user: nobody\n");
+        assert!(of_second_names(&divided, Some("0\n")).is_some_and(|found| found.weight == Weight::Warning && found.hint.is_some()));
+        assert!(of_second_names(&divided, Some("1\n")).is_none() && of_second_names(&divided, None).is_none());
+        assert!(of_second_names(&settings(""), Some("0\n")).is_none());
+        let mode = |mode: u32| fs_err::set_permissions(&folder, std::fs::Permissions::from_mode(mode)).expect("changed");
+        for (bits, owner, warned) in [(0o755, 0, false), (0o777, 0, true), (0o1777, 0, false), (0o555, 65534, true)] {
+            mode(bits);
+            chown(&folder, Some(owner), None).expect("given");
+            let found = of_folders_of_env_files(&divided);
+            assert_eq!(found.len(), usize::from(warned), "{bits:o} {owner}: {found:?}");
+            assert!(found.iter().all(|found| found.text.contains("user `nobody` can write in")), "{found:?}");
+        }
+        assert!(of_folders_of_env_files(&settings("")).is_empty());
+    }
 }

@@ -53,8 +53,11 @@ fn hold() -> io::Result<()> {
 fn end_all() -> io::Result<()> {
     let path = std::env::var_os(CGROUP_VARIABLE).ok_or_else(|| io::Error::other(format!("{CGROUP_VARIABLE} is not set")))?;
     let tree = Tree::open(Path::new(&path))?;
+    // In a unit with Delegate=, systemd starts this very process in a cgroup `.control` of the tree (seen with 252): it would end itself,
+    // perhaps before all others, and the unit be `failed` after each stop.
+    let own = cgroup::own_path()?;
     let mut left = Vec::new();
-    for name in tree.names()?.into_iter().filter(|name| name != HOLDER) {
+    for name in tree.names()?.into_iter().filter(|name| name != HOLDER && tree.path().join(name) != own) {
         let group = tree.group(&name)?;
         if group.is_populated()? {
             eprintln!("{name} is still there, and is killed");

@@ -7,12 +7,14 @@ mod cli;
 mod config;
 mod control;
 mod holder;
+mod http;
 mod install;
 mod keeper;
 #[cfg(test)]
 mod manual;
 mod release;
 mod rights;
+mod runtime;
 mod sys;
 mod telling;
 
@@ -41,6 +43,9 @@ fn main() -> ExitCode {
     match arguments.next().as_deref().and_then(|verb| verb.to_str()) {
         Some("internal-keeper") => return keeper::rehearse(),
         Some("internal-git") => return release::git::main(),
+        Some(release::carry::VERB) => return release::carry::main(),
+        Some(runtime::VERB) => return runtime::main(),
+        Some(telling::notify::VERB) => return telling::notify::main(),
         Some("internal-holder") => return holder::main(arguments.next().is_some_and(|word| word == "--stop")),
         Some("internal-rights") => return rights::main(arguments),
         Some("internal-agent") => return agent::main(arguments),

@@ -6,6 +6,7 @@
 
 use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use selfstart_core::deploy::Event;
@@ -17,7 +18,7 @@ use super::run::{Agent, Worked};
 use super::sampling::Unseen;
 use super::serving::Reloader;
 use crate::keeper::protocol::{Ask, Errand};
-use crate::keeper::{STANDING_SPLIT, STANDING_VARIABLE};
+use crate::keeper::{LAST_GOOD_VARIABLE, STANDING_SPLIT, STANDING_VARIABLE};
 use crate::release::git::Request;
 use crate::release::prune::{Unsure, Uses};
 use crate::rights::Gone;
@@ -44,12 +45,18 @@ pub(super) fn why_root() -> Option<&'static str> {
     standing().filter(|said| *said != STANDING_SPLIT)
 }
 
-/// Gives up for good whatever a program could add to our rights.
-pub(super) fn give_up_privileges() {
-    if is_apart() {
-        // Refused by no kernel since 3.5; without it, it is only that.
-        let _given_up = rustix::thread::set_no_new_privs(true);
-    }
+/// The root whose last good configuration is to be run, and why; `None`: the configuration is to be believed. It is the keeper's word, by root's
+/// record: what the configuration says of itself is not looked at.
+pub(super) fn last_good() -> Option<(PathBuf, String)> {
+    let said = std::env::var(LAST_GOOD_VARIABLE).ok()?;
+    let (root, why) = said.split_once('\n')?;
+    Some((PathBuf::from(root), why.to_owned()))
+}
+
+/// Why this agent could make files that make somebody else of who executes them; `None`: it could not, or that is nothing to it.
+pub(super) fn unconfined() -> Option<&'static str> {
+    (is_apart() && !crate::sys::confine::is_on())
+        .then_some("this kernel filters no system calls: see `Files that become somebody else` in docs/security.md")
 }
 
 /// What is done once it is known which release is used, or why it is not.

@@ -19,12 +19,14 @@ use super::deploying::{Deploying, chain, look};
 use super::errands::Errands;
 use super::line::{Line, LineError, Told};
 use super::minding::{self, PoolsSaved};
+use super::notifying::Notifying;
 use super::output::Outputs;
 use super::run::Groups;
 use super::run::{Agent, Ending, RunError, Worked, watch_outputs};
 use super::serving::{self, Serving};
 use super::store;
 use super::tell::Telling;
+use super::triggering::Triggering;
 use crate::cli::exit::Exit;
 use crate::config::settings::Settings;
 use crate::config::{self, For, Loaded, Surroundings};
@@ -34,6 +36,7 @@ use crate::keeper::protocol::{Ask, Errand, Key, PROTOCOL, Tell, Upgraded, Welcom
 use crate::release::layout::{Layout, Owner};
 use crate::release::prune;
 use crate::sys::clock;
+use crate::sys::gate;
 use crate::sys::process::Ended;
 
 /// Under these names the keeper keeps what must outlive an agent.
@@ -73,7 +76,6 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let config = PathBuf::from(arguments.next().unwrap_or_default());
     let at = At { config, roles: arguments.map(|role| role.to_string_lossy().into_owned()).collect() };
     crate::sys::small_heap();
-    super::apart::give_up_privileges();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().max_blocking_threads(8).build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -200,11 +202,13 @@ async fn start_on(mut line: Line, at: &At) -> Result<u8, BootError> {
         Err((error, mut line)) => {
             if first {
                 complain(&format!("error: {}", chain(&error)));
+                let mut exit = Exit::Failed;
                 if matches!(error, BootError::Taken { .. }) {
                     complain("hint: `selfstart status` shows what that one does; a second one needs a `root` of its own");
+                    exit = Exit::Refused;
                 }
-                line.ask(&Ask::Quit { code: Exit::Failed.code() }, None)?;
-                return Ok(Exit::Failed.code());
+                line.ask(&Ask::Quit { code: exit.code() }, None)?;
+                return Ok(exit.code());
             }
             Err(error)
         }
@@ -214,6 +218,9 @@ async fn start_on(mut line: Line, at: &At) -> Result<u8, BootError> {
 /// Loads the configuration; when it is broken and the node has something to keep running, the last good one, with a note.
 fn configuration(at: &At) -> Result<(Loaded, Vec<String>), Box<dyn std::error::Error + Send + Sync>> {
     let path = at.config.as_path();
+    if let Some((root, why)) = super::apart::last_good() {
+        return last_good(at, &root, &why);
+    }
     let broken = match load_usable(at) {
         Ok(loaded) => return Ok((loaded, Vec::new())),
         Err(error) => error,
@@ -240,6 +247,18 @@ pub(crate) struct At {
     pub(crate) config: PathBuf,
     /// `--role`: what comes on top of the configured roles, whatever the file says later.
     pub(crate) roles: Vec<String>,
+}
+
+/// Loads what was run last: others could have written the configuration, so nothing of it is read.
+fn last_good(at: &At, root: &Path, why: &str) -> Result<(Loaded, Vec<String>), Box<dyn std::error::Error + Send + Sync>> {
+    let good = Layout::new(root.to_owned()).good_config();
+    let loaded = load_usable(&At { config: good.clone(), roles: at.roles.clone() })?;
+    if loaded.settings.root != root {
+        return Err(format!("`{}` is of another `root`; and {why}", good.display()).into());
+    }
+    let note = format!("`{}` is not believed, so `{}` is run: {why}", at.config.display(), good.display());
+    complain(&format!("warning: {note}"));
+    Ok((loaded, vec![note]))
 }
 
 /// Reads a configuration against this machine.
@@ -315,6 +334,7 @@ async fn put_together(
     let user = super::launch::who(settings.user.as_ref()).map_err(doing("look up `user`"))?;
     let owner = user.map(|user| Owner { uid: user.credentials.uid, gid: user.credentials.gid });
     notes.extend(super::apart::why_root().map(|why| format!("the agent runs as root: {why}")));
+    notes.extend(super::apart::unconfined().map(str::to_owned));
     // The keeper has seen to owners already.
     notes.extend(layout.create(owner.filter(|_| !super::is_apart())).map_err(doing("make the folders below `root`"))?);
     let root = settings.root.display().to_string();
@@ -403,7 +423,8 @@ fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
     use std::io::Write;
     let path = layout.run().join("lock");
     let io = |error: std::io::Error| doing(format!("lock `{}`", path.display()))(error);
-    let mut file = fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CREATE;
+    let mut file = gate::File::open(&path, flags, 0o666).map_err(io)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -416,7 +437,7 @@ fn lock(layout: &Layout, keeper_pid: i32) -> Result<File, BootError> {
     }
     file.set_len(0).map_err(io)?;
     writeln!(file, "{keeper_pid}").map_err(io)?;
-    Ok(file.into_parts().0)
+    Ok(OwnedFd::from(file).into())
 }
 
 /// Goes on with the output of a former agent, or begins anew; what is kept is given to the keeper.
@@ -481,6 +502,8 @@ impl Parts {
             serve(listener, calls_in, gate, serving::name_of).await;
             Worked::Served
         });
+        let notifying = Notifying::new(&self.settings.notify);
+        let triggering = Triggering::recall(&self.layout);
         let good = self.layout.good_config();
         let bytes = self.bytes;
         let mut agent = Agent {
@@ -495,6 +518,8 @@ impl Parts {
             outputs_ready: self.outputs_ready,
             telling: self.telling,
             deploying: self.deploying,
+            triggering,
+            notifying,
             pools: BTreeMap::new(),
             serving,
             calls,
@@ -535,7 +560,11 @@ impl Parts {
             agent.upgraded(upgraded);
         }
         if agent.notes.is_empty() {
-            agent.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
+            agent.work(move || {
+                // Of a former agent that was killed while it wrote.
+                store::clean_leftovers(&good);
+                Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error)))
+            });
         }
         agent.recall(self.saved, self.found.children, self.found.exits);
         for number in self.found.signals {
@@ -551,6 +580,7 @@ impl Parts {
             }
             agent.notes.push(text);
         }
+        agent.begin_http();
         agent.ask(Ask::Notify { state: format!("READY=1\nSTATUS=minding `{}`", agent.settings.app) });
         agent
     }
@@ -561,6 +591,7 @@ impl Agent {
     fn recall(&mut self, saved: PoolsSaved, children: Vec<Child>, exits: BTreeMap<Key, (Ended, bool)>) {
         self.recall_pools(saved);
         let (workers, helpers): (Vec<Child>, Vec<Child>) = children.into_iter().partition(|child| minding::is_worker(&child.key));
+        self.deploying.workers_found = workers.iter().any(|worker| !exits.contains_key(&worker.key));
         self.workers_recalled(workers, &exits);
         for Child { key, streams, .. } in helpers {
             self.errands.adopt(key.clone());
@@ -593,14 +624,21 @@ impl Agent {
             Ok(texts) => texts.iter().for_each(|text| tracing::info!("{text}")),
             Err(error) => self.telling.warn(&chain(&error)),
         }
+        prune::clean_marks(&self.layout);
         let running = self.any_worker();
-        let start = if self.welcome.agent_starts == 1 && !running { Start::Boot } else { Start::Again };
+        let run = minding::this_run(self.welcome.keeper_pid);
+        // Not the first agent only: it may have been killed before it could write down that this run is to be deployed to.
+        let taken = if run.is_some() { self.deploying.last_run == run } else { self.welcome.agent_starts > 1 };
+        // Workers that a later agent of this run finds may be what the one before has started itself.
+        let adopted = self.deploying.workers_found && self.welcome.agent_starts == 1;
+        let start = if taken || adopted { Start::Again } else { Start::Boot };
         let pools = if running { PoolsFound::Running } else { PoolsFound::NotRunning };
         let mode = if self.drained { Mode::Drained } else { Mode::Minding };
-        match look(&self.layout, start, pools, mode) {
+        match look(&self.layout, start, pools, mode, run) {
             Ok(found) => {
                 self.deploying.booted = true;
                 self.deploy_event(Event::Booted(found));
+                self.trigger_event(selfstart_core::trigger::Event::Booted);
             }
             Err(error) => {
                 // What cannot be read is not "nothing": with that, whole releases would be thrown away.

@@ -11,20 +11,26 @@ use selfstart_core::deploy::{
 };
 use selfstart_core::id::{ReleaseId, Revision};
 use selfstart_core::retention::KeepPolicy;
+use selfstart_core::runtime::{Captured, Setting};
 use selfstart_core::time::MonoTime;
 use selfstart_core::worker::signal_name;
 use serde::{Deserialize, Serialize};
 
+use super::carrying::Carrying;
 use super::errands::{Over, What};
 use super::launch;
 use super::run::{Agent, Worked};
+use super::runtime::{Runtimes, missing_venv};
 use super::store;
 use crate::config::settings::{Credentials, Settings, SourceSettings, SshAgent, WantedRef};
 use crate::keeper::protocol::Ask;
+use crate::release::carry::StepMade;
 use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
 use crate::release::layout::Layout;
 use crate::release::{prune, switch};
+use crate::rights::trust;
 use crate::sys::clock;
+use crate::sys::gate;
 use crate::sys::process::Ended;
 
 /// How long the writing of a tree may take: the largest trees take seconds, a disk that hangs takes for ever.
@@ -49,9 +55,15 @@ pub(crate) struct Deploying {
     pub(crate) last_line: Option<String>,
     /// Whether [`Event::Booted`] has been taken.
     pub(crate) booted: bool,
+    /// The last run of `selfstart run` whose boot was taken.
+    pub(crate) last_run: Option<String>,
+    /// Whether workers were there when this agent came.
+    pub(crate) workers_found: bool,
     /// What was told last of releases that cannot be removed: it is tried again and again, and told when it changes.
     prune_trouble: String,
     unsure: Vec<ReleaseId>,
+    pub(crate) runtimes: Runtimes,
+    pub(crate) carrying: Carrying,
 }
 
 /// Which build a release came from, kept beside the journal: the proof that it is whole.
@@ -59,10 +71,17 @@ pub(crate) struct Deploying {
 pub(crate) struct BuiltMark {
     pub(crate) revision: Revision,
     pub(crate) build: Fingerprint,
+    /// What it runs; `None`: it was made before there were runtimes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) runtime: Option<Captured>,
+    /// What its steps with `unless_unchanged` made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) steps: Vec<StepMade>,
 }
 
 impl Deploying {
     pub(crate) fn new(saved: Saved, settings: &Settings) -> Self {
+        let last_run = saved.run.clone();
         Self {
             machine: Some(Deploy::new(saved)),
             policy: policy(settings),
@@ -72,8 +91,12 @@ impl Deploying {
             progress: git::Progress::default(),
             last_line: None,
             booted: false,
+            last_run,
+            workers_found: false,
             prune_trouble: String::new(),
             unsure: Vec::new(),
+            runtimes: Runtimes::default(),
+            carrying: Carrying::default(),
         }
     }
 
@@ -107,6 +130,8 @@ pub(crate) fn policy(settings: &Settings) -> DeployPolicy {
         build_timeout: settings.build.timeout,
         keep: KeepPolicy { keep: settings.release.keep, keep_failed: settings.release.keep_failed },
         retry: RetryPolicy::default(),
+        probation: settings.release.probation,
+        supersede: settings.source.supersede,
     }
 }
 
@@ -122,6 +147,13 @@ fn fingerprint(settings: &Settings) -> Fingerprint {
         made_of.push_str(&format!("{name}={text}\0"));
     }
     made_of.push_str(&format!("{:?}{:?}{:?}", settings.release.linked_dirs, settings.release.linked_files, settings.user));
+    if settings.source.submodules {
+        made_of.push_str("submodules\0");
+    }
+    // `auto` counts for nothing: what was built before there were runtimes is not built again for it.
+    if settings.build.runtime != Setting::Auto {
+        made_of.push_str(&format!("runtime {}\0", settings.build.runtime));
+    }
     // FNV-1a, 64 bits (RFC 9923): stable between versions, and nobody gains by a collision in their own configuration.
     let hash = made_of.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     Fingerprint(format!("{hash:016x}"))
@@ -135,7 +167,7 @@ fn mark_path(layout: &Layout, release: &ReleaseId) -> PathBuf {
 ///
 /// # Errors
 /// When it cannot be told.
-pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode) -> Result<Found, LookError> {
+pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode, run: Option<String>) -> Result<Found, LookError> {
     let failed = |path: PathBuf| move |source| LookError::Read { path, source };
     let folder = layout.releases();
     let mut releases = Vec::new();
@@ -155,7 +187,7 @@ pub(crate) fn look(layout: &Layout, start: Start, pools: PoolsFound, mode: Mode)
         switch::Current::Release(id) => Some(id),
         switch::Current::Nothing => None,
     };
-    Ok(Found { start, current, releases, pools, mode })
+    Ok(Found { start, current, releases, pools, mode, run })
 }
 
 /// Why it cannot be told what is on disk.
@@ -184,6 +216,11 @@ impl Agent {
         if let Event::SwitchFailed { .. } = event {
             // Not to be tried again for ever with a release that is gone.
             self.forget_missing();
+        }
+        if let Event::Linked { release } = &event
+            && !self.deploying.runtimes.has(release)
+        {
+            return self.begin_runtime(release.clone());
         }
         let now = Now { mono: clock::now(), wall: clock::wall(), jitter: Jitter::new(fastrand::u16(0..=1000)) };
         let machine = self.deploying.machine.take().expect("the machine is only away inside `step`");
@@ -223,6 +260,7 @@ impl Agent {
             self.telling.warn(&text);
         }
         self.deploying.unsure = releases;
+        self.deploying.runtimes.forget(&gone);
         for id in &gone {
             use deploy::ReleaseState as State;
             let why = match self.deploying.machine().book().get(id).map(|entry| &entry.state) {
@@ -320,12 +358,19 @@ impl Agent {
                 self.begin_step(release, revision, step, &build);
             }
             Effect::EndStep { release, step } => {
-                let of = |what: &What| matches!(what, What::Step { release: r, step: s, .. } if *r == release && *s == step);
+                let of = |what: &What| match what {
+                    What::Step { release: r, step: s, .. }
+                    | What::Carry { release: r, step: s, .. }
+                    | What::Made { release: r, step: s, .. } => *r == release && *s == step,
+                    _ => false,
+                };
                 for key in self.errands.keys(of) {
                     self.end_errand(&key);
                 }
             }
-            Effect::MarkBuilt { release, revision, build } => self.begin_marking(release, BuiltMark { revision, build }),
+            Effect::MarkBuilt { release, revision, build } => {
+                self.begin_marking(release, BuiltMark { revision, build, runtime: None, steps: Vec::new() })
+            }
             Effect::Switch { release } => self.begin_switch(release),
             Effect::StartPools { release, revision } | Effect::RollOut { release, revision } => self.roll_out(release, revision),
             Effect::Prune { ids } => self.begin_prune(ids),
@@ -353,11 +398,20 @@ impl Agent {
 
     /// Everything of the release is on disk before its mark says so.
     fn begin_marking(&mut self, release: ReleaseId, mark: BuiltMark) {
+        let runtime = match self.deploying.runtimes.sealed(&release, &mark.build) {
+            Ok(runtime) => runtime,
+            Err(text) => return self.deploy_event(Event::PrepareFailed { release, blame: Blame::Machine, text }),
+        };
+        if let Some(text) = missing_venv(&runtime, &self.layout.release(&release)) {
+            return self.deploy_event(Event::PrepareFailed { release, blame: Blame::Revision, text });
+        }
+        let steps = self.deploying.carrying.sealed(&release);
+        let mark = BuiltMark { runtime: Some(runtime), steps, ..mark };
         let layout = self.layout.clone();
         self.work(move || {
             let marked = switch::sync_release(&layout, &release).map_err(|error| chain(&error)).and_then(|()| {
                 let path = mark_path(&layout, &release);
-                fs_err::create_dir_all(layout.run().join("built"))
+                gate::create_dir_all(layout.run().join("built"))
                     .map_err(|error| error.to_string())
                     .and_then(|()| store::save(&path, store::SCHEMA_NOW, &mark).map_err(|error| chain(&error)))
             });
@@ -397,7 +451,31 @@ impl Agent {
 
     fn begin_fetch(&mut self, fetch: deploy::FetchId, wanted: &Wanted) -> Result<(), String> {
         let settings = self.settings.clone();
-        let mut request = to_fetch(&settings.source, &self.layout, wanted, settings.source.timeout)?;
+        if matches!(settings.source.credentials, Credentials::Askpass(_)) {
+            // The loop does not wait for another's program.
+            let (layout, wanted) = (self.layout.clone(), wanted.clone());
+            self.work(move || {
+                let request = to_fetch(&settings.source, &layout, &wanted, settings.source.timeout);
+                Worked::Asked { fetch, request: request.map(Box::new) }
+            });
+            return Ok(());
+        }
+        let request = to_fetch(&settings.source, &self.layout, wanted, settings.source.timeout)?;
+        self.fetch_now(fetch, request)
+    }
+
+    /// The credentials were asked for.
+    pub(crate) fn asked(&mut self, fetch: deploy::FetchId, request: Result<Box<git::Fetch>, String>) {
+        if self.ending == super::run::Ending::Leaving {
+            return;
+        }
+        if let Err(text) = request.and_then(|request| self.fetch_now(fetch, *request)) {
+            self.deploy_event(Event::FetchFailed { fetch, trouble: FetchTrouble::Refused, text });
+        }
+    }
+
+    fn fetch_now(&mut self, fetch: deploy::FetchId, mut request: git::Fetch) -> Result<(), String> {
+        let settings = self.settings.clone();
         request.known = self.deploying.machine().book().entries().iter().map(|entry| entry.revision.clone()).collect();
         let request = Request::Fetch(request);
         let deadline = clock::now() + settings.source.timeout + HELPER_GRACE;
@@ -414,9 +492,18 @@ impl Agent {
             shared: self.layout.shared(),
             linked_dirs: settings.release.linked_dirs.clone(),
             linked_files: settings.release.linked_files.clone(),
+            allowed_signers: settings.source.allowed_signers.as_deref().map(allowed_signers).transpose()?,
+            submodules: settings.source.submodules,
             timeout_millis: u64::try_from(STAGE_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
         });
         self.begin_git("stage", What::Stage(release.clone()), &request, clock::now() + STAGE_TIMEOUT + HELPER_GRACE)
+    }
+
+    /// Asks the source for its head, and fetches nothing.
+    pub(super) fn begin_look(&mut self) -> Result<(), String> {
+        let timeout = self.settings.source.timeout;
+        let request = Request::Look(to_fetch(&self.settings.source, &self.layout, &Wanted::Configured, timeout)?);
+        self.begin_git("look", What::Look, &request, clock::now() + timeout + HELPER_GRACE)
     }
 
     /// Starts the git helper with a request on its standard input.
@@ -439,9 +526,23 @@ impl Agent {
             // The configuration changed under the build: the machine begins it anew.
             return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
         };
-        let from = launch::From { path: self.layout.release(&release), release: release.clone(), revision };
+        match self.begin_carrying(&release, &revision, step, wanted) {
+            Ok(true) => {}
+            Ok(false) => self.run_step(release, revision, step),
+            Err(text) => self.deploy_event(failed(release, text)),
+        }
+    }
+
+    /// Runs a step of the settings as they are now, which those who ask have compared with the build's.
+    pub(super) fn run_step(&mut self, release: ReleaseId, revision: Revision, step: u32) {
+        let settings = self.settings.clone();
+        let failed = |release, what| Event::StepFailed { release, step, blame: Blame::Machine, what, last_lines: Vec::new() };
+        let Some(wanted) = usize::try_from(step).ok().and_then(|step| settings.build.steps.get(step.checked_sub(1)?)) else {
+            return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
+        };
         let env = |name: &str| std::env::var(name).ok();
-        match launch::step(&settings, &self.known, wanted, &from, String::new(), &env) {
+        let from = self.from(&release, &revision);
+        match from.and_then(|from| launch::step(&settings, &self.known, wanted, &from, String::new(), &env)) {
             Ok(start) => {
                 let deadline = wanted.timeout.map(|timeout| clock::now() + timeout);
                 let key = self.errands.begin("build", What::Step { release: release.clone(), step, run: wanted.run.clone() }, deadline);
@@ -465,10 +566,20 @@ impl Agent {
         let event = match over.what.clone() {
             What::Fetch(fetch) => self.fetch_over(fetch, &over),
             What::Stage(release) => self.stage_over(release, &over),
-            What::Step { release, step, run } => self.step_over(release, step, &run, over),
+            What::Runtime { release, build } => self.runtime_over(release, build, &over),
+            What::Step { release, step, run } => {
+                let event = self.step_over(release, step, &run, over);
+                // What it made is looked at first.
+                match &event {
+                    Event::StepDone { release, step } if self.begin_made(release, *step) => return,
+                    _ => event,
+                }
+            }
+            What::Carry { release, revision, step } => return self.carry_over(release, revision, step, &over),
+            What::Made { release, step, key } => return self.made_over(release, step, key, &over),
             What::Name(release) => Self::named(release, &over, tidied(&over).err()),
             What::Tidy => return self.tidied(tidied(&over)),
-            What::Probe { .. } | What::Leftover => return,
+            What::Probe { .. } | What::Leftover | What::Look | What::Notify { .. } => return,
         };
         self.deploy_event(event);
     }
@@ -528,6 +639,16 @@ impl Agent {
     }
 }
 
+/// What the source said of its head; `None`: that what is wanted has none.
+pub(super) fn looked(over: &Over) -> Result<Option<Revision>, String> {
+    match reply(over) {
+        Some(Reply::Ok(Done::Seen(revision))) => Ok(revision),
+        Some(Reply::Error(failure)) => Err(failure.text),
+        _ if over.timed_out => Err("it took longer than `source.timeout`".into()),
+        _ => Err(cut_short(over)),
+    }
+}
+
 fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: Duration) -> Result<git::Fetch, String> {
     Ok(git::Fetch {
         mirror: layout.mirror(),
@@ -537,6 +658,9 @@ fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: 
         depth: source.depth,
         ca: source.ca.clone(),
         credentials: credentials(source)?,
+        allowed_signers: source.allowed_signers.as_deref().map(allowed_signers).transpose()?,
+        submodules: source.submodules,
+        level: 0,
         timeout_millis: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     })
 }
@@ -561,7 +685,7 @@ pub(crate) fn ask_source(settings: &Settings, longest: Duration) -> Result<(), (
     if let Some((uid, gid, _)) = start.user.filter(|_| rustix::process::geteuid().is_root()) {
         command.uid(uid).gid(gid);
     }
-    let helper = command.spawn().map_err(|error| other(&error))?;
+    let helper = gate::spawn(&mut command).map_err(|error| other(&error))?;
     // It ends itself when its time is over.
     let output = helper.wait_with_output().map_err(|error| other(&error))?;
     let last = output.stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
@@ -600,6 +724,10 @@ fn credentials(source: &SourceSettings) -> Result<git::Credentials, String> {
             username: Secret(resolve(username, "source.credentials.username")?),
             password: Secret(resolve(password, "source.credentials.password")?),
         },
+        Credentials::Askpass(command) => {
+            let (username, password) = super::askpass::ask(command, &resolve(&source.repository, "source.repository")?)?;
+            git::Credentials::Password { username, password }
+        }
         Credentials::Ssh { key, agent, known_hosts } => git::Credentials::Ssh {
             key: key.as_deref().map(ssh_key).transpose()?,
             agent: agent.as_ref().map(ssh_agent).transpose()?,
@@ -624,6 +752,30 @@ fn ssh_key(path: &Path) -> Result<git::SshKey, String> {
     Ok(git::SshKey { path: path.to_owned(), text: Secret(text + "\n") })
 }
 
+/// Reads who may sign; refuses a file that others than root can change, where root can be told from others.
+pub(crate) fn allowed_signers(path: &Path) -> Result<String, String> {
+    use std::io::Read;
+    const KEY: &str = "source.verify.allowed_signers";
+    /// Thousands of keys.
+    const LONGEST: u64 = 512 * 1024;
+    let failed = |why: &dyn std::fmt::Display| format!("{KEY}: `{}` cannot be used: {why}", path.display());
+    let (mut path_found, divided) = (path.to_owned(), super::is_apart() || rustix::process::geteuid().is_root());
+    if divided {
+        // Who could write there would be who decides what is run.
+        path_found = trust::way(path, trust::End::Root).map_err(|error| failed(&chain(&error)))?;
+    }
+    let file = fs_err::File::open(&path_found).map_err(|error| failed(&error))?;
+    if !file.metadata().is_ok_and(|found| found.is_file()) {
+        return Err(failed(&"it is not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(LONGEST + 1).read_to_string(&mut text).map_err(|error| failed(&error))?;
+    if text.len() as u64 > LONGEST {
+        return Err(failed(&"it is larger than 512 KiB"));
+    }
+    Ok(text)
+}
+
 fn ssh_agent(agent: &SshAgent) -> Result<PathBuf, String> {
     match agent {
         SshAgent::Socket(socket) => Ok(socket.clone()),
@@ -640,7 +792,7 @@ fn resolve(text: &crate::config::secret::Text, key: &str) -> Result<String, Stri
 }
 
 /// The proxy settings that git helpers take over from the agent's environment: nothing else of it.
-fn proxies() -> BTreeMap<String, String> {
+pub(super) fn proxies() -> BTreeMap<String, String> {
     ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"]
         .into_iter()
         .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
@@ -652,6 +804,7 @@ fn trouble(kind: ErrorKind) -> FetchTrouble {
         // A host key does not become right by itself, but by a person: asked for slowly, not once a second.
         ErrorKind::Refused | ErrorKind::HostKey => FetchTrouble::Refused,
         ErrorKind::NotFound | ErrorKind::Unsupported => FetchTrouble::NoSuchRef,
+        ErrorKind::Unsigned => FetchTrouble::Unsigned,
         ErrorKind::DiskFull => FetchTrouble::Disk,
         _ => FetchTrouble::Network,
     }
@@ -672,8 +825,8 @@ pub(super) fn forget_removed(layout: &Layout, ids: Vec<ReleaseId>, trouble: Stri
     let (kept, gone): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| fs_err::symlink_metadata(layout.release(id)).is_ok());
     for id in &gone {
         // What is not there needs no proof; a mark that stays is found without a release, and means nothing.
-        let _stays = fs_err::remove_file(mark_path(layout, id));
-        let _stays = fs_err::remove_file(layout.build_log(id));
+        let _stays = gate::remove_file(mark_path(layout, id));
+        let _stays = gate::remove_file(layout.build_log(id));
     }
     Worked::Pruned { gone, kept, trouble, unsure }
 }
@@ -688,7 +841,7 @@ fn cut_short(over: &Over) -> String {
     format!("the git helper ended ({}) {}", how(over.how), over.last_lines.join("\n"))
 }
 
-fn how(ended: Option<Ended>) -> String {
+pub(super) fn how(ended: Option<Ended>) -> String {
     match ended {
         Some(Ended::Code(code)) => format!("exit {code}"),
         Some(Ended::Signal { number, .. }) => {

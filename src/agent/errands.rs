@@ -8,8 +8,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use selfstart_core::deploy::FetchId;
-use selfstart_core::id::{ReleaseId, SlotId, StartNo};
+use selfstart_core::deploy::{FetchId, Fingerprint};
+use selfstart_core::id::{ReleaseId, Revision, SlotId, StartNo};
 use selfstart_core::time::MonoTime;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -37,10 +37,24 @@ const KILL_AGAIN: Duration = Duration::from_secs(2);
 /// What an errand is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum What {
+    /// Somebody is told of what happened.
+    Notify {
+        /// Which receiver.
+        number: u64,
+    },
+    /// The source is asked for its head.
+    Look,
     /// The mirror is brought up to date.
     Fetch(FetchId),
     /// The tree of a commit is written.
     Stage(ReleaseId),
+    /// The runtime of a release is found.
+    Runtime {
+        /// Which.
+        release: ReleaseId,
+        /// By which build settings.
+        build: Fingerprint,
+    },
     /// A build step; its output does not come here.
     Step {
         /// Of which release.
@@ -49,6 +63,24 @@ pub(crate) enum What {
         step: u32,
         /// What it runs, for its verdict.
         run: String,
+    },
+    /// It is looked whether a step may be skipped.
+    Carry {
+        /// Of which release.
+        release: ReleaseId,
+        /// Of what.
+        revision: Revision,
+        /// Which, from 1.
+        step: u32,
+    },
+    /// It is looked what a step made.
+    Made {
+        /// Of which release.
+        release: ReleaseId,
+        /// Which, from 1.
+        step: u32,
+        /// What it depended on.
+        key: String,
     },
     /// A staged release is given its name.
     Name(ReleaseId),

@@ -6,14 +6,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use selfstart_core::id::{Generation, ReleaseId, Revision, SlotId, StartNo};
+use selfstart_core::runtime::Captured;
 
 use crate::config::placeholders::{Values, expand};
 use crate::config::secret::{Env, SecretError, Text, is_variable_name};
 use crate::config::settings::{BuildStep, Command, PoolSettings, Settings, UserSpec};
 use crate::keeper::protocol::Start;
 use crate::sys::clock;
+use crate::sys::gate;
 use crate::sys::users::{self, Known, User, UserError};
 
 /// Where programs are looked for when nothing else is said.
@@ -36,6 +39,14 @@ pub(crate) enum LaunchError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// It is not known which ruby, node or python its release runs.
+    #[error("the runtime of {release} is not known: {why}; `selfstart deploy --force` makes the release anew")]
+    Runtime {
+        /// Which release.
+        release: ReleaseId,
+        /// Why.
+        why: String,
     },
     /// A line in it sets what only selfstart may say.
     #[error("`{}`, line {line}: `SELFSTART_*` is set by selfstart", .path.display())]
@@ -64,6 +75,8 @@ pub(crate) struct From {
     pub(crate) revision: Revision,
     /// Its real path.
     pub(crate) path: PathBuf,
+    /// The ruby, node and python that it runs.
+    pub(crate) runtime: Arc<Captured>,
 }
 
 /// Which worker of a pool.
@@ -118,6 +131,7 @@ pub(crate) fn worker(
     let values = worker_values(settings, pool, which, from);
     let user = known_user(known, pool.user.as_ref().or(settings.user.as_ref()))?;
     let mut vars = base(settings, known, user.as_ref(), &from.path)?;
+    vars.extend(from.runtime.vars.clone());
     for path in &pool.env_files {
         read_env_file(path, &mut vars)?;
     }
@@ -150,6 +164,11 @@ pub(crate) fn worker(
     })
 }
 
+/// Returns the line of a step that the shell is given.
+pub(crate) fn step_line(settings: &Settings, step: &BuildStep, from: &From) -> String {
+    expand(&step.run, &release_values(settings, from))
+}
+
 /// Returns what a build step is started with, in a release that is not live yet.
 ///
 /// # Errors
@@ -165,6 +184,7 @@ pub(crate) fn step(
     let values = release_values(settings, from);
     let user = known_user(known, settings.user.as_ref())?;
     let mut vars = base(settings, known, user.as_ref(), &from.path)?;
+    vars.extend(from.runtime.vars.clone());
     add_env(&mut vars, "build.env", &settings.build.env, &values, env)?;
     say_release(&mut vars, settings, from);
     Ok(Start {
@@ -188,12 +208,19 @@ pub(crate) fn own_helper(
     let user = known_user(known, settings.user.as_ref())?;
     let mut vars = base(settings, known, user.as_ref(), Path::new("/"))?;
     vars.extend(proxies.clone());
+    vars.extend(gate::handed_on());
     Ok(Start {
         // The keeper's own program, reached without a path that the user may not enter.
         programs: vec!["/proc/self/exe".into()],
         argv: vec!["selfstart".into(), verb.into()],
         ..plain(key, settings, user.as_ref(), vars, Path::new("/"))
     })
+}
+
+/// Returns what a command that is no worker's is started with: as our own helper would be, but for its words.
+pub(crate) fn command_helper(own: Start, words: &[String]) -> Start {
+    let vars: BTreeMap<String, String> = own.env.iter().cloned().collect();
+    Start { programs: programs(words.first().map_or("", String::as_str), Path::new("/"), &vars), argv: words.to_vec(), ..own }
 }
 
 /// Returns what a readiness command of a worker is started with: as the worker is, but as a helper.

@@ -20,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::boot::Child;
 use super::deploying::chain;
 use super::errands::What;
-use super::launch::{self, Which};
+use super::launch::{self, LaunchError, Which};
 use super::output::{Finish, Now, Sink, Stream, Tap};
 use super::run::{Agent, Ending, Worked};
 use super::store;
@@ -286,20 +286,35 @@ impl Agent {
                     }
                 }
                 self.telling.worker(id, &happening);
+                if let worker::Happening::Quarantined { .. } = happening {
+                    self.slot_is_unwell(id);
+                }
             }
         }
+    }
+
+    /// A slot crashes again and again: that counts against the release that it runs, if it was well before.
+    fn slot_is_unwell(&mut self, id: &SlotId) {
+        let Some(run) = self.pools.get(&id.pool).filter(|run| run.machine().has_vote(id.slot)) else { return };
+        let Some(slot) = run.machine().slot(id.slot) else { return };
+        let Some(release) = slot.next_target().map(|target| target.release.clone()) else { return };
+        let why = slot.last_verdict().map_or_else(String::new, |verdict| format!(": {verdict}"));
+        self.deploy_event(DeployEvent::Unwell { release, text: format!("{id} is quarantined{why}") });
     }
 
     fn launch(&self, id: &SlotId, start: StartNo, target: &Target) -> Result<Start, String> {
         let run = self.pools.get(&id.pool).ok_or("the pool is gone")?;
         let key = WorkerKey { slot: id.clone(), start }.to_string();
         let which = Which { slot: id.clone(), start, generation: target.generation };
-        launch::worker(&self.settings, &self.known, &run.settings, &which, &self.from(target), key, &crate::config::process_env)
+        self.from(&target.release, &target.revision)
+            .and_then(|from| launch::worker(&self.settings, &self.known, &run.settings, &which, &from, key, &crate::config::process_env))
             .map_err(|error| chain(&error))
     }
 
-    pub(crate) fn from(&self, target: &Target) -> launch::From {
-        launch::From { release: target.release.clone(), revision: target.revision.clone(), path: self.layout.release(&target.release) }
+    /// What is started in a release is started from.
+    pub(crate) fn from(&self, release: &ReleaseId, revision: &Revision) -> Result<launch::From, LaunchError> {
+        let runtime = self.deploying.runtimes.of(&self.layout, release)?;
+        Ok(launch::From { release: release.clone(), revision: revision.clone(), path: self.layout.release(release), runtime })
     }
 
     /// A started worker: its output goes to its log, its slot hears of it.
@@ -416,7 +431,11 @@ impl Agent {
         let settings = run.settings.clone();
         let Some(target) = run.machine().slot(id.slot).and_then(|slot| slot.target().cloned()) else { return };
         let which = Which { slot: id.clone(), start, generation: target.generation };
-        let values = launch::worker_values(&self.settings, &settings, &which, &self.from(&target));
+        let from = match self.from(&target.release, &target.revision) {
+            Ok(from) => from,
+            Err(error) => return self.telling.warn(&format!("{id} cannot be asked whether it is ready: {}", chain(&error))),
+        };
+        let values = launch::worker_values(&self.settings, &settings, &which, &from);
         match &settings.policy.worker.ready.how {
             ReadyHow::After(_) => {}
             ReadyHow::Tcp(address) => {
@@ -912,6 +931,13 @@ fn started(process: ProcessId) -> MonoTime {
 /// Whether what was saved is of this boot. Not when either cannot be told: two that are unknown are not the same.
 fn is_same_boot(saved: &str, now: &str) -> bool {
     !now.is_empty() && saved == now
+}
+
+/// Names this run of `selfstart run` as no other on this machine is named; `None`: it cannot be told.
+pub(crate) fn this_run(keeper_pid: i32) -> Option<String> {
+    let keeper = process::stat(keeper_pid).ok()?.id(keeper_pid);
+    let boot = boot_id();
+    (!boot.is_empty()).then(|| format!("{boot}/{}/{}", keeper.pid, keeper.start_ticks))
 }
 
 /// Names this boot (`proc_sys_kernel(5)`); empty when it cannot be read, and then nothing that was saved is of this boot. It is read

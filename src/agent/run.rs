@@ -11,6 +11,7 @@ use std::time::Duration;
 use selfstart_core::deploy::{Event as DeployEvent, PhaseName};
 use selfstart_core::id::{PoolName, SlotId, StartNo};
 use selfstart_core::time::MonoTime;
+use selfstart_core::trigger::Event as TriggerEvent;
 use selfstart_core::units::Bytes;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -21,9 +22,11 @@ use super::deploying::Deploying;
 use super::errands::{Errands, Over, What};
 use super::line::{Line, LineError};
 use super::minding::{PoolRun, Rolling, Sampled};
+use super::notifying::Notifying;
 use super::output::{self, Outputs};
 use super::serving::Serving;
 use super::tell::Telling;
+use super::triggering::Triggering;
 use crate::config::settings::Settings;
 use crate::control::server::Call;
 use crate::keeper::protocol::{ALIVE_EVERY, Ask, Key, Tell, Upgraded, Welcome};
@@ -51,6 +54,10 @@ pub(crate) enum Worked {
         trouble: String,
         unsure: Option<crate::release::prune::Unsure>,
     },
+    /// What triggers a deploy was written down, or not.
+    TriggersSaved(Result<(), String>),
+    /// `source.credentials.askpass` was asked, and said nothing wrong or why it has no answer.
+    Asked { fetch: selfstart_core::deploy::FetchId, request: Result<Box<crate::release::git::Fetch>, String> },
     /// The state of the pools was written, or not.
     StateSaved(Result<(), String>),
     /// Memory and jobs were looked at.
@@ -96,6 +103,8 @@ pub(crate) struct Agent {
     pub(crate) outputs_ready: AsyncFd<OwnedFd>,
     pub(crate) telling: Telling,
     pub(crate) deploying: Deploying,
+    pub(crate) triggering: Triggering,
+    pub(crate) notifying: Notifying,
     pub(crate) pools: BTreeMap<PoolName, PoolRun>,
     pub(crate) serving: Serving,
     pub(crate) calls: mpsc::Receiver<Call>,
@@ -199,6 +208,7 @@ impl Agent {
                     self.errand_over(over);
                 }
                 Some(call) = self.calls.recv() => self.call(call),
+                Some(ask) = self.triggering.asks.recv() => self.http_asks(ask),
                 () = sleep(wait) => self.deadline()?,
                 ready = self.outputs_ready.readable() => {
                     let mut guard = ready.map_err(RunError::Poll)?;
@@ -309,6 +319,8 @@ impl Agent {
                 self.probed(&slot, start, ready);
             }
             What::Leftover => {}
+            What::Look => self.look_over(&over),
+            What::Notify { number } => self.notify_over(number, &over),
             _ => self.deploy_errand_over(over),
         }
     }
@@ -357,7 +369,9 @@ impl Agent {
         match worked {
             Worked::DeploySaved(result) => self.deploy_saved(result),
             Worked::Deploy(event) => self.deploy_event(event),
+            Worked::TriggersSaved(result) => self.triggers_saved(result),
             Worked::Pruned { gone, kept, trouble, unsure } => self.pruned(gone, kept, trouble, unsure),
+            Worked::Asked { fetch, request } => self.asked(fetch, request),
             Worked::StateSaved(result) => self.state_saved(result),
             Worked::Sampled(sampled) => {
                 self.sampled(*sampled);
@@ -401,6 +415,8 @@ impl Agent {
             save,
             self.held_until,
             self.deploying.next_deadline(),
+            self.trigger_deadline(),
+            self.notifying.next_deadline(),
             self.errands.next_deadline(),
             self.outputs.next_retry(),
             self.save_again,
@@ -417,6 +433,10 @@ impl Agent {
         if self.deploying.next_deadline().is_some_and(|at| at <= now) {
             self.deploy_event(DeployEvent::DeadlineReached);
         }
+        if self.trigger_deadline().is_some_and(|at| at <= now) {
+            self.trigger_event(TriggerEvent::DeadlineReached);
+        }
+        self.notify_deadline(now);
         let (kill, over) = self.errands.due(now);
         for key in kill {
             self.ask(Ask::KillTree { key });
@@ -435,6 +455,7 @@ impl Agent {
             self.telling.write_waiting();
             self.dirty = self.dirty || self.state_trouble.is_some();
             self.save_deploy_again();
+            self.save_triggers_again();
             if !self.deploying.booted && !self.errands.has_leftovers() {
                 self.begin_deploys();
             }
@@ -488,6 +509,8 @@ impl Agent {
         if self.notified && self.said_step != Some((self.ending, self.deploying.machine().phase_name())) {
             self.say_status();
         }
+        self.settle_triggers();
+        self.settle_notify();
         self.answer_pending();
         self.save_state();
         self.see_end();

@@ -1005,6 +1005,10 @@ impl Agent {
         let (good, bytes) = (self.layout.good_config(), loaded.bytes);
         self.work(move || Worked::ConfigKept(store::write_atomic(&good, &bytes).map_err(|error| chain(&error))));
         if changes.is_empty() {
+            if self.settings.http.is_some() {
+                // Its token or certificate may be another one.
+                self.begin_http();
+            }
             return finish(reply, Done::already("the configuration is as it was"));
         }
         let other_user = self.settings.user != loaded.settings.user;
@@ -1021,6 +1025,7 @@ impl Agent {
         let counts: BTreeMap<PoolName, u32> = self.pools.iter().map(|(name, run)| (name.clone(), run.machine().count())).collect();
         let failed_before = self.deploying.machine().last_error().map(|said| said.at);
         self.apply(&changes, by);
+        self.triggers_reloaded(&former);
         self.telling.config_reloaded(&lines, by);
         if let Some((reply, wait)) = reply {
             let restarted: BTreeMap<PoolName, Generation> = changes
@@ -1213,10 +1218,12 @@ impl Agent {
             Ok(_) => self.pools.get(&name),
         };
         let Some(run) = run else { return nothing("the pool is gone", "`selfstart status` lists them") };
-        let from = launch::From { release: live.id.clone(), revision: live.revision.clone(), path: self.layout.release(&live.id) };
         let generation = run.machine().target().map_or(Generation(0), |target| target.generation);
         let which = launch::Which { slot: SlotId { pool: name.clone(), slot: 0 }, start: StartNo(0), generation };
-        match launch::worker(&self.settings, &self.known, &run.settings, &which, &from, String::new(), &crate::config::process_env) {
+        let from = self.from(&live.id, &live.revision);
+        match from.and_then(|from| {
+            launch::worker(&self.settings, &self.known, &run.settings, &which, &from, String::new(), &crate::config::process_env)
+        }) {
             Ok(start) => {
                 let own = || {
                     // The kernel refuses this to nobody (getgroups(2)); without, what is run would have fewer rights, never more.
@@ -1339,6 +1346,9 @@ fn describe(changes: &Changes, differences: &[Difference], env: EnvValues) -> Ve
         (changes.source_changed, "source", "fetched, and deployed if it is new"),
         (changes.retention_changed, "release", "counts from the next deploy on"),
         (changes.control_changed, "control", "in force from now on; who is connected stays so"),
+        (changes.triggers_changed, "source", "triggers count as it says from now on"),
+        (changes.http_changed, "http", "served as it says from now on; who is connected is cut off"),
+        (changes.notify_changed, "notify", "counts for what happens from now on"),
         (changes.log_changed, "log", "counts for what is started from now on"),
     ] {
         if changed {

@@ -69,6 +69,10 @@ impl Agent {
         if let Some(why) = self.deploying.unsaved() {
             notes.push(format!("the record of deploys is not saved, and what was changed since is forgotten if the agent ends: {why}"));
         }
+        if let Some(why) = self.triggering.unsaved() {
+            notes.push(format!("what triggers a deploy is not saved, and what came since is forgotten if the agent ends: {why}"));
+        }
+        notes.extend(self.triggering.http_trouble());
         let files = self.outputs.waiting_files();
         if files > 0 {
             notes.push(format!(
@@ -100,7 +104,10 @@ impl Agent {
             at: Timestamp(at.unwrap_or(entry.staged_at)),
         };
         DeployStatus {
-            phase: phase(machine.phase_name()),
+            phase: match machine.phase_name() {
+                PhaseName::RollingOut if self.pools.values().any(|run| run.machine().canary().is_some()) => DeployPhase::Confirming,
+                name => phase(name),
+            },
             held: machine.held().is_some(),
             hold: machine.held().map(|hold| HoldStatus { by: hold.by.clone(), why: hold.why.clone(), at: Timestamp(hold.at) }),
             wanted: machine.wanted().map(reached),
@@ -261,7 +268,7 @@ fn phase(phase: PhaseName) -> DeployPhase {
 }
 
 /// Names this machine (`machine-id(5)`); the host's name where there is none.
-fn machine_id() -> String {
+pub(super) fn machine_id() -> String {
     let id = fs_err::read_to_string("/etc/machine-id").map(|id| id.trim().to_owned()).unwrap_or_default();
     if id.is_empty() { rustix::system::uname().nodename().to_string_lossy().into_owned() } else { id }
 }

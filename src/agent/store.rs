@@ -7,12 +7,12 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use fs_err::os::unix::fs::OpenOptionsExt;
+use rustix::fs::OFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::sys::fault;
+use crate::sys::{fault, gate};
 
 /// Owner reads and writes, group reads.
 pub(crate) const MODE: u32 = 0o640;
@@ -92,7 +92,8 @@ fn replace(path: &Path, mode: u32, fill: impl FnOnce(&mut BufWriter<Disk>) -> Re
     let temporary = temporary_name(path).ok_or_else(|| StoreError::NotAFile(path.to_owned()))?;
     let failed = |source| StoreError::Write { path: path.to_owned(), source };
     let write = || -> Result<(), StoreError> {
-        let file = fs_err::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).map_err(failed)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        let file = gate::File::open(&temporary, flags, mode).map_err(failed)?;
         // In a folder that others may list, what is made belongs to their group.
         let own = rustix::process::getegid();
         rustix::fs::fchown(&file, None, Some(own)).map_err(|error| failed(error.into()))?;
@@ -103,11 +104,11 @@ fn replace(path: &Path, mode: u32, fill: impl FnOnce(&mut BufWriter<Disk>) -> Re
         fault::point();
         file.sync_all().map_err(failed)?;
         fault::point();
-        fs_err::rename(&temporary, path).map_err(failed)
+        gate::rename(&temporary, path).map_err(failed)
     };
     if let Err(error) = write() {
         // Else it is removed by the next `clean_leftovers`.
-        let _ = fs_err::remove_file(&temporary);
+        let _ = gate::remove_file(&temporary);
         return Err(error);
     }
     fault::point();
@@ -115,7 +116,7 @@ fn replace(path: &Path, mode: u32, fill: impl FnOnce(&mut BufWriter<Disk>) -> Re
 }
 
 /// A file on a disk that a test may fill.
-struct Disk(fs_err::File);
+struct Disk(gate::File);
 
 impl Write for Disk {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -133,7 +134,7 @@ impl Write for Disk {
 /// # Errors
 /// As open(2) and fsync(2) do.
 pub(crate) fn sync_dir(dir: &Path) -> std::io::Result<()> {
-    fs_err::File::open(dir)?.sync_all()
+    Ok(gate::fsync(fs_err::File::open(dir)?)?)
 }
 
 /// `.NAME.tmp-PID-N`: never used twice in one boot of the machine by processes that live at the same time.
@@ -156,7 +157,7 @@ pub(crate) fn clean_leftovers(path: &Path) -> usize {
     entries
         .flatten()
         .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes()))
-        .filter(|entry| fs_err::remove_file(entry.path()).is_ok())
+        .filter(|entry| gate::remove_file(entry.path()).is_ok())
         .count()
 }
 
@@ -238,7 +239,7 @@ fn move_aside(path: &Path) -> Option<PathBuf> {
         name.push(format!(".bad-{number}"));
         let to = PathBuf::from(name);
         if fs_err::symlink_metadata(&to).is_err() {
-            return fs_err::rename(path, &to).is_ok().then_some(to);
+            return gate::rename(path, &to).is_ok().then_some(to);
         }
     }
     None

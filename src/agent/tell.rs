@@ -9,9 +9,11 @@ use selfstart_core::time::Human;
 use selfstart_core::worker;
 
 use super::deploying::chain;
+use super::notifying::Outbox;
 use super::output::OutputNews;
 use crate::config::settings::Settings;
 use crate::control::wire::Change;
+use crate::http::Counts;
 use crate::keeper::protocol::{HowUpgraded, Upgraded, Welcome};
 use crate::release::layout::Layout;
 use crate::sys::clock;
@@ -24,6 +26,10 @@ pub(crate) struct Telling {
     journal: Journal,
     /// Whether somebody may be watching: then the output of builds is shown too, which otherwise is only in its log.
     terminal: bool,
+    /// For metrics.
+    counts: Counts,
+    /// For `notify`.
+    outbox: Outbox,
     /// Ends that a former agent told; it may have been killed before its state said so, and then we hear of them once more.
     told_ends: BTreeSet<(String, u32, u64)>,
 }
@@ -46,7 +52,13 @@ impl Telling {
             .into_iter()
             .filter(|record| record.kind == Kind::WorkerEnded.as_str());
         let told_ends = ends.filter_map(|end| Some((end.pool?, end.slot?, end.more.get("start")?.as_u64()?))).collect();
-        let mut telling = Self { journal, told_ends, terminal: std::io::stderr().is_terminal() };
+        let mut telling = Self {
+            journal,
+            told_ends,
+            terminal: std::io::stderr().is_terminal(),
+            counts: Counts::default(),
+            outbox: Outbox::new(!settings.notify.is_empty()),
+        };
         if welcome.for_upgrade {
             let text = format!("selfstart {} minds `{}`", env!("CARGO_PKG_VERSION"), settings.app);
             telling.tell(Happening::new(Kind::AgentStarted, text));
@@ -74,8 +86,34 @@ impl Telling {
         self.journal.write_waiting(clock::wall());
     }
 
+    /// What is worth a message, perhaps.
+    pub(super) fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+
+    /// What happened since the agent began.
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts.clone()
+    }
+
+    /// The source cannot be asked for its head.
+    pub(crate) fn poll_failed(&mut self, text: &str, again_in: &str) {
+        self.say(Kind::FetchFailed, format!("the source cannot be asked for its head, and is asked again in {again_in}: {text}"));
+    }
+
+    /// It can be asked again.
+    pub(crate) fn poll_back(&mut self) {
+        self.tell(Happening::new(Kind::FetchFailed, "the source can be asked for its head again").level(Level::Info));
+    }
+
     fn tell(&mut self, happening: Happening) {
-        self.journal.tell(clock::wall(), &happening);
+        *self.counts.events.entry(happening.kind.as_str()).or_default() += 1;
+        if let (Kind::WorkerEnded, Some(pool), Some(verdict)) = (happening.kind, &happening.pool, &happening.verdict) {
+            *self.counts.ends.entry((pool.clone(), verdict.clone())).or_default() += 1;
+        }
+        let now = clock::wall();
+        self.outbox.put(now, &happening);
+        self.journal.tell(now, &happening);
     }
 
     fn say(&mut self, kind: Kind, text: impl Into<String>) {
@@ -171,6 +209,17 @@ impl Telling {
         );
     }
 
+    pub(crate) fn step_skipped(&mut self, release: &ReleaseId, step: u32, why: &str) {
+        self.tell(
+            Happening::new(Kind::BuildStep, format!("building {release}, step {step} is skipped: {why}")).with("release", release.as_str()),
+        );
+    }
+
+    /// A step with `unless_unchanged` will run at the next deploy, too.
+    pub(crate) fn step_not_skipped(&mut self, release: &ReleaseId, step: u32, why: &str) {
+        self.warn(&format!("step {step} of {release} will not be skipped next time: {why}"));
+    }
+
     pub(crate) fn build_line(&mut self, line: &str) {
         if self.terminal {
             tracing::info!("build: {line}");
@@ -180,6 +229,15 @@ impl Telling {
     pub(crate) fn staged(&mut self, release: &ReleaseId, log: &[String]) {
         for line in log {
             tracing::info!("{release}: {line}");
+        }
+    }
+
+    pub(crate) fn runtime(&mut self, release: &ReleaseId, captured: &selfstart_core::runtime::Captured) {
+        for tool in &captured.tools {
+            self.tell(Happening::new(Kind::Runtime, format!("{release} runs {tool}")).with("release", release.as_str()));
+        }
+        for note in &captured.notes {
+            self.warn(&format!("the runtime of {release}: {note}"));
         }
     }
 

@@ -49,6 +49,8 @@ pub(crate) struct Checkup {
 pub(crate) enum Weight {
     /// It was looked at and is as it should be.
     Good,
+    /// Neither good nor bad, and worth knowing.
+    Fact,
     /// It will run, but a person should know.
     Warning,
     /// It will not run.
@@ -102,6 +104,7 @@ fn render(findings: &[Finding], look: &Look) -> String {
     for finding in findings {
         let prefix = match finding.weight {
             Weight::Good => continue,
+            Weight::Fact => String::new(),
             Weight::Warning => look.paint.on(Style::Warn, "warning: "),
             Weight::Problem => String::new(),
         };
@@ -135,6 +138,7 @@ mod tests {
             finding(Weight::Problem, "c.yaml:3:1: sorce: unknown key, found `sorce`", Some("did you mean `source`?")),
             finding(Weight::Warning, "workers run as root", Some("set `user:`")),
             finding(Weight::Good, "root is writable", None),
+            finding(Weight::Fact, "build.runtime: ruby 3.3.1", None),
         ];
         let drawn = |findings: &[Finding]| render(findings, &reader(None, Paint::Plain));
         insta::assert_snapshot!([drawn(&findings), drawn(&findings[1..]), drawn(&findings[2..])].join("--\n"));

@@ -197,6 +197,9 @@ fn trouble(status: &Status, look: &Look) -> Vec<(&'static str, Style, String)> {
     for quarantined in &deploy.quarantined {
         told.push(("bad", Style::Warn, format!("{} is not tried again: {}", quarantined.revision.short(), one_line(&quarantined.why))));
     }
+    if let Some(upgrade) = status.agent.upgrade.as_ref().filter(|upgrade| !upgrade.done) {
+        told.push(("upgrade", Style::Warn, one_line(&upgrade.text).to_owned()));
+    }
     let in_one_line = |text: &String| text.lines().map(str::trim).collect::<Vec<_>>().join("; ");
     told.extend(status.notes.iter().map(|note| ("note", Style::Bad, in_one_line(note))));
     told
@@ -332,6 +335,8 @@ mod tests {
         let at = status.agent.started_at;
         status.deploy.hold = Some(status::HoldStatus { by: "ann".into(), why: String::new(), at });
         status.deploy.pending = Some(status::PendingStatus { reference: Some("hotfix".into()), force: false });
+        let text = "no upgrade, selfstart 0.1.0 goes on: `/x` is no program".into();
+        status.agent.upgrade = Some(status::UpgradeStatus { number: 1, from: "0.1.0".into(), to: None, done: false, text });
         status.notes = vec!["c.yaml:1:1: app: missing\nc.yaml:2:1: rot: no such key\nhint: `root`".into()];
         let mut told = Vec::new();
         for (held, state) in [(true, AgentState::Running), (false, AgentState::Drained), (true, AgentState::Drained)] {

@@ -4,14 +4,14 @@
 //! names no file.
 
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Program, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use fs_err::os::unix::fs::OpenOptionsExt;
+use rustix::fs::{Mode, OFlags};
 use selfstart_core::command::Command;
 use selfstart_core::status::{AgentStatus, UpgradeStatus};
 
@@ -22,6 +22,7 @@ use super::site::Site;
 use crate::control::client::ClientError;
 use crate::control::wire::{Done, Facts, Failed, Outcome, Request};
 use crate::keeper::beside;
+use crate::sys::gate;
 use crate::sys::{clock, sync};
 
 /// The rehearsal, the end of the agent, the trial and the way back have 10 s each; then the agent that is back answers.
@@ -115,7 +116,7 @@ impl Placed {
     /// Removes it, if it is still the one that was put there.
     fn remove(&self) {
         if fs_err::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.file) {
-            let _stays = fs_err::remove_file(&self.path);
+            let _stays = gate::remove_file(&self.path);
         }
     }
 
@@ -142,13 +143,13 @@ fn place(binary: &Path, program: &Path) -> Result<Placed, Stop> {
     let path = beside(program);
     let temporary = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
     let copied = copy(&mut from, &temporary).and_then(|file| {
-        fs_err::rename(&temporary, &path)?;
+        gate::rename(&temporary, &path)?;
         Ok(file)
     });
     match copied {
         Ok(file) => Ok(Placed { path, file }),
         Err(error) => {
-            let _was_not_made = fs_err::remove_file(&temporary);
+            let _was_not_made = gate::remove_file(&temporary);
             let denied = matches!(error.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem);
             let exit = if denied { Exit::Refused } else { Exit::Failed };
             let failure = Failure::because(exit, format!("failed to put it beside `{}`", program.display()), &error);
@@ -160,18 +161,18 @@ fn place(binary: &Path, program: &Path) -> Result<Placed, Stop> {
 fn copy(from: &mut fs_err::File, to: &Path) -> std::io::Result<(u64, u64)> {
     use std::io::Seek;
     from.rewind()?;
-    let mut file = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o755).open(to)?;
+    let mut file = gate::File::open(to, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, 0o755)?;
     std::io::copy(from, &mut file)?;
     // Whatever the umask is.
-    file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o755))?;
     file.sync_all()?;
-    let made = file.metadata()?;
-    Ok((made.dev(), made.ino()))
+    let made = rustix::fs::fstat(&file)?;
+    Ok((made.st_dev, made.st_ino))
 }
 
 /// A package's file that is replaced comes back with the next version of the package, and `dpkg --verify` shows it until then.
 fn warn_of_package(program: &Path) {
-    let asked = Program::new("dpkg-query").arg("-S").arg(program).stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let asked = gate::output(Program::new("dpkg-query").arg("-S").arg(program).stdin(Stdio::null()).stderr(Stdio::null()));
     let Some(answer) = asked.ok().filter(|asked| asked.status.success()) else { return };
     if let Some((package, _)) = String::from_utf8_lossy(&answer.stdout).split_once(':') {
         ask::warn(&format!(

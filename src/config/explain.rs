@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use selfstart_core::only::Only;
 use selfstart_core::policy::{MemoryAction, MemoryRung, ReadyHow, StopLadder, UpdateHow};
+use selfstart_core::runtime::{Pick, Setting};
 use selfstart_core::time::Human;
+use selfstart_core::trigger::Leading;
 use selfstart_core::units::Bytes;
 
 use super::command;
@@ -18,7 +20,10 @@ use super::problem::Mark;
 use super::raw::{Node, Value, join};
 use super::schema::{self, Left};
 use super::secret::Text;
-use super::settings::{BuildStep, Command, Credentials, PoolSettings, QueueSettings, Settings, SshAgent, UserSpec, WantedRef};
+use super::settings::{
+    BuildStep, Command, Credentials, HttpSettings, NotifySettings, NotifyTo, PoolSettings, QueueSettings, Settings, SshAgent,
+    TriggerSettings, UserSpec, WantedRef,
+};
 
 /// Each value of a configuration and where it comes from, in the order of the reference.
 #[derive(Clone, Debug, PartialEq)]
@@ -317,8 +322,10 @@ fn only(only: &Only) -> Shown {
 fn step(step: &BuildStep) -> Shown {
     let run = Shown::Text(step.run.clone());
     let timeout = step.timeout.map(|timeout| ("timeout".to_owned(), Shown::Duration(timeout)));
+    let unchanged = (!step.unless_unchanged.is_empty())
+        .then(|| ("unless_unchanged".to_owned(), Shown::List(step.unless_unchanged.iter().map(|it| path(it)).collect())));
     let only = (!step.only.is_empty()).then(|| ("only".to_owned(), only(&step.only)));
-    let more: Vec<_> = timeout.into_iter().chain(only).collect();
+    let more: Vec<_> = timeout.into_iter().chain(unchanged).chain(only).collect();
     if more.is_empty() { run } else { Shown::Map([("run".to_owned(), run)].into_iter().chain(more).collect()) }
 }
 
@@ -374,6 +381,17 @@ fn number(number: impl Into<i64>) -> Shown {
     Shown::Number(number.into())
 }
 
+/// `build.runtime` as it might be written.
+fn runtime(setting: &Setting) -> Shown {
+    let Setting::By(by) = setting else { return Shown::Text(setting.to_string()) };
+    let pick = |pick: &Pick| match pick {
+        Pick::Files => Shown::Text("auto".into()),
+        Pick::Version(version) => Shown::Text(version.clone()),
+        Pick::Tools(tools) => Shown::Map(tools.iter().map(|(tool, version)| (tool.clone(), Shown::Text(version.clone()))).collect()),
+    };
+    Shown::Map(by.iter().map(|(manager, it)| (manager.to_string(), pick(it))).collect())
+}
+
 fn or_nothing<T>(value: Option<T>, show: impl FnOnce(T) -> Shown) -> Shown {
     value.map_or(Shown::Nothing, show)
 }
@@ -416,7 +434,23 @@ impl Collector<'_> {
     }
 
     fn settings(&mut self, settings: &Settings) {
-        let Settings { app, root, user: app_user, node, source, release, build, queue, pools, elsewhere: _, control, log } = settings;
+        let Settings {
+            app,
+            root,
+            user: app_user,
+            node,
+            source,
+            triggers,
+            release,
+            build,
+            queue,
+            pools,
+            elsewhere: _,
+            control,
+            http,
+            notify,
+            log,
+        } = settings;
         self.add(&["app"], Shown::Text(app.clone()));
         self.add(&["root"], path(root));
         self.add(&["user"], or_nothing(app_user.as_ref(), user));
@@ -430,6 +464,7 @@ impl Collector<'_> {
         };
         self.add(&["source", name], Shown::Text(wanted.clone()));
         self.add(&["source", "depth"], number(source.depth));
+        self.add(&["source", "submodules"], Shown::Bool(source.submodules));
         self.add(&["source", "ca"], or_nothing(source.ca.as_deref(), path));
         match &source.credentials {
             Credentials::None => self.add(&["source", "credentials"], Shown::Nothing),
@@ -438,6 +473,7 @@ impl Collector<'_> {
                 self.add(&["source", "credentials", "username"], text(username));
                 self.add(&["source", "credentials", "password"], text(password));
             }
+            Credentials::Askpass(command) => self.add(&["source", "credentials", "askpass"], Shown::Text(shell_words::join(command))),
             Credentials::Ssh { key, agent, known_hosts } => {
                 self.add(&["source", "credentials", "ssh_key"], or_nothing(key.as_deref(), path));
                 let agent = agent.as_ref().map_or(Shown::Nothing, |agent| match agent {
@@ -448,14 +484,20 @@ impl Collector<'_> {
                 self.add(&["source", "credentials", "known_hosts"], or_nothing(known_hosts.as_deref(), path));
             }
         }
+        self.add(&["source", "verify", "allowed_signers"], or_nothing(source.allowed_signers.as_deref(), path));
         self.add(&["source", "timeout"], Shown::Duration(source.timeout));
         self.add(&["source", "boot_timeout"], Shown::Duration(source.boot_timeout));
+        self.triggers(triggers);
+        self.add(&["source", "supersede"], Shown::Bool(source.supersede));
         self.add(&["release", "keep"], number(release.keep));
         self.add(&["release", "keep_failed"], number(release.keep_failed));
         self.add(&["release", "linked_dirs"], Shown::List(release.linked_dirs.iter().map(|dir| path(dir)).collect()));
         self.add(&["release", "linked_files"], Shown::List(release.linked_files.iter().map(|file| path(file)).collect()));
         self.add(&["release", "min_free"], Shown::Size(release.min_free));
+        self.add(&["release", "confirm"], Shown::Duration(release.confirm));
+        self.add(&["release", "probation"], Shown::Duration(release.probation));
         self.env(&["build", "env"], &build.env);
+        self.add(&["build", "runtime"], runtime(&build.runtime));
         self.add(&["build", "timeout"], Shown::Duration(build.timeout));
         self.add(&["build", "steps"], Shown::List(build.steps.iter().map(step).collect()));
         self.queue(&["queue"], queue);
@@ -465,10 +507,48 @@ impl Collector<'_> {
         self.add(&["control", "owner"], or_nothing(control.owner.clone(), Shown::Text));
         self.add(&["control", "group"], or_nothing(control.group.clone(), Shown::Text));
         self.add(&["control", "workers"], Shown::Bool(control.workers));
+        self.doors(http.as_ref(), notify);
         let format = LOG_FORMATS.iter().find(|(_, format)| *format == log.format).map_or("", |(name, _)| name);
         self.add(&["log", "format"], Shown::Text(format.to_owned()));
         self.add(&["log", "level"], Shown::Text(log.level.clone()));
         self.add(&["log", "buffer"], Shown::Size(log.buffer));
+    }
+
+    fn triggers(&mut self, triggers: &TriggerSettings) {
+        self.add(&["source", "poll"], or_nothing(triggers.poll, Shown::Duration));
+        match &triggers.webhook {
+            None => self.add(&["source", "webhook"], Shown::Nothing),
+            Some(secret) => self.add(&["source", "webhook", "secret"], text(secret)),
+        }
+        let debounce = &triggers.debounce;
+        self.add(&["source", "debounce", "wait"], Shown::Duration(debounce.wait));
+        self.add(&["source", "debounce", "cap"], Shown::Duration(debounce.cap));
+        self.add(&["source", "debounce", "leading"], Shown::Bool(debounce.leading == Leading::Yes));
+    }
+
+    fn doors(&mut self, http: Option<&HttpSettings>, notify: &[NotifySettings]) {
+        match http {
+            None => self.add(&["http"], Shown::Nothing),
+            Some(HttpSettings { listen, token, tls }) => {
+                self.add(&["http", "listen"], Shown::Text(listen.to_string()));
+                self.add(&["http", "token"], or_nothing(token.as_ref(), text));
+                match tls {
+                    None => self.add(&["http", "tls"], Shown::Nothing),
+                    Some(tls) => {
+                        self.add(&["http", "tls", "cert"], path(&tls.cert));
+                        self.add(&["http", "tls", "key"], path(&tls.key));
+                    }
+                }
+            }
+        }
+        let entries = notify.iter().map(|entry| {
+            let to = match &entry.to {
+                NotifyTo::Webhook(url) => ("webhook".to_owned(), text(url)),
+                NotifyTo::Command(command) => ("command".to_owned(), words(command)),
+            };
+            Shown::Map(vec![to, ("on".to_owned(), Shown::List(entry.on.iter().cloned().map(Shown::Text).collect()))])
+        });
+        self.add(&["notify"], Shown::List(entries.collect()));
     }
 
     fn env(&mut self, at: &[&str], env: &BTreeMap<String, Text>) {

@@ -13,6 +13,7 @@ use selfstart_core::policy::{
     FlappingPolicy, MAX_COUNT, MemoryAction, MemoryPolicy, MemoryRung, PoolPolicy, ReadyHow, ReadyPolicy, RestartPolicy, StalePolicy,
     StopLadder, StopRung, UpdateHow, UpdatePolicy, WorkerPolicy,
 };
+use selfstart_core::runtime::Setting;
 use selfstart_core::signal::Signal;
 use selfstart_core::units::Bytes;
 
@@ -116,14 +117,37 @@ impl Reader<'_> {
         let user = self.opt(&top, "user", Self::user);
         let node = self.traits(&top);
         let source = self.source(&top);
+        let triggers = self.triggers(&top);
         let release = self.release(&top);
         let build = self.build(&top);
         let queue = self.queue(&top, &QueueSettings { kind: QueueKind::None, url: None, namespace: None });
-        let pools = self.pools(&top, &queue);
+        let mut pools = self.pools(&top, &queue);
+        for pool in &mut pools {
+            pool.policy.update.confirm = release.confirm;
+        }
         let control = self.control(&top);
+        let http = self.http(&top);
+        self.check_triggers(&top, &triggers, http.as_ref());
+        let notify = self.notify(&top);
         let log = self.log(&top);
         let elsewhere = Vec::new();
-        Some(Settings { app: app?, root, user, node, source: source?, release, build, queue, pools, elsewhere, control, log })
+        Some(Settings {
+            app: app?,
+            root,
+            user,
+            node,
+            source: source?,
+            triggers,
+            release,
+            build,
+            queue,
+            pools,
+            elsewhere,
+            control,
+            http,
+            notify,
+            log,
+        })
     }
 
     fn app(&mut self, top: &Map<'_>) -> Option<String> {
@@ -239,11 +263,18 @@ impl Reader<'_> {
         let repository = self.opt(&map, "repository", Self::repository);
         let credentials = self.credentials(&map, repository.as_ref());
         let wanted = self.wanted(&map);
+        let verify = self.section(&map, "verify");
+        if map.get("verify").is_some() && !verify.refused && verify.get("allowed_signers").is_none() {
+            self.missing(&verify, "allowed_signers", "the absolute path of a file in ssh-keygen's format");
+        }
         Some(SourceSettings {
+            submodules: self.or(&map, "submodules", false, Self::boolean),
+            allowed_signers: self.opt(&verify, "allowed_signers", Self::absolute_path),
             depth: self.or(&map, "depth", 1, |reader, at| reader.whole(at, Between(0, 1_000_000_000))),
             ca: self.opt(&map, "ca", Self::absolute_path),
             timeout: self.or(&map, "timeout", Duration::from_secs(120), |reader, at| reader.duration(at, SECOND)),
             boot_timeout: self.or(&map, "boot_timeout", Duration::from_secs(60), |reader, at| reader.duration(at, Duration::ZERO)),
+            supersede: self.or(&map, "supersede", false, Self::boolean),
             credentials,
             repository: repository?,
             wanted: wanted?,
@@ -280,6 +311,7 @@ impl Reader<'_> {
         let token = self.opt(&map, "token", |reader, at| reader.secret_text(at, Plain::Masked));
         let username = self.opt(&map, "username", |reader, at| reader.secret_text(at, Plain::Shown));
         let password = self.opt(&map, "password", |reader, at| reader.secret_text(at, Plain::Masked));
+        let askpass = self.opt(&map, "askpass", Self::askpass);
         for (name, text) in [("token", &token), ("password", &password)] {
             if let (Some(at), Some(text)) = (map.get(name), text)
                 && text.as_plain().is_some()
@@ -289,7 +321,12 @@ impl Reader<'_> {
             }
         }
         let written = |names: &[&'static str]| names.iter().copied().filter(|name| map.get(name).is_some()).collect::<Vec<_>>();
-        let groups = [written(&["ssh_key", "ssh_agent", "known_hosts"]), written(&["token"]), written(&["username", "password"])];
+        let groups = [
+            written(&["ssh_key", "ssh_agent", "known_hosts"]),
+            written(&["token"]),
+            written(&["username", "password"]),
+            written(&["askpass"]),
+        ];
         let groups: Vec<_> = groups.into_iter().filter(|group| !group.is_empty()).collect();
         if let [first, second, ..] = groups.as_slice() {
             let what = format!("more than one source of credentials: `{}` and `{}`", first[0], second[0]);
@@ -326,12 +363,25 @@ impl Reader<'_> {
                 self.problems.push(self.problem(map.at, &map.key, what));
             }
         }
+        if let Some(command) = askpass {
+            return Credentials::Askpass(command);
+        }
         match (key, known_hosts, token, username, password) {
             (None, None, Some(token), ..) => Credentials::Token(token),
             (None, None, None, Some(username), Some(password)) => Credentials::Password { username, password },
             (None, None, ..) if agent.is_none() => Credentials::None,
             (key, known_hosts, ..) => Credentials::Ssh { key, agent, known_hosts },
         }
+    }
+
+    /// A command that is run as it is: words, the first an absolute path.
+    fn askpass(&mut self, at: &At<'_>) -> Option<Vec<String>> {
+        let text = self.text(at)?;
+        let words = shell_words::split(text).ok().filter(|words| words.first().is_some_and(|first| first.starts_with('/')));
+        if words.is_none() {
+            self.tell(at, "not a command", |problem| problem.found(text).allowed("the absolute path of a program, and its arguments"));
+        }
+        words
     }
 
     fn ssh_agent(&mut self, at: &At<'_>) -> Option<Option<SshAgent>> {
@@ -410,6 +460,8 @@ impl Reader<'_> {
             linked_dirs: paths(linked_dirs),
             linked_files: paths(linked_files),
             min_free: self.or(&map, "min_free", Bytes(1_000_000_000), |reader, at| reader.size(at, Bytes(0), MOST)),
+            confirm: self.or(&map, "confirm", Duration::from_secs(10), |reader, at| reader.duration(at, Duration::ZERO)),
+            probation: self.or(&map, "probation", Duration::from_secs(300), |reader, at| reader.duration(at, Duration::ZERO)),
         }
     }
 
@@ -443,8 +495,10 @@ impl Reader<'_> {
         let allowed = Placeholder::IN_BUILD;
         BuildSettings {
             env: self.or(&map, "env", BTreeMap::new(), |reader, at| reader.env(at, "build.env", false, &allowed)),
+            runtime: self.or(&map, "runtime", Setting::Auto, Self::runtime),
             timeout: self.or(&map, "timeout", Duration::from_secs(15 * 60), |reader, at| reader.duration(at, SECOND)),
-            steps: self.or(&map, "steps", Vec::new(), |reader, at| reader.each(at, "texts or {run, timeout, only}", Self::step)),
+            steps: self
+                .or(&map, "steps", Vec::new(), |reader, at| reader.each(at, "texts or {run, timeout, unless_unchanged, only}", Self::step)),
         }
     }
 
@@ -457,9 +511,12 @@ impl Reader<'_> {
             let timeout = self.opt(&map, "timeout", |reader, at| reader.duration(at, SECOND));
             let only = self.or(&map, "only", Only::default(), |reader, at| reader.only(at, "build.steps[].only"));
             let run = self.opt(&map, "run", Self::run)?;
-            return Some(BuildStep { run, timeout, only });
+            let unless_unchanged = self.or(&map, "unless_unchanged", Vec::new(), |reader, at| {
+                reader.each(at, "relative paths", |reader, at| reader.relative_path(at, "the release"))
+            });
+            return Some(BuildStep { run, timeout, unless_unchanged, only });
         }
-        Some(BuildStep { run: self.run(at)?, timeout: None, only: Only::default() })
+        Some(BuildStep { run: self.run(at)?, timeout: None, unless_unchanged: Vec::new(), only: Only::default() })
     }
 
     fn run(&mut self, at: &At<'_>) -> Option<String> {
@@ -883,6 +940,7 @@ impl Reader<'_> {
             how: self.or(&map, "how", default.how, |reader, at| reader.choice(at, UPDATES)),
             max_unavailable: self.or(&map, "max_unavailable", 1, |reader, at| reader.whole(at, Between(1, i64::from(MAX_COUNT)))),
             settle: self.or(&map, "settle", default.settle, |reader, at| reader.duration(at, Duration::ZERO)),
+            ..default
         })
     }
 
@@ -1044,7 +1102,7 @@ impl Reader<'_> {
 }
 
 /// How the source may know us.
-const CREDENTIALS: &str = "one of ssh_key with known_hosts, ssh_agent with known_hosts, token, username with password";
+const CREDENTIALS: &str = "one of ssh_key with known_hosts, ssh_agent with known_hosts, token, username with password, askpass";
 
 /// How a repository is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,12 +4,14 @@
 //! rest of the program sees). [`load`] is the way in. Not here: looking up users, reading secrets, looking at the machine.
 
 pub mod command;
+mod doors;
 pub mod explain;
 mod merged;
 pub mod placeholders;
 pub mod problem;
 mod raw;
 mod reader;
+mod runtime;
 pub mod schema;
 pub mod secret;
 pub mod settings;
@@ -20,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use selfstart_core::units::Bytes;
 
+pub(crate) use doors::QUARANTINED;
 use explain::Explained;
 use problem::Problem;
 use secret::Env;

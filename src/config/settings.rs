@@ -1,12 +1,15 @@
 //! What a validated configuration means: the only form of it that the rest of the program sees.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use selfstart_core::id::PoolName;
 use selfstart_core::only::{Only, Traits};
 use selfstart_core::policy::PoolPolicy;
+use selfstart_core::runtime::Setting;
+use selfstart_core::trigger::Debounce;
 use selfstart_core::units::Bytes;
 
 use super::secret::Text;
@@ -22,8 +25,10 @@ pub struct Settings {
     pub user: Option<UserSpec>,
     /// `roles:`, `attributes:` and what `--role` adds.
     pub node: Traits,
-    /// `source:`.
+    /// `source:`, without what says when it is looked at.
     pub source: SourceSettings,
+    /// `source.poll`, `source.webhook`, `source.debounce`.
+    pub triggers: TriggerSettings,
     /// `release:`.
     pub release: ReleaseSettings,
     /// `build:`.
@@ -36,6 +41,10 @@ pub struct Settings {
     pub elsewhere: Vec<Elsewhere>,
     /// `control:`.
     pub control: ControlSettings,
+    /// `http:`; `None`: nothing listens.
+    pub http: Option<HttpSettings>,
+    /// `notify:`.
+    pub notify: Vec<NotifySettings>,
     /// `log:`.
     pub log: LogSettings,
 }
@@ -56,6 +65,55 @@ pub enum What {
     Pool(PoolName),
     /// A build step, as it is written.
     Step(String),
+}
+
+/// What makes a deploy begin, beside boots and operators.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TriggerSettings {
+    /// `source.poll`; `None`: the source is not asked.
+    pub poll: Option<Duration>,
+    /// `source.webhook.secret`; `None`: webhooks are refused.
+    pub webhook: Option<Text>,
+    /// `source.debounce`.
+    pub debounce: Debounce,
+}
+
+/// `http:`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// `listen:`.
+    pub listen: SocketAddr,
+    /// `token:`; `None`: whoever reaches it may read status and metrics.
+    pub token: Option<Text>,
+    /// `tls:`.
+    pub tls: Option<HttpTls>,
+}
+
+/// `http.tls:`; both are PEM files, read when http begins and at a reload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpTls {
+    /// The certificate, and those between it and its authority.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// One entry of `notify:`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotifySettings {
+    /// Who is told.
+    pub to: NotifyTo,
+    /// `on:`, as `Kind::as_str` names them.
+    pub on: BTreeSet<String>,
+}
+
+/// Who is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotifyTo {
+    /// `webhook:`: a URL to which the event is posted.
+    Webhook(Text),
+    /// `command:`, split into words: it gets the event on its standard input.
+    Command(Vec<String>),
 }
 
 /// `user` or `user:group`, by name or number; looked up when it is used.
@@ -80,10 +138,16 @@ pub struct SourceSettings {
     pub ca: Option<PathBuf>,
     /// `credentials:`.
     pub credentials: Credentials,
+    /// `submodules:`.
+    pub submodules: bool,
+    /// `verify: {allowed_signers: ...}`: only what they signed is deployed.
+    pub allowed_signers: Option<PathBuf>,
     /// The longest that one fetch may take.
     pub timeout: Duration,
     /// After this long without the source, the last good release starts.
     pub boot_timeout: Duration,
+    /// Whether a build is stopped when the source has something newer.
+    pub supersede: bool,
 }
 
 impl SourceSettings {
@@ -121,6 +185,8 @@ pub enum Credentials {
         /// The password.
         password: Text,
     },
+    /// `askpass:`: the words of a command that is asked.
+    Askpass(Vec<String>),
     /// `ssh_key:` or `ssh_agent:`, and `known_hosts:`.
     Ssh {
         /// The private key's file.
@@ -154,6 +220,10 @@ pub struct ReleaseSettings {
     pub linked_files: Vec<PathBuf>,
     /// No deploy with less disk than this.
     pub min_free: Bytes,
+    /// How long the first slot of each pool must stay up in a deploy.
+    pub confirm: Duration,
+    /// How long after its rollout a release that crash-loops is rolled back by itself.
+    pub probation: Duration,
 }
 
 /// `build:`.
@@ -161,6 +231,8 @@ pub struct ReleaseSettings {
 pub struct BuildSettings {
     /// Added to the steps' environment.
     pub env: BTreeMap<String, Text>,
+    /// `runtime:`.
+    pub runtime: Setting,
     /// All steps together.
     pub timeout: Duration,
     /// In order.
@@ -174,6 +246,8 @@ pub struct BuildStep {
     pub run: String,
     /// This step alone; `None`: only the whole build's.
     pub timeout: Option<Duration>,
+    /// Skipped if these are as at its last success; empty: never.
+    pub unless_unchanged: Vec<PathBuf>,
     /// `only:`.
     pub only: Only,
 }
@@ -324,10 +398,16 @@ pub struct Changes {
     pub build_changed: bool,
     /// `source:`.
     pub source_changed: bool,
-    /// `release.keep`, `keep_failed`, `min_free`.
+    /// `release.keep`, `keep_failed`, `min_free`, `confirm`, `probation`.
     pub retention_changed: bool,
     /// `control:`.
     pub control_changed: bool,
+    /// `source.poll`, `source.webhook` or `source.debounce`.
+    pub triggers_changed: bool,
+    /// `http:`.
+    pub http_changed: bool,
+    /// `notify:`.
+    pub notify_changed: bool,
     /// `log:` of the agent; a new `buffer` counts for workers started from now on.
     pub log_changed: bool,
     /// Keys that a reload cannot change.
@@ -366,10 +446,13 @@ impl Settings {
         let source = match &self.source.credentials {
             Credentials::Token(token) => vec![token],
             Credentials::Password { username, password } => vec![username, password],
-            Credentials::None | Credentials::Ssh { .. } => Vec::new(),
+            Credentials::None | Credentials::Askpass(_) | Credentials::Ssh { .. } => Vec::new(),
         };
         let env = self.build.env.values().chain(self.pools.iter().flat_map(|pool| pool.env.values()));
-        let texts = env.chain(source).chain(std::iter::once(&self.source.repository));
+        let http = self.http.iter().filter_map(|http| http.token.as_ref());
+        let notify = self.notify.iter().filter_map(|it| if let NotifyTo::Webhook(url) = &it.to { Some(url) } else { None });
+        let triggers = self.triggers.webhook.iter().chain(http).chain(notify);
+        let texts = env.chain(source).chain(triggers).chain(std::iter::once(&self.source.repository));
         texts.flat_map(Text::files).map(Path::to_owned).collect()
     }
 
@@ -387,8 +470,12 @@ impl Settings {
                 || old.release.linked_files != new.release.linked_files,
             source_changed: old.source != new.source,
             retention_changed: (old.release.keep, old.release.keep_failed, old.release.min_free)
-                != (new.release.keep, new.release.keep_failed, new.release.min_free),
+                != (new.release.keep, new.release.keep_failed, new.release.min_free)
+                || (old.release.confirm, old.release.probation) != (new.release.confirm, new.release.probation),
             control_changed: old.control != new.control,
+            triggers_changed: old.triggers != new.triggers,
+            http_changed: old.http != new.http,
+            notify_changed: old.notify != new.notify,
             log_changed: old.log != new.log,
             ..Changes::default()
         };

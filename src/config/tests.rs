@@ -317,11 +317,11 @@ fn explained_as_json_it_has_seconds_and_bytes_and_places() {
     let of = |key: &str| json.as_array().and_then(|all| all.iter().find(|value| value["key"] == key)).cloned().expect(key);
     assert_eq!(
         of("source.timeout"),
-        serde_json::json!({"key": "source.timeout", "value": 300.0, "origin": "file", "line": 25, "column": 12})
+        serde_json::json!({"key": "source.timeout", "value": 300.0, "origin": "file", "line": 28, "column": 12})
     );
     assert_eq!(of("log.buffer")["value"], 262_144);
     assert_eq!(of("pools.web.memory"), serde_json::json!({"key": "pools.web.memory", "value": null, "origin": "default"}));
-    assert_eq!(of("pools.checkins.queue.kind")["line"], 45, "inherited from the app's");
+    assert_eq!(of("pools.checkins.queue.kind")["line"], 59, "inherited from the app's");
 }
 
 #[test]
@@ -438,6 +438,27 @@ fn ssh_has_a_key_or_an_agent_or_what_its_user_has() {
     assert_eq!(of("{ssh_agent: /run/a.sock}"), ssh(None, Some(SshAgent::Socket("/run/a.sock".into())), None));
     assert_eq!(of("{ssh_agent: false, ssh_key: /k}"), ssh(Some("/k"), None, None));
     assert_eq!(of("{ssh_agent: false}"), Credentials::None);
+}
+
+#[test]
+fn askpass_is_a_program_with_its_arguments_for_https_only_and_alone() {
+    let of = |repository: &str, credentials: &str| {
+        let text = SMALLEST.replace("/srv/a.git", repository).replace("branch: main", &format!("branch: main, credentials: {credentials}"));
+        read(&text).map(|loaded| loaded.settings.source.credentials).map_err(|errors| errors.to_string())
+    };
+    let words = |words: &[&str]| settings::Credentials::Askpass(words.iter().map(|word| (*word).to_owned()).collect());
+    assert_eq!(of("https://h/r", "{askpass: /a}"), Ok(words(&["/a"])));
+    assert_eq!(of("https://h/r", "{askpass: \"/a 'b c' $X\"}"), Ok(words(&["/a", "b c", "$X"])));
+    for (repository, credentials, told) in [
+        ("https://h/r", "{askpass: a}", "source.credentials.askpass: not a command"),
+        ("https://h/r", "{askpass: \"/a 'b\"}", "source.credentials.askpass: not a command"),
+        ("https://h/r", "{askpass: /a, token: x}", "more than one source of credentials"),
+        ("git@h:r", "{askpass: /a}", "`askpass` is of no use to a repository by ssh"),
+        ("https://u@h/r", "{askpass: /a}", "the URL of the repository has one, too"),
+    ] {
+        let errors = of(repository, credentials).expect_err(credentials);
+        assert!(errors.contains(told), "{errors}");
+    }
 }
 
 #[test]

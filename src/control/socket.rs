@@ -12,6 +12,8 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::net::sockopt::Timeout;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::sys::gate;
+
 /// `sun_path` of unix(7) has 108 bytes, the last of them a NUL.
 const ADDRESS_MAX: usize = 107;
 
@@ -82,7 +84,7 @@ pub(crate) fn bind(path: &Path, owner: Owner) -> Result<UnixListener, BindError>
     new.push(&place.name);
     new.push(".new");
     let fresh = Place { dir: place.dir, name: new, full: path.to_owned() };
-    let remove = || rustix::fs::unlinkat(&fresh.dir, &fresh.name, AtFlags::empty());
+    let remove = || gate::unlinkat(&fresh.dir, &fresh.name, AtFlags::empty());
     match remove() {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(io("remove the leftover of")(error)),
@@ -90,12 +92,12 @@ pub(crate) fn bind(path: &Path, owner: Owner) -> Result<UnixListener, BindError>
     let made = (|| {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(io("make"))?;
-        rustix::net::bind(&socket, &fresh.address().map_err(io("name"))?).map_err(io("bind"))?;
+        gate::bind(&socket, &fresh.address().map_err(io("name"))?).map_err(io("bind"))?;
         rustix::fs::chownat(&fresh.dir, &fresh.name, owner.uid.map(Uid::from_raw), owner.gid.map(Gid::from_raw), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(io("set the owner of"))?;
         rustix::fs::chmodat(&fresh.dir, &fresh.name, MODE, AtFlags::empty()).map_err(io("set the mode of"))?;
         rustix::net::listen(&socket, BACKLOG).map_err(io("listen at"))?;
-        rustix::fs::renameat(&fresh.dir, &fresh.name, &fresh.dir, &place.name).map_err(io("put in its place"))?;
+        gate::renameat(&fresh.dir, &fresh.name, &fresh.dir, &place.name).map_err(io("put in its place"))?;
         Ok(UnixListener::from(socket))
     })();
     if made.is_err() {

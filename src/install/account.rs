@@ -8,6 +8,7 @@ use rustix::fs::{Gid, Mode, OFlags};
 
 use super::tree::{Tree, TreeError};
 use crate::rights::AGENT_USER;
+use crate::sys::gate;
 use crate::sys::users;
 
 /// What makes it at boot, where systemd does such things (`sysusers.d(5)`).
@@ -73,7 +74,7 @@ pub(super) fn make(tree: &Tree, root: &Path) -> Result<Made, TreeError> {
             }
             command.args(["--inline", line]);
         }
-        match command.stdin(Stdio::null()).output() {
+        match gate::output(command.stdin(Stdio::null())) {
             Ok(output) if output.status.success() && group(tree)?.is_some() => return Ok(Made::By(program)),
             Ok(output) => why.push(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

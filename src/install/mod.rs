@@ -22,6 +22,7 @@ use rc_local::{Installed, Note, Uninstalled};
 use tree::{Tree, TreeError};
 
 use crate::rights::AGENT_USER;
+use crate::sys::gate;
 
 /// The program, where nobody says otherwise.
 pub(crate) const BINARY: &str = units::BINARY;
@@ -645,7 +646,7 @@ fn is_running_systemd() -> bool {
 }
 
 fn reload_systemd(report: &mut Report) {
-    let ran = std::process::Command::new("systemctl").arg("daemon-reload").stdin(std::process::Stdio::null()).output();
+    let ran = gate::output(std::process::Command::new("systemctl").arg("daemon-reload").stdin(std::process::Stdio::null()));
     match ran {
         Ok(output) if output.status.success() => report.done.push("systemctl daemon-reload".to_owned()),
         Ok(output) => {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use crate::sys::gate;
 use crate::sys::links;
 
 /// As many links in a row as the kernel follows (path_resolution(7)).
@@ -206,10 +207,10 @@ impl Tree {
         temporary.push(&at.name);
         temporary.push(".selfstart-new");
         // What a power cut left.
-        let _ = rustix::fs::unlinkat(&at.dir, &temporary, AtFlags::empty());
+        let _ = gate::unlinkat(&at.dir, &temporary, AtFlags::empty());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut write = || -> io::Result<()> {
-            let mut file: File = rustix::fs::openat(&at.dir, &temporary, flags, Mode::RUSR | Mode::WUSR)?.into();
+            let mut file: gate::File = gate::openat(&at.dir, &temporary, flags, Mode::RUSR | Mode::WUSR)?.into();
             io::copy(content, &mut file)?;
             file.flush()?;
             match rustix::fs::openat(
@@ -224,12 +225,12 @@ impl Tree {
             }
             rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
             file.sync_all()?;
-            rustix::fs::renameat(&at.dir, &temporary, &at.dir, &at.name)?;
+            gate::renameat(&at.dir, &temporary, &at.dir, &at.name)?;
             Ok(())
         };
         write().map_err(|error| {
             // The error that matters is the other one.
-            let _ = rustix::fs::unlinkat(&at.dir, &temporary, AtFlags::empty());
+            let _ = gate::unlinkat(&at.dir, &temporary, AtFlags::empty());
             failed(error)
         })?;
         self.sync(&at)
@@ -242,7 +243,7 @@ impl Tree {
     pub(crate) fn make_link(&self, path: &Path, target: &Path) -> Result<(), TreeError> {
         let failed = self.failed("make the link", path);
         let at = self.spot(path).map_err(&failed)?;
-        rustix::fs::symlinkat(target, &at.dir, &at.name).map_err(&failed)?;
+        gate::symlinkat(target, &at.dir, &at.name).map_err(&failed)?;
         self.sync(&at)
     }
 
@@ -253,7 +254,7 @@ impl Tree {
     pub(crate) fn rename(&self, from: &Path, to: &OsStr) -> Result<(), TreeError> {
         let failed = self.failed("rename", from);
         let at = self.spot(from).map_err(&failed)?;
-        rustix::fs::renameat_with(&at.dir, &at.name, &at.dir, to, RenameFlags::NOREPLACE).map_err(&failed)?;
+        gate::renameat_with(&at.dir, &at.name, &at.dir, to, RenameFlags::NOREPLACE).map_err(&failed)?;
         self.sync(&at)
     }
 
@@ -264,7 +265,7 @@ impl Tree {
     pub(crate) fn make_directory(&self, path: &Path, mode: u32) -> Result<bool, TreeError> {
         let failed = self.failed("make the directory", path);
         let at = self.spot(path).map_err(&failed)?;
-        match rustix::fs::mkdirat(&at.dir, &at.name, Mode::from_raw_mode(mode)) {
+        match gate::mkdirat(&at.dir, &at.name, Mode::from_raw_mode(mode)) {
             Ok(()) => {
                 // Whatever the umask.
                 rustix::fs::chmodat(&at.dir, &at.name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(&failed)?;
@@ -298,7 +299,7 @@ impl Tree {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(true),
             other => other.map_err(&failed)?,
         };
-        match rustix::fs::unlinkat(&at.dir, &at.name, how) {
+        match gate::unlinkat(&at.dir, &at.name, how) {
             Err(Errno::NOENT) => return Ok(true),
             Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) => return Ok(false),
             other => other.map_err(&failed)?,
@@ -309,12 +310,12 @@ impl Tree {
 
     fn sync(&self, at: &Place) -> Result<(), TreeError> {
         let dir = rustix::fs::openat(&at.dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        dir.and_then(rustix::fs::fsync).map_err(self.failed("sync the directory of", &at.path))
+        dir.and_then(gate::fsync).map_err(self.failed("sync the directory of", &at.path))
     }
 }
 
 /// A new file gets the labels of its directory (SELinux: rc.local would not be executed), and our user.
-fn keep_owner_and_labels(old: &OwnedFd, new: &File) -> io::Result<()> {
+fn keep_owner_and_labels(old: &OwnedFd, new: &gate::File) -> io::Result<()> {
     let (was, is) = (rustix::fs::fstat(old)?, rustix::fs::fstat(new)?);
     if (was.st_uid, was.st_gid) != (is.st_uid, is.st_gid) {
         rustix::fs::fchown(new, Some(Uid::from_raw(was.st_uid)), Some(Gid::from_raw(was.st_gid)))?;

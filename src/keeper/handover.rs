@@ -106,6 +106,9 @@ pub(super) struct State {
     /// What became of the last one.
     #[serde(default)]
     pub(super) report: Option<Upgraded>,
+    /// Whom the agent may ever have had processes started as: those are signalled that are no children of ours.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) users: Vec<u32>,
     /// Who takes this over is on trial.
     #[serde(default)]
     pub(super) trial: Option<OnTrial>,
@@ -295,6 +298,7 @@ impl Keeper {
             hurry: self.hurry,
             upgrades: self.upgrade.number(),
             report,
+            users: self.rights.all_users().collect(),
             trial,
         }
     }
@@ -316,6 +320,7 @@ impl Keeper {
             }
         }
         self.own_tree = state.own_tree;
+        self.rights.remember(state.users);
         for handed in state.children {
             self.take_over(handed, &mut take);
         }
@@ -581,5 +586,65 @@ mod tests {
         let token = (u64::from(adopted.pid.unsigned_abs()) << 2) | PROCESS;
         assert!(events[..woken].iter().any(|event| event.data.u64() == token), "nobody tells");
         end(runs);
+    }
+
+    #[test]
+    fn a_cgroup_that_was_killed_when_the_keeper_changed_is_told_empty_by_the_next_one() {
+        use std::time::Duration;
+        let Some(own) = cgroup::tests::Own::make("handed") else { return eprintln!("skipped: no cgroup v2 to write to") };
+        crate::sys::process::become_subreaper().expect("a subreaper");
+        let mut former = keeper();
+        former.table.tree = Some(cgroup::Tree::open(own.0.path()).expect("a tree"));
+        let none: [(String, String); 0] = [];
+        // What it leaves has left its session and has no name; and it cannot end before it is let go on: it is stopped until its KILL.
+        former.start_child(&start("w/0#1", "env -i setsid sleep 1000 & exec sleep 1000"), Some(&none), None);
+        let main = former.table.get("w/0#1").expect("started").id.pid;
+        let group = own.0.group("w.0#1").expect("made");
+        use crate::sys::starter::tests::until;
+        until("a leftover", || (group.processes().ok()?.len() == 2).then_some(()));
+        end(main);
+        former.table.ended(main, Ended::Code(0), MonoTime::from_boot(Duration::from_secs(1)));
+        former.note_exits(vec!["w/0#1".into()]);
+        former.obey(Ask::ClearTree { key: "w/0#1".into() }, Vec::new());
+        // Nobody has been told yet when it is handed over: as if the kernel had not come to it.
+        let events = group.watch().expect("watched");
+        former.watch_emptying("w/0#1", events);
+        let state = former.state(None, None);
+        assert_eq!((state.emptying.clone(), state.children[0].clearing), (vec!["w/0#1".to_owned()], Some(0)));
+        std::mem::forget(former);
+
+        let mut next = Keeper::new(SignalFd::take().expect("signals"), state.arguments()).expect("a keeper");
+        next.rights = crate::keeper::rights::Rights::new(&[]);
+        next.restore(state).expect("taken over");
+        assert!(next.emptying.contains_key("w/0#1"), "nobody would tell");
+        assert!(next.table.next_look(clock::now()).is_some(), "nobody would look");
+        next.clear_trees();
+        // The kill is seen by what is watched since before it, not by the look a second later.
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
+        let patience = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+        until("the news", || {
+            let woken = epoll::wait(&next.epoll, &mut events[..], Some(&patience)).expect("a wait");
+            let news = events[..woken].iter().map(|event| event.data.u64()).find(|token| token & 3 == crate::keeper::GROUP);
+            news.map(|token| next.group_changed(token >> 2))
+        });
+        next.notes.clear();
+        until("the end of the tree", || {
+            next.clear_trees();
+            next.notes.iter().any(|note| matches!(note, Note::TreeGone(key, _) if key == "w/0#1")).then_some(())
+        });
+        next.table.remove_groups();
+        assert_eq!(own.0.names().expect("read"), Vec::<String>::new(), "its cgroup is still there");
+        assert!(next.emptying.is_empty());
+    }
+
+    #[test]
+    fn whom_a_keeper_may_signal_is_known_to_the_next_one_before_it_is_told() {
+        let mut former = keeper();
+        former.rights.remember([1001, 1002]);
+        let state = former.state(None, None);
+        assert_eq!(state.users, [1001, 1002]);
+        let mut next = Keeper::new(SignalFd::take().expect("signals"), state.arguments()).expect("a keeper");
+        next.restore(state).expect("taken over");
+        assert_eq!(next.rights.all_users().collect::<Vec<_>>(), [1001, 1002]);
     }
 }

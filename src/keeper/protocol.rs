@@ -134,6 +134,18 @@ pub(crate) enum Errand {
     Memory(Vec<(Key, Option<u64>)>),
 }
 
+impl Errand {
+    /// The same without what it is about: whoever asked knows that.
+    pub(crate) fn kind(&self) -> Self {
+        match self {
+            Self::Order => Self::Order,
+            Self::Uses => Self::Uses,
+            Self::Prune(_) => Self::Prune(Vec::new()),
+            Self::Memory(_) => Self::Memory(Vec::new()),
+        }
+    }
+}
+
 /// What is started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Start {

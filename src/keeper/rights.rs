@@ -3,7 +3,7 @@
 //! The keeper starts `internal-rights` (see `crate::rights`) before each agent, and is told by it as whom the agent runs and as whom it may
 //! have processes started. Nothing that an agent says can change that: not who, not whose groups, not the configuration that is read.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::CString;
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
@@ -25,9 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The longest that a new agent waits to be told anew what was known before: workers are without one meanwhile.
 const PATIENCE_AGAIN: Duration = Duration::from_millis(500);
-
-/// Errands that wait for the one before them. An agent has one of each kind at most.
-const WAITING_MAX: usize = 8;
 
 /// The largest answer that is read.
 const ANSWER_MAX: u64 = 1 << 20;
@@ -94,9 +91,13 @@ pub(super) struct Rights {
     /// What the node is for, beside what that says.
     roles: Vec<CString>,
     standing: Standing,
+    /// Why the configuration is not to be believed now: an agent runs the last good one then.
+    distrust: Option<String>,
     /// Whether it was asked since the last agent ended.
     fresh: bool,
-    running: Option<Running>,
+    /// One of a kind: what takes long (a release that is removed) must not keep what must not wait (a look at memory).
+    running: Vec<Running>,
+    /// One of a kind, too.
     waiting: VecDeque<(Errand, Vec<Measured>)>,
     /// Those as whom processes were ever allowed to be started.
     users: BTreeSet<u32>,
@@ -111,8 +112,9 @@ impl Rights {
             config,
             roles: words.iter().skip(1).cloned().collect(),
             standing,
+            distrust: None,
             fresh: false,
-            running: None,
+            running: Vec::new(),
             waiting: VecDeque::new(),
             users: BTreeSet::new(),
         }
@@ -128,7 +130,7 @@ impl Rights {
 
     /// Whether a helper runs that the next agent waits for.
     pub(super) fn are_being_looked_up(&self) -> bool {
-        self.running.is_some() && !self.are_known()
+        self.runs(&Errand::Order) && !self.are_known()
     }
 
     /// What to say of an agent that is root although it need not be.
@@ -149,12 +151,41 @@ impl Rights {
         if let Standing::Split(split) = &self.standing { Some(split) } else { None }
     }
 
+    /// Whether it has been told who may do what.
+    pub(super) fn are_told(&self) -> bool {
+        !matches!(self.standing, Standing::Unknown)
+    }
+
+    /// The root whose last good configuration an agent is to run, and why; `None`: the configuration is to be believed.
+    pub(super) fn last_good(&self) -> Option<(&str, &str)> {
+        Some((self.split()?.root.as_str(), self.distrust.as_deref()?))
+    }
+
+    /// Whose processes the workers of each pool are; `None`: anybody's.
+    pub(super) fn pools(&self) -> Option<&BTreeMap<String, u32>> {
+        self.split().map(|split| &split.pools)
+    }
+
+    /// Those as whom processes were ever allowed to be started: for the keeper that is executed in our place.
+    pub(super) fn all_users(&self) -> impl Iterator<Item = u32> + '_ {
+        self.users.iter().copied()
+    }
+
+    /// Takes them over from the keeper before us.
+    pub(super) fn remember(&mut self, users: impl IntoIterator<Item = u32>) {
+        self.users.extend(users);
+    }
+
+    fn runs(&self, errand: &Errand) -> bool {
+        self.running.iter().any(|running| same_kind(&running.errand, errand))
+    }
+
     /// The agent has ended: who may do what is looked up again before the next one.
     pub(super) fn agent_ended(&mut self) {
         self.fresh = false;
         self.waiting.clear();
         // What it was for is not there any more, and the next agent must not wait for it.
-        if let Some(running) = &mut self.running {
+        for running in &mut self.running {
             running.until = running.until.min(clock::now() + PATIENCE_AGAIN);
             let _gone_already = process::signal_child(running.pid, libc::SIGKILL);
         }
@@ -165,7 +196,7 @@ impl Rights {
         self.split().map(|_| &self.users)
     }
 
-    /// Has an errand done, after those before it.
+    /// Has an errand done, after the one before it of its kind.
     ///
     /// # Errors
     /// Why it is not.
@@ -173,9 +204,9 @@ impl Rights {
         if self.config.is_none() {
             return Err("the keeper is not root".to_owned());
         }
-        if self.running.is_some() {
-            if self.waiting.len() >= WAITING_MAX {
-                return Err("too many errands wait".to_owned());
+        if self.runs(&errand) {
+            if self.waiting.iter().any(|(other, _)| same_kind(other, &errand)) {
+                return Err("one like it waits already".to_owned());
             }
             self.waiting.push_back((errand, mains));
             return Ok(());
@@ -220,13 +251,15 @@ impl Rights {
             reset_oom_score: false,
             new_session: true,
             dies_with_us: true,
+            confined: false,
+            called: None,
             cgroup: None,
         });
         match started {
             Ok(Started::Executed(pid) | Started::Hangs(pid)) => {
                 let again = errand == Errand::Order && !self.fresh && !matches!(self.standing, Standing::Unknown);
                 let patience = if again { PATIENCE_AGAIN } else { PATIENCE };
-                self.running = Some(Running { pid, errand, answer, until: clock::now() + patience });
+                self.running.push(Running { pid, errand, answer, until: clock::now() + patience });
                 Ok(())
             }
             Err(error) => Err(error.source.to_string()),
@@ -235,7 +268,8 @@ impl Rights {
 
     /// A child has been reaped: returns the errand that is over with it, if it was our helper.
     pub(super) fn reaped(&mut self, pid: i32, how: process::Ended) -> Option<Over> {
-        let Running { errand, answer, .. } = self.running.take_if(|running| running.pid == pid)?;
+        let at = self.running.iter().position(|running| running.pid == pid)?;
+        let Running { errand, answer, .. } = self.running.swap_remove(at);
         let answer = match how {
             process::Ended::Code(0) => Ok(answer),
             how => Err(format!("the helper ended ({})", super::describe(how))),
@@ -246,9 +280,10 @@ impl Rights {
     /// Begins what waits; returns those that could not be begun.
     pub(super) fn go_on(&mut self, starter: &mut Starter, null: &Arc<OwnedFd>) -> Vec<Over> {
         let mut failed = Vec::new();
-        while self.running.is_none() {
-            let Some((errand, mains)) = self.waiting.pop_front() else { break };
-            if let Err(why) = self.start(errand.clone(), &mains, starter, null) {
+        for (errand, mains) in std::mem::take(&mut self.waiting) {
+            if self.runs(&errand) {
+                self.waiting.push_back((errand, mains));
+            } else if let Err(why) = self.start(errand.clone(), &mains, starter, null) {
                 failed.push(Over { errand, answer: Err(why) });
             }
         }
@@ -257,16 +292,17 @@ impl Rights {
 
     /// When a helper has taken too long.
     pub(super) fn deadline(&self) -> Option<MonoTime> {
-        self.running.as_ref().map(|running| running.until)
+        self.running.iter().map(|running| running.until).min()
     }
 
     /// Ends a helper that has taken too long; its end is heard like any.
     pub(super) fn end_late(&mut self, now: MonoTime) {
-        if let Some(running) = self.running.as_mut().filter(|running| running.until <= now) {
+        let told = self.are_told();
+        for running in self.running.iter_mut().filter(|running| running.until <= now) {
             running.until = now + PATIENCE;
             let _gone_already = process::signal_child(running.pid, libc::SIGKILL);
             // What is known stays as it was; one that cannot even be killed (a disk that hangs) is not waited for.
-            self.fresh |= !matches!(self.standing, Standing::Unknown);
+            self.fresh |= told && running.errand == Errand::Order;
         }
     }
 
@@ -274,6 +310,13 @@ impl Rights {
     pub(super) fn ordered(&mut self, answer: Result<OwnedFd, String>) -> (Ordered, Result<(), String>) {
         let grant = answer.and_then(|answer| read(answer).map_err(|error| format!("the helper cannot be understood: {error}")));
         let first = matches!(self.standing, Standing::Unknown);
+        // What could not be found out is as it was.
+        if let Ok(grant) = &grant {
+            self.distrust = match grant {
+                Grant::LastGood { why, .. } | Grant::Refused { why } => Some(why.clone()),
+                Grant::Split(_) | Grant::AsKeeper { .. } => None,
+            };
+        }
         let refused = match (grant, &self.standing) {
             (Err(why), Standing::Unknown) => return (Ordered::Again, Err(why)),
             (Ok(Grant::Refused { why }), Standing::Unknown) => return (Ordered::Never(why.clone()), Err(why)),
@@ -286,14 +329,19 @@ impl Rights {
             (Ok(Grant::AsKeeper { why }), Standing::Split(_)) => {
                 Some(if why.is_empty() { "the agent could be root again after a restart of selfstart".to_owned() } else { why })
             }
+            // The one that is minded by is the one before.
+            (Ok(Grant::LastGood { why, .. }), Standing::Split(_) | Standing::AsKeeper { .. }) => Some(why),
             (Ok(Grant::Split(new)), Standing::Split(old)) if (&new.root, &new.agent) != (&old.root, &old.agent) => {
                 Some("`root`, or the user of the agent, is another after a restart of selfstart".to_owned())
             }
-            (Ok(Grant::Split(new)), _) if new.users.iter().chain([&new.agent]).any(|who| who.uid == 0) => {
+            (Ok(Grant::Split(new) | Grant::LastGood { split: new, .. }), _)
+                if new.users.iter().chain([&new.agent]).any(|who| who.uid == 0) =>
+            {
                 Some("nobody is started as root".to_owned())
             }
-            (Ok(Grant::Split(new)), _) => {
-                self.users.extend(new.users.iter().map(|who| who.uid));
+            (Ok(Grant::Split(new) | Grant::LastGood { split: new, .. }), _) => {
+                let former = new.former.iter().copied().filter(|uid| *uid != 0 && *uid != new.agent.uid);
+                self.users.extend(new.users.iter().map(|who| who.uid).chain(former));
                 self.standing = Standing::Split(new);
                 None
             }
@@ -332,6 +380,11 @@ impl Rights {
     }
 }
 
+/// Whether two errands are of one kind, whatever they are about.
+fn same_kind(one: &Errand, other: &Errand) -> bool {
+    std::mem::discriminant(one) == std::mem::discriminant(other)
+}
+
 /// Reads a grant from the beginning of a file.
 fn read(answer: OwnedFd) -> io::Result<Grant> {
     let mut file = std::fs::File::from(answer);
@@ -363,14 +416,25 @@ mod tests {
     use crate::sys::spawn::Step;
 
     const NOBODY: (u32, u32) = (65534, 65534);
-    const ROOT: &str = "/of-a-hostile-agent";
+    /// Of this test alone: a keeper adopts whoever names its root, so those of others that run beside it too.
+    fn root() -> String {
+        let test = std::thread::current().name().unwrap_or_default().rsplit("::").next().unwrap_or_default().to_owned();
+        format!("/of-a-hostile-agent/{}/{test}", std::process::id())
+    }
 
     fn who((uid, gid): (u32, u32)) -> Who {
         Who { uid, gid, groups: vec![gid] }
     }
 
     fn granted() -> Split {
-        Split { agent: who((424_242, 424_242)), users: vec![who(NOBODY)], root: ROOT.into(), tree: "selfstart-ours-1".into() }
+        Split {
+            agent: who((424_242, 424_242)),
+            users: vec![who(NOBODY)],
+            root: root(),
+            tree: "selfstart-ours-1".into(),
+            pools: BTreeMap::from([("w".to_owned(), NOBODY.0)]),
+            former: BTreeSet::new(),
+        }
     }
 
     /// What a helper has written.
@@ -401,7 +465,11 @@ mod tests {
         fn ask_with(&mut self, ask: &Ask, fds: &[BorrowedFd<'_>]) -> Vec<Tell> {
             packet::send(self.line.as_fd(), &encode(ask), fds).expect("room");
             self.keeper.hear();
-            self.keeper.go_on_adopting();
+            // As often as somebody is executing a program just then, who may be anybody.
+            crate::sys::starter::tests::until("end of the adoption", || {
+                self.keeper.go_on_adopting();
+                self.keeper.adopting.is_none().then_some(())
+            });
             self.keeper.tell();
             let (mut told, mut buffer) = (Vec::new(), Vec::new());
             while packet::receive(self.line.as_fd(), &mut buffer).is_ok() {
@@ -412,6 +480,15 @@ mod tests {
 
         fn start(&mut self, start: Start) -> Vec<Tell> {
             self.ask(&Ask::Spawn(Box::new(start)))
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            // Also when the test has failed: they would be adopted by the next one.
+            for key in self.keeper.table.running_children() {
+                let _gone = self.keeper.table.signal(&key, libc::SIGKILL);
+            }
         }
     }
 
@@ -442,7 +519,7 @@ mod tests {
     }
 
     fn as_user(key: &str, user: Option<(u32, u32, Vec<u32>)>) -> Start {
-        Start { user, ..sleep(ROOT, key, &[]) }
+        Start { user, ..sleep(&root(), key, &[]) }
     }
 
     #[test]
@@ -498,7 +575,7 @@ mod tests {
         assert!(scene.ask(&Ask::SignalJob { pid, start_ticks, title: title.clone(), number: libc::SIGKILL }).is_empty());
         // Called a worker of its own.
         let known = vec![("w/0#1".to_owned(), pid, start_ticks)];
-        let told = scene.ask(&Ask::Adopt { root: ROOT.into(), known });
+        let told = scene.ask(&Ask::Adopt { root: root(), known });
         assert!(matches!(&told[..], [Tell::Adopted]), "{told:?}");
         for ask in [
             Ask::Signal { key: "w/0#1".into(), number: libc::SIGKILL },
@@ -610,12 +687,156 @@ mod tests {
     }
 
     #[test]
+    fn what_an_agent_says_is_held_up_to_a_measure_and_costs_no_worker() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can start another user's processes");
+        }
+        let mut scene = Scene::new();
+        let user = Some((NOBODY.0, NOBODY.1, vec![NOBODY.1]));
+        let told = scene.start(as_user("w/0#1", user.clone()));
+        let [Tell::Child { pid, .. }] = told[..] else { panic!("{told:?}") };
+        let held = scene.keeper.table.held();
+        // Refused with words, as a start that failed; whose very name is too long hears nothing.
+        let long = |bytes: usize| "x".repeat(bytes);
+        let told = scene.start(Start { note: long(5_000), ..as_user("w/1#1", user.clone()) });
+        assert!(matches!(&told[..], [Tell::SpawnFailed { errno: libc::E2BIG, .. }]), "{told:?}");
+        for ask in [
+            Ask::Spawn(Box::new(Start { key: long(257), ..as_user("w/1#1", user.clone()) })),
+            Ask::ClearTree { key: long(1 << 20) },
+            Ask::Keep { name: long(1 << 20) },
+            Ask::Upgrade { placed: false, by: long(1 << 20) },
+        ] {
+            let told = scene.ask(&ask);
+            assert!(told.is_empty() && scene.keeper.notes.is_empty(), "{told:?}");
+        }
+        let told = scene.ask(&Ask::Adopt { root: root(), known: vec![(long(257), 1, 1)] });
+        assert!(matches!(&told[..], [Tell::Adopted]) && scene.keeper.adopting.is_none(), "{told:?}");
+        // An errand is told by its kind.
+        let told = scene.ask(&Ask::Errand(Errand::Prune(vec![long(1 << 20)])));
+        assert!(matches!(&told[..], [Tell::Errand { errand: Errand::Prune(ids), failed: Some(_) }] if ids.is_empty()), "{told:?}");
+        assert_eq!((scene.keeper.table.len(), scene.keeper.table.held()), (1, held));
+        assert!(process::stat(pid).is_ok_and(|stat| !stat.zombie));
+        end(pid);
+        scene.ask(&Ask::Forget { key: "w/0#1".into() });
+        assert_eq!((scene.keeper.table.len(), scene.keeper.table.held()), (0, 0));
+    }
+
+    /// Of those that other tests, which run beside it, must not adopt.
+    const OWN_ROOT: &str = "/of-two-users";
+
+    /// A process of this user that carries the name of a worker; its number stands for `$$`.
+    fn named(uid: u32, name: &str) -> (Stranger, i32) {
+        use std::os::unix::process::CommandExt;
+        let script = format!("exec env {}={name}@{OWN_ROOT} sleep 1000", crate::keeper::protocol::KEY_VARIABLE);
+        let child = Command::new("sh").args(["-c", &script]).uid(uid).gid(uid).stdin(Stdio::null()).spawn().expect("sh");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        while process::title(pid).expect("a title") != b"sleep\x001000" {
+            std::thread::yield_now();
+        }
+        (Stranger(child), pid)
+    }
+
+    #[test]
+    fn who_is_of_another_user_than_its_pool_is_gone_before_the_pools_slots_are_filled() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can start another user's processes");
+        }
+        let mut scene = Scene::new();
+        // Another user of the configuration, one that the pool had before, and one of whom nobody has heard.
+        let (other, former, unheard): (u32, u32, u32) = (65_533, 65_532, 65_531);
+        let mut split = Split { root: OWN_ROOT.into(), ..granted() };
+        scene.keeper.rights.standing = Standing::Unknown;
+        split.users.push(who((other, other)));
+        split.former.insert(former);
+        assert!(scene.keeper.ordered(answer(&Grant::Split(split))).is_ok());
+        let (_right, right) = named(NOBODY.0, "w/5#1:$$");
+        let (_gone, gone) = named(other, "gone/0#1:$$");
+        let (mut strange, _) = named(unheard, "w/3#1:$$");
+        // Started by the living worker as somebody else, as `sudo` does.
+        let (mut of_right, _) = named(other, &format!("w/5#1:{right}"));
+        for by_name in [false, true] {
+            let wrong = [named(other, "w/0#1:$$"), named(former, "w/1#1:$$"), named(former, "w/2#1:1")];
+            let ticks = |pid: i32| process::stat(pid).expect("it lives").start_ticks;
+            let known = wrong.iter().filter(|_| by_name).map(|(_, pid)| ("w/0#1".to_owned(), *pid, ticks(*pid))).collect();
+            let told = scene.ask(&Ask::Adopt { root: OWN_ROOT.into(), known });
+            let expected = [("gone/0#1".to_owned(), gone), ("w/5#1".to_owned(), right)];
+            let adopted = |tell: &Tell| if let Tell::Child { key, pid, .. } = tell { Some((key.clone(), *pid)) } else { None };
+            assert!(told.iter().filter_map(adopted).all(|one| expected.contains(&one)), "{told:?}");
+            assert!(expected.iter().all(|(key, _)| scene.keeper.table.has(key)));
+            assert_eq!(wrong.map(|(mut one, _)| one.lives()), [false; 3]);
+        }
+        assert!(strange.lives() && of_right.lives());
+    }
+
+    #[test]
+    fn what_is_left_is_not_cleared_before_it_is_known_whose_it_may_be() {
+        use super::super::Note;
+        use super::super::table::{Child, Life};
+        use selfstart_core::id::ProcessId;
+        let mut scene = Scene::new();
+        let key = "w/0#1".to_owned();
+        let mut child = Child::new(ProcessId { pid: 0, start_ticks: 0 }, true, Vec::new(), root(), String::new());
+        child.life = Life::Ended { how: process::Ended::Unknown, at: clock::now(), tree_gone: false };
+        scene.keeper.table.insert(key.clone(), child);
+        scene.keeper.table.clear(&key);
+        scene.keeper.rights.standing = Standing::Unknown;
+        let gone = |note: &Note| matches!(note, Note::TreeGone(..));
+        scene.keeper.clear_trees();
+        assert!(!scene.keeper.notes.iter().any(gone) && scene.keeper.table.clearing() == [key]);
+        scene.keeper.rights.standing = Standing::Split(granted());
+        crate::sys::starter::tests::until("an end of it", || {
+            scene.keeper.clear_trees();
+            scene.keeper.notes.iter().any(gone).then_some(())
+        });
+    }
+
+    #[test]
+    fn a_look_at_memory_does_not_wait_for_a_release_that_is_removed() {
+        let mut long: Vec<Child> = (0..2).map(|_| Command::new("sleep").arg("1000").spawn().expect("sleep")).collect();
+        let mut rights = Rights::new(&[]);
+        rights.config = Some(c"/nowhere/at/all".to_owned());
+        rights.standing = Standing::Split(granted());
+        let running = |child: &Child, errand| {
+            let pid = i32::try_from(child.id()).expect("a pid");
+            Running { pid, errand, answer: crate::sys::memory_file(b"").expect("a file"), until: clock::now() + PATIENCE }
+        };
+        rights.running = vec![running(&long[0], Errand::Prune(Vec::new()))];
+        let null = Arc::new(OwnedFd::from(fs_err::File::open("/dev/null").expect("open").into_parts().0));
+        let mut starter = Starter::default();
+        rights.begin(Errand::Memory(Vec::new()), Vec::new(), &mut starter, &null).expect("begun");
+        let begun: Vec<_> = rights.running.iter().map(|running| running.errand.clone()).collect();
+        assert_eq!((begun, rights.waiting.len()), (vec![Errand::Prune(Vec::new()), Errand::Memory(Vec::new())], 0));
+        // One of a kind at a time, and one more waits.
+        rights.begin(Errand::Prune(vec!["a".into()]), Vec::new(), &mut starter, &null).expect("waits");
+        assert!(rights.begin(Errand::Prune(vec!["b".into()]), Vec::new(), &mut starter, &null).is_err());
+        let (helper, waits) = (rights.running[1].pid, rights.waiting.len());
+        assert_eq!(waits, 1);
+        // Its end lets that one go on, and nobody else's does.
+        end(helper);
+        assert!(rights.reaped(helper, process::Ended::Code(0)).is_some_and(|over| over.errand == Errand::Memory(Vec::new())));
+        assert!(rights.go_on(&mut starter, &null).is_empty() && rights.waiting.len() == 1);
+        let first = rights.running[0].pid;
+        assert!(rights.reaped(first, process::Ended::Code(0)).is_some());
+        assert!(rights.go_on(&mut starter, &null).is_empty() && rights.waiting.is_empty());
+        rights.running.iter().for_each(|running| end(running.pid));
+        // One that is late does not make the other so, and only a look who may do what lets an agent start.
+        rights.running = vec![running(&long[1], Errand::Uses)];
+        rights.running[0].until = clock::now();
+        rights.end_late(clock::now());
+        assert!(!rights.are_known());
+        long.iter_mut().for_each(|child| {
+            let _gone = child.kill();
+            child.wait().expect("its end");
+        });
+    }
+
+    #[test]
     fn an_agent_does_not_wait_long_for_a_helper_that_hangs_if_who_may_do_what_is_known() {
         let mut helper = Command::new("sleep").arg("1000").spawn().expect("a process");
         let pid = i32::try_from(helper.id()).expect("a pid");
         let hangs = |rights: &mut Rights| {
             let answer = crate::sys::memory_file(b"").expect("a file");
-            rights.running = Some(Running { pid, errand: Errand::Order, answer, until: clock::now() });
+            rights.running = vec![Running { pid, errand: Errand::Order, answer, until: clock::now() }];
         };
         let mut rights = Rights::new(&[]);
         rights.config = Some(c"/etc/selfstart/config.yaml".to_owned());
@@ -631,6 +852,25 @@ mod tests {
         rights.agent_ended();
         assert!(!rights.are_known(), "the next one asks again");
         helper.wait().expect("killed");
+    }
+
+    #[test]
+    fn a_configuration_that_others_can_write_is_not_read_again_until_it_is_in_order() {
+        let mut rights = Rights::new(&[]);
+        rights.standing = Standing::Unknown;
+        let last_good = || Grant::LastGood { split: granted(), why: "others can write it".into() };
+        // By root's record a keeper that knows nothing yet minds its workers.
+        assert_eq!(rights.ordered(answer(&last_good())), (Ordered::Go, Ok(())));
+        assert_eq!((rights.split(), rights.last_good()), (Some(&granted()), Some((root().as_str(), "others can write it"))));
+        assert_eq!(rights.ordered(answer(&Grant::Split(granted()))), (Ordered::Go, Ok(())));
+        assert_eq!(rights.last_good(), None);
+        // Later it is no reload, and the next agent does not read it either; nor if nothing is known of it.
+        for grant in [last_good(), Grant::Refused { why: "others can write it".into() }] {
+            assert_eq!(rights.ordered(answer(&grant)), (Ordered::Go, Err("others can write it".into())));
+            assert!(rights.last_good().is_some());
+            assert_eq!(rights.ordered(Err("it ended".into())).0, Ordered::Go);
+            assert!(rights.last_good().is_some());
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use selfstart_core::id::ProcessId;
 use selfstart_core::time::MonoTime;
 
+use super::bounds::KEY_MAX;
 use super::protocol::{KEY_VARIABLE, Key};
 use crate::sys::cgroup::{self, Counted};
 use crate::sys::process::{self, Ended, Stat, Variable};
@@ -80,6 +82,12 @@ impl Child {
         }
     }
 
+    /// What is held of one for the agent's sake.
+    pub(super) fn bytes(key: &str, root: &str, note: &str) -> usize {
+        // The name stands in two maps while it runs.
+        2 * key.len() + root.len() + note.len()
+    }
+
     fn running(&self) -> bool {
         matches!(self.life, Life::Running)
     }
@@ -89,6 +97,8 @@ impl Child {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     children: BTreeMap<Key, Child>,
+    /// What all of them hold ([`Child::bytes`]).
+    held: usize,
     running: BTreeMap<i32, Key>,
     clearing: BTreeSet<Key>,
     /// Adopted and running, without a pidfd: nothing tells when they end.
@@ -102,12 +112,19 @@ pub(super) struct Table {
     /// Whom children that were adopted may belong to, and what is signalled with them; `None`: anybody. An agent that is not root names
     /// whom to adopt, and must not name others' processes.
     pub(super) users: Option<BTreeSet<u32>>,
+    /// Whose processes the workers of each pool are; `None`: anybody's. Of a pool that is not in it, any of `users`.
+    pub(super) pools: Option<BTreeMap<String, u32>>,
 }
 
 impl Table {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.children.len()
+    }
+
+    /// What is held of them all for the agent's sake.
+    pub(super) fn held(&self) -> usize {
+        self.held
     }
 
     /// The child whose main process has this number, while it lives.
@@ -120,6 +137,18 @@ impl Table {
         self.users.as_ref().is_none_or(|users| process::users(pid).is_ok_and(|found| found.iter().all(|uid| users.contains(uid))))
     }
 
+    /// What there is to a process that is no child of ours and calls itself one.
+    fn claim(&self, key: &str, pid: i32) -> Claim {
+        let uid = key.split_once('/').and_then(|(pool, _)| self.pools.as_ref()?.get(pool));
+        if !self.may_be_adopted(pid) {
+            return if uid.is_some() { Claim::Stranger } else { Claim::None };
+        }
+        match uid {
+            Some(uid) if !process::users(pid).is_ok_and(|found| found.iter().all(|it| it == uid)) => Claim::OfAnotherUser,
+            _ => Claim::Ours,
+        }
+    }
+
     pub(super) fn insert(&mut self, key: Key, mut child: Child) {
         if child.adopted {
             // It may be from before there were cgroups.
@@ -130,6 +159,10 @@ impl Table {
             if child.adopted && child.pidfd.is_none() {
                 self.unwatched.insert(key.clone());
             }
+        }
+        self.held += Child::bytes(&key, &child.root, &child.note);
+        if let Some((key, former)) = self.children.remove_entry(&key) {
+            self.held = self.held.saturating_sub(Child::bytes(&key, &former.root, &former.note));
         }
         self.children.insert(key, child);
     }
@@ -280,6 +313,7 @@ impl Table {
         self.clearing.remove(key);
         self.unwatched.remove(key);
         if let Some(child) = self.children.remove(key) {
+            self.held = self.held.saturating_sub(Child::bytes(key, &child.root, &child.note));
             // The number may be another child's by now.
             if self.running.get(&child.id.pid).is_some_and(|owner| owner == key) {
                 self.running.remove(&child.id.pid);
@@ -374,7 +408,8 @@ impl Table {
         let name = name.as_deref().and_then(name_in);
         ended.iter().any(|key| {
             self.children.get(key).is_some_and(|child| {
-                session == child.id.pid || name.as_ref().is_some_and(|name| name.key == key && name.root == child.root)
+                (child.id.pid != 0 && session == child.id.pid)
+                    || name.as_ref().is_some_and(|name| name.key == key && name.root == child.root)
             })
         })
     }
@@ -401,7 +436,8 @@ impl Table {
         // While a session has members its number is not given out again; so a process with that number that is not the main one shows
         // that the session is another's.
         let leader = everyone.processes.get(&child.id.pid);
-        let own_session = leader.is_none_or(|stat| stat.start_ticks == child.id.start_ticks);
+        // Of what is known by its cgroup alone the number is 0, which is the session of all whose leader is outside of this namespace of pids.
+        let own_session = child.id.pid != 0 && leader.is_none_or(|stat| stat.start_ticks == child.id.start_ticks);
         let me = i32::try_from(std::process::id()).unwrap_or(0);
         let alive = |stat: &Stat| !stat.zombie;
         let mut member: BTreeMap<i32, u64> = BTreeMap::new();
@@ -480,6 +516,13 @@ fn key_of_group(name: &str) -> Option<Key> {
     rest.contains('#').then(|| format!("{pool}/{rest}"))
 }
 
+/// What a worker or helper of this root is called until it executes its program (`comm`: 15 letters).
+pub(super) fn called_at_first(root: &str) -> CString {
+    // FNV-1a: two roots are to differ, and a root is to be the same next time.
+    let hash = root.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    CString::new(format!("sstart-{hash:08x}")).unwrap_or_default()
+}
+
 /// The main process of the worker or helper in whose name a process was started.
 pub(crate) fn main_process_of(pid: i32) -> Option<i32> {
     process::variable(pid, KEY_VARIABLE).as_deref().and_then(name_in).map(|name| name.pid)
@@ -537,8 +580,38 @@ pub(super) struct Survivors {
     pub(super) living: Vec<(Key, ProcessId)>,
     /// Their main process is gone, and something is left. True only without a doubt: the main process may be what could not be seen.
     pub(super) remains: Vec<(Key, ProcessId)>,
+    /// They have not executed their program, and their keeper is gone: it hung, and may go on.
+    pub(super) unstarted: Vec<ProcessId>,
+    /// They call themselves workers of a pool and are of another user of ours: of one that the pool had before, or liars. Each with what is
+    /// in its session. They must be gone before the pool's slots are filled.
+    pub(super) of_another_user: Vec<(Key, ProcessId)>,
+    /// They call themselves workers of a pool, and are of nobody whom we may signal.
+    pub(super) strangers: Vec<(Key, i32)>,
     /// Why there may be more.
     pub(super) doubt: Option<Doubt>,
+}
+
+/// What there is to a process that calls itself a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    /// Nothing speaks against it.
+    Ours,
+    /// It is of another user than the pool's, whose processes we may signal.
+    OfAnotherUser,
+    /// It is of nobody whom we may signal, and its pool is configured.
+    Stranger,
+    /// As that, and its pool is not.
+    None,
+}
+
+/// Whether a process hangs before the program of a worker of this root. It has the name, the session and the program of one, so a program of
+/// somebody else's that is called so is none.
+fn hangs_before_its_program(pid: i32, stat: &Stat, called: &CString, table: &Table) -> bool {
+    !stat.zombie
+        && stat.session == pid
+        && process::name(pid).is_ok_and(|name| name == called.as_bytes())
+        && process::runs_our_program(pid)
+        && table.may_be_adopted(pid)
 }
 
 /// Why not everybody has been looked at.
@@ -553,14 +626,19 @@ pub(super) enum Doubt {
 /// Finds the children of earlier keepers of this root that `table` does not have.
 pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) -> Survivors {
     let mut mains: BTreeMap<Key, (ProcessId, bool)> = BTreeMap::new();
+    let (mut strangers, mut unstarted, called) = (Vec::new(), Vec::new(), called_at_first(root));
+    // Those of another user: main processes, and what only carries a name.
+    let (mut wrong, mut wrong_rest) = (BTreeMap::new(), Vec::new());
     let mut doubt = None;
     for (key, pid, start_ticks) in known.iter().filter(|(key, ..)| !table.has(key)) {
         let id = ProcessId { pid: *pid, start_ticks: *start_ticks };
         match process::lives(id) {
-            Ok(true) if !table.may_be_adopted(*pid) => {}
-            Ok(true) => {
-                mains.insert(key.clone(), (id, true));
-            }
+            Ok(true) => match table.claim(key, *pid) {
+                Claim::Ours => drop(mains.insert(key.clone(), (id, true))),
+                Claim::OfAnotherUser => drop(wrong.insert(*pid, (key.clone(), id))),
+                Claim::Stranger => strangers.push((key.clone(), *pid)),
+                Claim::None => {}
+            },
             // Gone, or the number is another process's by now.
             Ok(false) => {}
             Err(error) => doubt = Some(Doubt::All(error)),
@@ -570,21 +648,42 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
         doubt = Some(Doubt::All(error));
         Vec::new()
     });
-    for (pid, stat) in everyone {
+    for &(pid, stat) in &everyone {
         if table.agent == Some(pid) || table.running.contains_key(&pid) {
             continue;
         }
         let value = match process::look_for(pid, KEY_VARIABLE) {
             Variable::Is(value) => value,
-            Variable::None => continue,
+            Variable::None => {
+                // Its environment is the keeper's until it has one of its own.
+                if hangs_before_its_program(pid, &stat, &called, table) {
+                    unstarted.push(stat.id(pid));
+                }
+                continue;
+            }
             Variable::Unknown => {
                 doubt = doubt.or(Some(Doubt::Of(pid)));
                 continue;
             }
         };
-        let Some(name) = name_in(&value).filter(|name| name.root == root && !table.has(name.key)) else { continue };
-        if !table.may_be_adopted(pid) {
-            continue;
+        let ours = |name: &Name<'_>| name.root == root && name.key.len() <= KEY_MAX && !table.has(name.key);
+        let Some(name) = name_in(&value).filter(ours) else { continue };
+        match table.claim(name.key, pid) {
+            Claim::Ours => {}
+            Claim::OfAnotherUser if stat.zombie => continue,
+            Claim::OfAnotherUser if name.pid == pid => {
+                wrong.insert(pid, (name.key.to_owned(), stat.id(pid)));
+                continue;
+            }
+            Claim::OfAnotherUser => {
+                wrong_rest.push((name.key.to_owned(), stat.id(pid)));
+                continue;
+            }
+            Claim::Stranger => {
+                strangers.push((name.key.to_owned(), pid));
+                continue;
+            }
+            Claim::None => continue,
         }
         if name.pid == pid && !stat.zombie {
             mains.insert(name.key.to_owned(), (ProcessId { pid, start_ticks: stat.start_ticks }, true));
@@ -604,6 +703,14 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
             }
         }
     }
+    // What a living worker has started as somebody else is that worker's.
+    wrong_rest.retain(|(key, _)| mains.get(key).is_none_or(|(_, lives)| !lives));
+    let in_session = |(pid, stat): &(i32, Stat)| {
+        let (key, _) = wrong.get(&stat.session).filter(|_| *pid != stat.session && !stat.zombie)?;
+        (!table.running.contains_key(pid) && table.may_be_adopted(*pid)).then(|| (key.clone(), stat.id(*pid)))
+    };
+    wrong_rest.extend(everyone.iter().filter_map(in_session));
+    let of_another_user = wrong.into_values().chain(wrong_rest).collect();
     let me = i32::try_from(std::process::id()).unwrap_or(0);
     if matches!(doubt, Some(Doubt::Of(_))) && process::look_for(me, KEY_VARIABLE) == Variable::Unknown {
         // It is not they who cannot be seen: we cannot see ourselves.
@@ -611,7 +718,7 @@ pub(super) fn survivors(root: &str, known: &[(Key, i32, u64)], table: &Table) ->
     }
     let (living, remains): (Vec<_>, Vec<_>) = mains.into_iter().partition(|(_, (_, lives))| *lives);
     let plain = |list: Vec<(Key, (ProcessId, bool))>| list.into_iter().map(|(key, (id, _))| (key, id)).collect();
-    Survivors { living: plain(living), remains: plain(remains), doubt }
+    Survivors { living: plain(living), remains: plain(remains), unstarted, of_another_user, strangers, doubt }
 }
 
 #[cfg(test)]
@@ -630,6 +737,21 @@ mod tests {
             let _reaped = rustix::process::Pid::from_raw(self.0)
                 .map(|pid| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()));
         }
+    }
+
+    #[test]
+    fn what_is_known_by_its_cgroup_alone_is_not_the_session_of_number_0() {
+        // The kernel's own threads are in it, and in a namespace of pids whoever was put there from outside.
+        let everyone = process::everyone().expect("/proc");
+        if !everyone.iter().any(|(_, stat)| stat.session == 0) {
+            return eprintln!("left out: nobody that can be seen here is in session 0");
+        }
+        let mut table = Table::default();
+        let mut child = Child::new(ProcessId { pid: 0, start_ticks: 0 }, true, Vec::new(), "/x".into(), String::new());
+        child.life = Life::Ended { how: Ended::Unknown, at: MonoTime::from_boot(Duration::from_secs(1)), tree_gone: false };
+        table.insert("w/0#1".into(), child);
+        assert_eq!(table.tree("w/0#1").expect("/proc"), Vec::new());
+        assert!(everyone.iter().filter(|(_, stat)| stat.session == 0).all(|(pid, _)| !table.is_of(*pid, &["w/0#1".into()])));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::handover::{OnTrial, Parcel, Rehearsed, micros};
 use super::protocol::{HowUpgraded, Upgraded};
 use super::{Keeper, Note, complain, describe};
 use crate::sys::clock;
+use crate::sys::gate;
 use crate::sys::process::{self, Ended};
 use crate::sys::spawn::{Credentials, Job, SpawnError, Step};
 use crate::sys::starter::Started;
@@ -232,6 +233,8 @@ impl Keeper {
             reset_oom_score: self.reset_oom_score,
             new_session: true,
             dies_with_us: true,
+            confined: false,
+            called: None,
             cgroup: None,
         });
         match started {
@@ -506,13 +509,13 @@ fn put(placed: &Placed, program: &Path) -> io::Result<()> {
     if !is_there(placed) {
         return Err(io::Error::other(format!("`{}` is another file by now", placed.path.display())));
     }
-    Ok(rustix::fs::rename(&placed.path, program)?)
+    gate::rename(&placed.path, program)
 }
 
 /// Removes one that has not.
 fn remove(placed: &Placed) {
     if is_there(placed) {
-        let _stays = rustix::fs::unlink(&placed.path);
+        let _stays = gate::remove_file(&placed.path);
     }
 }
 

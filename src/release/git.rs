@@ -78,6 +78,15 @@ pub(crate) struct Fetch {
     /// How the source knows us.
     #[serde(default)]
     pub credentials: Credentials,
+    /// The text of `source.verify.allowed_signers`: what is not signed by one of them ends with [`ErrorKind::Unsigned`].
+    #[serde(default)]
+    pub allowed_signers: Option<String>,
+    /// `source.submodules`.
+    #[serde(default)]
+    pub submodules: bool,
+    /// Of how many repositories it is a submodule.
+    #[serde(default)]
+    pub level: u32,
     /// The longest that it may take, in milliseconds; then it ends with [`ErrorKind::Timeout`].
     pub timeout_millis: u64,
 }
@@ -163,6 +172,12 @@ pub(crate) struct Stage {
     /// `release.linked_files`.
     #[serde(default)]
     pub linked_files: Vec<PathBuf>,
+    /// As in [`Fetch::allowed_signers`]: looked at once more, for what is written is what must be signed.
+    #[serde(default)]
+    pub allowed_signers: Option<String>,
+    /// `source.submodules`.
+    #[serde(default)]
+    pub submodules: bool,
     /// The longest that it may take, in milliseconds.
     pub timeout_millis: u64,
 }
@@ -206,8 +221,8 @@ pub(crate) struct Progress {
 pub(crate) enum Done {
     /// Of [`Request::Fetch`].
     Fetched(Fetched),
-    /// Of [`Request::Look`]: it has; of a revision that is the head of nothing there: it may have.
-    Seen,
+    /// Of [`Request::Look`]: it has, and this is its head; of a revision that is the head of nothing there: it may have.
+    Seen(Option<Revision>),
     /// Of [`Request::Stage`].
     Staged(Staged),
     /// Of [`Request::Uses`].
@@ -277,6 +292,8 @@ pub(crate) enum ErrorKind {
     Unsupported,
     /// The tree cannot be made into a release: hostile paths, links out of it, submodules. The only kind that is the revision's own fault.
     BadTree,
+    /// Not signed by who may: what is live stays. Not the revision's fault for ever, for who may sign can change.
+    Unsigned,
     /// Anything else: a defect.
     Internal,
 }
@@ -320,8 +337,8 @@ impl Failure {
 
 /// The time between two lines of progress: about five a second.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
-/// The longest request: a URL, some paths and secrets; more is a mistake of the caller.
-const MAX_REQUEST: u64 = 1024 * 1024;
+/// The longest request: a URL, some paths, secrets and who may sign; more is a mistake of the caller.
+const MAX_REQUEST: u64 = 2 * 1024 * 1024;
 
 /// The helper's output. The last line is written once, by whoever comes first: the work or the watchdog.
 pub(super) struct Out {
@@ -413,7 +430,7 @@ pub(crate) fn main() -> ExitCode {
             }
             Request::Tidy { root } => tidied(prune::clean_leftovers(&Layout::new(root)).map_err(|error| crate::agent::chain(&error))),
             Request::Fetch(fetch) => mirror::fetch(&fetch, &out).map(Done::Fetched),
-            Request::Look(look) => mirror::look(&look, &out).map(|()| Done::Seen),
+            Request::Look(look) => mirror::look(&look, &out).map(Done::Seen),
             Request::Stage(stage) => stage::stage(&stage, &out).map(Done::Staged),
             Request::Uses(uses) => {
                 prune::uses(&uses.releases).map(Done::Uses).map_err(|error| Failure::new(ErrorKind::Internal, error.to_string()))

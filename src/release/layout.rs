@@ -1,12 +1,13 @@
 //! Where everything of one app is (PRODUCT.md, section 2): the paths, the directories.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use selfstart_core::id::ReleaseId;
 use selfstart_core::units::Bytes;
 
+use crate::sys::gate;
 use crate::sys::links;
 
 /// What goes before the name of a release that is being removed.
@@ -238,7 +239,7 @@ fn make_directory(path: &Path, mode: u32) -> Result<(), LayoutError> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         make_directory(parent, 0o755)?;
     }
-    match std::fs::DirBuilder::new().mode(mode).create(path) {
+    match gate::create_dir_with(path, rustix::fs::Mode::from_raw_mode(mode)) {
         Ok(()) => fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed),
         Err(error) => Err(failed(error)),
     }

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use crate::sys::gate;
 use crate::sys::links::{self, Kind, Missing};
 
 /// Why shared paths could not be linked.
@@ -182,7 +183,7 @@ fn make_directories(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         make_directories(parent)?;
     }
-    fs_err::create_dir(path)?;
+    gate::create_dir(path)?;
     fs_err::set_permissions(path, std::fs::Permissions::from_mode(0o755))
 }
 
@@ -190,14 +191,14 @@ fn make_directories(path: &Path) -> io::Result<()> {
 fn move_to_shared(parent: BorrowedFd<'_>, name: &OsStr, from: &Path, to: &Path) -> io::Result<()> {
     let above = links::open_directory(to.parent().unwrap_or(Path::new("/")))?;
     let to_name = to.file_name().unwrap_or_default();
-    match rustix::fs::renameat(parent, name, above.as_fd(), to_name) {
+    match gate::renameat(parent, name, above.as_fd(), to_name) {
         Err(rustix::io::Errno::XDEV) => {
             let mut temporary = to_name.to_owned();
             temporary.push(".selfstart-copy");
             let temporary = to.with_file_name(temporary);
             links::remove_tree(&temporary)?;
             copy_tree(from, &temporary)?;
-            fs_err::rename(&temporary, to)
+            gate::rename(&temporary, to)
         }
         other => Ok(other?),
     }
@@ -207,16 +208,16 @@ fn move_to_shared(parent: BorrowedFd<'_>, name: &OsStr, from: &Path, to: &Path) 
 fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     let found = fs_err::symlink_metadata(from)?;
     if found.is_symlink() {
-        fs_err::os::unix::fs::symlink(fs_err::read_link(from)?, to)
+        gate::symlink(fs_err::read_link(from)?, to)
     } else if found.is_dir() {
-        fs_err::create_dir(to)?;
+        gate::create_dir(to)?;
         for entry in fs_err::read_dir(from)? {
             let entry = entry?;
             copy_tree(&entry.path(), &to.join(entry.file_name()))?;
         }
         fs_err::set_permissions(to, std::fs::Permissions::from_mode(found.mode() & 0o777))
     } else {
-        fs_err::copy(from, to).map(|_| ())
+        gate::copy(from, to)
     }
 }
 

@@ -22,11 +22,16 @@ use selfstart_core::id::Revision;
 use selfstart_core::units::Bytes;
 
 use super::git::{Done, ErrorKind, Failure, Fetch, Fetched, Out, Progress, Wanted};
+use super::modules;
+use super::signed::{self, Signer, Signers, Unsigned};
 use super::transport::{self, Address, Reach, Trouble};
+use crate::sys::gate;
 use crate::sys::links;
 
 /// The one ref of the mirror.
 const WANTED: &str = "refs/selfstart/wanted";
+/// The tag that led to [`WANTED`], when who signed it was checked: its commit need not be signed itself.
+const SIGNED_TAG: &str = "refs/selfstart/tag";
 /// Where all branches and tags go when a pinned revision can be found in no other way.
 const ALL: &str = "refs/selfstart/all/";
 /// The clone that will take the mirror's place.
@@ -49,6 +54,7 @@ const SMALL: Bytes = Bytes(1024 * 1024);
 /// # Errors
 /// Of the network and the source as they are; the mirror's own troubles are healed and told in the answer.
 pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
+    let began = crate::sys::clock::instant();
     let job = Job::new(request, out)?;
 
     let mut healed = Vec::new();
@@ -68,6 +74,13 @@ pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
             job.anew()?
         }
     };
+    if request.submodules {
+        let open = open(&request.mirror).map_err(|error| local_failure(&error, "failed to read the mirror"))?;
+        let commit = job.oid(&got.revision)?;
+        let below = modules::fetch(request, &open, commit, began, out)?;
+        healed.extend(below.healed);
+        (got.bytes, got.objects) = (got.bytes + below.bytes, got.objects + below.objects);
+    }
     if let Some(why) = outgrown(&request.mirror, got.tree) {
         out.is_safe(Done::Fetched(got.clone().fetched(healed.clone())));
         match job.anew() {
@@ -86,20 +99,31 @@ pub(super) fn fetch(request: &Fetch, out: &Out) -> Result<Fetched, Failure> {
 ///
 /// # Errors
 /// Of the network and the source as they are; [`ErrorKind::NotFound`] when it has no such branch or tag.
-pub(super) fn look(request: &Fetch, out: &Out) -> Result<(), Failure> {
+pub(super) fn look(request: &Fetch, out: &Out) -> Result<Option<Revision>, Failure> {
     let job = Job::new(request, out)?;
     let reached = |error: &git2::Error| job.remote_failure(error);
     let mut remote = git2::Remote::create_detached(job.address.for_libgit2()).map_err(|error| reached(&error))?;
     let connection = remote.connect_auth(Direction::Fetch, Some(job.callbacks()), None).map_err(|error| reached(&error))?;
     let offered: Vec<(String, Oid)> =
         connection.list().map_err(|error| reached(&error))?.iter().map(|head| (head.name().to_owned(), head.oid())).collect();
-    job.plan(&offered).map(drop)
+    let plan = job.plan(&offered)?;
+    // Of a tag with a message, what is offered as `^{}` is the commit.
+    let name = plan.refspecs.first().and_then(|spec| spec.trim_start_matches('+').split_once(':')).map(|(name, _)| format!("{name}^{{}}"));
+    let peeled = offered.iter().find(|(offered, _)| Some(offered) == name.as_ref()).map(|(_, oid)| *oid);
+    Ok(peeled.or(plan.offered).and_then(|oid| oid.to_string().parse().ok()))
+}
+
+/// Returns what a mirror is of, without user and password.
+pub(super) fn source_of(repository: &Repository) -> String {
+    let read = |mut config: git2::Config| config.snapshot()?.get_string(SOURCE_KEY);
+    // A mirror that does not say is made anew by the next fetch.
+    repository.config().and_then(read).unwrap_or_default()
 }
 
 /// Notes that the mirror is damaged, so that the next fetch makes it anew.
 pub(super) fn note_damage(mirror: &Path, why: &str) {
     // Best effort: without the note staging fails again, and notes it again.
-    let _ = fs_err::write(mirror.join(DAMAGED), why);
+    let _ = gate::write_file(mirror.join(DAMAGED), why);
 }
 
 /// What a fetch brought.
@@ -138,7 +162,7 @@ fn inspect(mirror: &Path, source: &str, healed: &mut Vec<String>) -> Result<Stat
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs_err::create_dir(mirror).map_err(|error| failed(&error))?;
+            gate::create_dir(mirror).map_err(|error| failed(&error))?;
             return Ok(State::Empty);
         }
         Err(error) => return Err(failed(&error)),
@@ -197,7 +221,7 @@ fn sweep(mirror: &Path, now: SystemTime) -> io::Result<Vec<String>> {
             let half_pack = directory.ends_with("objects/pack")
                 && ((name.ends_with(".pack") && other_half("idx")) || (name.ends_with(".idx") && other_half("pack")));
             if (temporary || half_pack) && found.modified()? <= now {
-                fs_err::remove_file(&path)?;
+                gate::remove_file(&path)?;
                 swept.push(format!("`{}`", path.strip_prefix(mirror).unwrap_or(&path).display()));
             }
         }
@@ -334,6 +358,7 @@ impl<'a> Job<'a> {
         if let Some(pinned) = known_before
             && let Ok(tree) = measure(repository, pinned)
         {
+            self.check_signed(repository, pinned, None)?;
             return self.settle(repository, pinned, tree, 0, 0);
         }
 
@@ -358,6 +383,7 @@ impl<'a> Job<'a> {
         let here = plan.offered.and_then(|oid| commit_of(repository, oid).ok());
         let whole = here.filter(|_| !unshallow).and_then(|commit| Some((commit, measure(repository, commit).ok()?)));
         let (bytes, objects) = if let Some((commit, tree)) = whole {
+            self.check_signed(repository, plan.offered.unwrap_or(commit), plan.tag.as_deref())?;
             return self.settle(repository, commit, tree, 0, 0);
         } else {
             let mut options = FetchOptions::new();
@@ -393,7 +419,36 @@ impl<'a> Job<'a> {
             _ => Failure::new(ErrorKind::Corrupt, format!("what was fetched is no commit: {}", error.message())),
         })?;
         let tree = measure(repository, commit)?;
+        self.check_signed(repository, wanted, plan.tag.as_deref())?;
         self.settle(repository, commit, tree, bytes, objects)
+    }
+
+    /// Refuses what is not signed by who may; [`WANTED`] stays where it was. A tag that is wanted by its name must be signed itself.
+    fn check_signed(&self, repository: &Repository, wanted: Oid, tag: Option<&str>) -> Result<(), Failure> {
+        let Some(text) = &self.request.allowed_signers else { return Ok(()) };
+        let signers = signers(text)?;
+        let object = read_object(repository, wanted)?;
+        let shown = match tag {
+            Some(tag) => format!("tag `{tag}` of {}", self.address),
+            None => format!("revision {wanted} of {}", self.address),
+        };
+        let checked = match tag {
+            Some(_) if object.0 != ObjectType::Tag => Err(Unsigned::Lightweight),
+            Some(tag) => signed::tag(&object.1, tag, &signers),
+            None => {
+                let commit = commit_of(repository, wanted).map_err(|error| local_failure(&error, "failed to read the mirror"))?;
+                signed::commit(&read_object(repository, commit)?.1, &signers)
+            }
+        };
+        checked.map_err(|why| unsigned(&shown, &why, &signers))?;
+        let noted = match tag {
+            Some(_) => repository.reference(SIGNED_TAG, wanted, true, "selfstart: fetch").map(drop),
+            None => match repository.find_reference(SIGNED_TAG) {
+                Ok(mut found) => found.delete(),
+                Err(_) => Ok(()),
+            },
+        };
+        noted.map_err(|error| local_failure(&error, "failed to write the mirror"))
     }
 
     /// Points the one ref at the commit; what was fetched before is forgotten with that.
@@ -408,7 +463,12 @@ impl<'a> Job<'a> {
     /// Chooses what to ask for from what the source offers.
     fn plan(&self, offered: &[(String, Oid)]) -> Result<Plan, Failure> {
         let find = |name: &str| offered.iter().find(|(offered, _)| offered == name).map(|(_, oid)| *oid);
-        let one = |name: &str, oid: Oid| Plan { refspecs: vec![format!("+{name}:{WANTED}")], offered: Some(oid), everything: false };
+        let one = |name: &str, oid: Oid| Plan {
+            refspecs: vec![format!("+{name}:{WANTED}")],
+            offered: Some(oid),
+            everything: false,
+            tag: name.strip_prefix("refs/tags/").map(str::to_owned),
+        };
         match &self.wanted {
             Wanted::Branch(branch) => {
                 let name = format!("refs/heads/{branch}");
@@ -434,13 +494,14 @@ impl<'a> Job<'a> {
             Wanted::Revision(id) => {
                 let pinned = self.oid(id)?;
                 if let Some((name, oid)) = offered.iter().find(|(name, oid)| *oid == pinned && name.starts_with("refs/")) {
-                    return Ok(one(name, *oid));
+                    // By its id, so a tag that happens to point to it says nothing about it.
+                    return Ok(Plan { tag: None, ..one(name, *oid) });
                 }
                 if self.request.depth == 0 {
                     let all = |kind: &str| format!("+refs/{kind}/*:{ALL}{kind}/*");
-                    return Ok(Plan { refspecs: vec![all("heads"), all("tags")], offered: None, everything: true });
+                    return Ok(Plan { refspecs: vec![all("heads"), all("tags")], offered: None, everything: true, tag: None });
                 }
-                Ok(Plan { refspecs: vec![format!("{id}:{WANTED}")], offered: Some(pinned), everything: false })
+                Ok(Plan { refspecs: vec![format!("{id}:{WANTED}")], offered: Some(pinned), everything: false, tag: None })
             }
         }
     }
@@ -569,6 +630,8 @@ struct Plan {
     offered: Option<Oid>,
     /// All branches and tags, to look for a revision in them.
     everything: bool,
+    /// The tag that is asked for by its name.
+    tag: Option<String>,
 }
 
 /// Puts `new.git` in the place of what is around it. `HEAD` goes first and comes last: without it there is no mirror.
@@ -579,7 +642,7 @@ fn take_place(mirror: &Path, mut point: impl FnMut() -> io::Result<()>) -> io::R
     links::remove_tree(&mirror.join("HEAD"))?;
     for entry in fs_err::read_dir(mirror)? {
         let entry = entry?;
-        if entry.file_name() != NEW {
+        if entry.file_name() != NEW && entry.file_name() != modules::FOLDER {
             point()?;
             links::remove_tree(&entry.path())?;
         }
@@ -589,10 +652,59 @@ fn take_place(mirror: &Path, mut point: impl FnMut() -> io::Result<()>) -> io::R
     names.sort_by_key(|name| name == "HEAD");
     for name in names {
         point()?;
-        fs_err::rename(new.join(&name), mirror.join(&name))?;
+        gate::rename(new.join(&name), mirror.join(&name))?;
     }
     point()?;
-    fs_err::remove_dir(new)
+    gate::remove_dir(new)
+}
+
+/// Says who signed a commit that is in the mirror, by itself or by the signed tag that led to it.
+///
+/// # Errors
+/// [`ErrorKind::Unsigned`] when nobody did who may.
+pub(super) fn signer(repository: &Repository, commit: Oid, text: &str) -> Result<Signer, Failure> {
+    let signers = signers(text)?;
+    let refused = match signed::commit(&read_object(repository, commit)?.1, &signers) {
+        Ok(signer) => return Ok(signer),
+        Err(refused) => refused,
+    };
+    let by_tag = || {
+        let oid = repository.find_reference(SIGNED_TAG).ok()?.target()?;
+        let tag = repository.find_tag(oid).ok()?;
+        let leads_here = commit_of(repository, oid).is_ok_and(|found| found == commit);
+        let (_, object) = read_object(repository, oid).ok()?;
+        signed::tag(&object, tag.name().ok()?, &signers).ok().filter(|_| leads_here)
+    };
+    by_tag().ok_or_else(|| unsigned(&format!("revision {commit}"), &refused, &signers))
+}
+
+/// Reads who may sign; nobody is a mistake.
+fn signers(text: &str) -> Result<Signers, Failure> {
+    let signers = Signers::parse(text, &jiff::tz::TimeZone::system());
+    if signers.is_empty() {
+        let trouble = if signers.trouble.is_empty() { String::new() } else { format!(" ({})", signers.trouble.join("; ")) };
+        return Err(Failure::new(ErrorKind::Unsigned, format!("source.verify.allowed_signers allows nobody to sign{trouble}"))
+            .hint("add lines `NAME namespaces=\"git\" KEY`, with the keys of those who may deploy"));
+    }
+    Ok(signers)
+}
+
+fn unsigned(shown: &str, why: &Unsigned, signers: &Signers) -> Failure {
+    let trouble = match why {
+        Unsigned::NotAllowed { .. } if !signers.trouble.is_empty() => format!("; in that file {}", signers.trouble.join("; ")),
+        _ => String::new(),
+    };
+    Failure::new(ErrorKind::Unsigned, format!("{shown} {why}{trouble}")).hint(why.hint())
+}
+
+/// Reads an object as it is stored; libgit2 checks that its id is right.
+fn read_object(repository: &Repository, oid: Oid) -> Result<(ObjectType, Vec<u8>), Failure> {
+    let read = || {
+        let odb = repository.odb()?;
+        let object = odb.read(oid)?;
+        Ok((object.kind(), object.data().to_vec()))
+    };
+    read().map_err(|error: git2::Error| Failure::new(ErrorKind::Corrupt, format!("object {oid}: {}", error.message())))
 }
 
 /// Peels a tag to its commit; a commit is its own.

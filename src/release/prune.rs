@@ -17,6 +17,7 @@ use selfstart_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, STAGING_SUFFIX, TRASH_PREFIX};
+use crate::sys::gate;
 use crate::sys::spawn::Credentials;
 use crate::sys::sync;
 use crate::sys::{identity, links};
@@ -370,9 +371,16 @@ pub(crate) fn prune(
             }
         }
         let (from, to) = (layout.release(id), trash(layout, id));
-        match hands.carry_out(|| fs_err::rename(&from, &to)) {
+        match hands.carry_out(|| gate::rename(&from, &to)) {
             Ok(()) => away.push((id, from, to)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => pruned.removed.push(id.clone()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // It never had its name: the helper that wrote its tree was killed, or the disk was full.
+                let half = layout.staging(id);
+                if let Err(error) = hands.carry_out(|| links::remove_tree(&half)) {
+                    pruned.leftovers.push(format!("`{}` could not be removed whole: {error}", half.display()));
+                }
+                pruned.removed.push(id.clone());
+            }
             // Of a lower layer of an overlay (it came with an image), which no folder can be moved out of.
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => away.push((id, from.clone(), from)),
             Err(source) => return Err(PruneError::Remove { path: from, source }),
@@ -390,14 +398,14 @@ pub(crate) fn prune(
         };
         if used != Use::Free {
             if to != from {
-                hands.carry_out(|| fs_err::rename(&to, &from)).map_err(|source| PruneError::Remove { path: to, source })?;
+                hands.carry_out(|| gate::rename(&to, &from)).map_err(|source| PruneError::Remove { path: to, source })?;
             }
             pruned.kept.push((id.clone(), used));
             continue;
         }
         if to == from {
             // What is cut short under its own name must not be taken for whole.
-            match hands.carry_out(|| fs_err::remove_file(layout.built_mark(id))) {
+            match hands.carry_out(|| gate::remove_file(layout.built_mark(id))) {
                 // The mark is not the app's to remove: then the release stays whole.
                 Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
                     pruned.leftovers.push(format!("`{}` came with an image and stays: {source}", from.display()));
@@ -456,12 +464,30 @@ pub(crate) fn clean_link(layout: &Layout) -> Result<Vec<String>, PruneError> {
     })
 }
 
+/// Removes the marks and the build logs of releases that are gone: a kill fell between the removal of the one and of the other.
+///
+/// # Errors
+/// None: what cannot be removed means nothing without its release, and is tried again at the next start.
+pub(crate) fn clean_marks(layout: &Layout) {
+    let gone =
+        |id: &ReleaseId| matches!(fs_err::symlink_metadata(layout.release(id)), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    let names = |path: PathBuf| fs_err::read_dir(path).into_iter().flatten().flatten().map(|entry| (entry.file_name(), entry.path()));
+    let marks = names(layout.run().join("built")).map(|found| (found, "", ".json"));
+    let logs = names(layout.log()).map(|found| (found, "build.", ".log"));
+    for ((name, path), before, after) in marks.chain(logs) {
+        let id = name.to_str().and_then(|name| name.strip_prefix(before)?.strip_suffix(after)?.parse::<ReleaseId>().ok());
+        if id.is_some_and(|id| gone(&id)) {
+            let _stays = gate::remove_file(path);
+        }
+    }
+}
+
 /// Gives a staged release its name: renames `releases/NAME.tmp` to `releases/NAME` and syncs the directory.
 ///
 /// # Errors
 /// If the rename or the sync fails.
 pub(crate) fn name_staged(layout: &Layout, id: &ReleaseId) -> io::Result<()> {
-    fs_err::rename(layout.staging(id), layout.release(id))?;
+    gate::rename(layout.staging(id), layout.release(id))?;
     sync::sync_directory(&layout.releases()).map_err(io::Error::other)
 }
 

@@ -5,11 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -19,8 +18,8 @@ use selfstart_core::units::Bytes;
 
 use super::git::{ErrorKind, Failure, Out, Progress, Stage, Staged};
 use super::link::{self, LinkError};
-use super::mirror;
-use crate::sys::{libgit2, links};
+use super::{mirror, modules};
+use crate::sys::{gate, libgit2, links};
 
 /// The file with the full id, in each release.
 const REVISION_FILE: &str = "REVISION";
@@ -73,31 +72,39 @@ fn stage_tree(request: &Stage, out: &Out) -> Result<Staged, Failure> {
     if let Some(oid) = size.malformed {
         return Err(bad(format!("the tree has a directory that is malformed: {oid}")));
     }
-    let plan = Plan::of(&repository, commit.tree_id())?;
+    let signer = request.allowed_signers.as_ref().map(|text| mirror::signer(&repository, commit.id(), text)).transpose()?;
+    let plan = Plan::of(&request.mirror, &repository, commit.id(), request.submodules)?;
 
     let destination = &request.destination;
     let failed = |error: &io::Error| Failure::io(format!("failed to write `{}`", destination.display()), error);
     links::remove_tree(destination).map_err(|error| failed(&error))?;
     if let Some(parent) = destination.parent() {
         let free = links::free_bytes(parent).map_err(|error| failed(&error))?;
-        if free < size.bytes {
-            let text = format!("the tree has {}, only {} are free at `{}`", Bytes(size.bytes), Bytes(free), parent.display());
+        if free < plan.bytes {
+            let text = format!("the tree has {}, only {} are free at `{}`", Bytes(plan.bytes), Bytes(free), parent.display());
             return Err(Failure::new(ErrorKind::DiskFull, text));
         }
     }
-    fs_err::create_dir(destination).map_err(|error| failed(&error))?;
+    gate::create_dir(destination).map_err(|error| failed(&error))?;
     let top = links::open_directory(destination).map_err(|error| failed(&error))?;
     plan.make_directories(&top).map_err(|error| failed(&error))?;
-    let lfs = plan.write_files(request, &top, out)?;
+    let lfs = plan.write_files(&top, out)?;
     plan.make_links(&top).map_err(|error| failed(&error))?;
     write_file(top.as_fd(), OsStr::new(REVISION_FILE), Mode::from_raw_mode(0o644), format!("{}\n", request.revision).as_bytes())
         .map_err(|error| failed(&error))?;
 
     let mut log = Vec::new();
+    if let Some(signer) = signer {
+        log.push(format!("revision {} is {signer}", request.revision));
+    }
     if plan.had_revision_file {
         log.push(format!("`{REVISION_FILE}`: the tree's was replaced by selfstart's, which holds the full id"));
     }
     if let Some((count, first)) = lfs {
+        if plan.filters_lfs(&repository)? {
+            return Err(bad(format!("{count} file(s) are kept by Git LFS, of which the repository has pointers only; the first is `{first}`"))
+                .hint("Git LFS is not supported: keep these files in git itself (`git lfs migrate export`), or fetch them in a build step from where they are, and out of this branch"));
+        }
         log.push(format!("warning: {count} file(s) are Git LFS pointers, not what they point to; the first is `{first}`"));
     }
     log.extend(
@@ -126,6 +133,10 @@ fn link_failure(error: &LinkError) -> Failure {
 /// What will be written.
 #[derive(Debug, Default)]
 struct Plan {
+    /// The mirror, then those of submodules.
+    repositories: Vec<PathBuf>,
+    /// Every `.gitattributes`: its repository and id.
+    attributes: Vec<(usize, Oid)>,
     /// Directories, each after the one above it; number 0 is the top and has no name.
     directories: Vec<Directory>,
     files: Vec<PlannedFile>,
@@ -144,6 +155,8 @@ struct Directory {
 
 #[derive(Debug)]
 struct PlannedFile {
+    /// Number of the repository that has it.
+    repository: usize,
     directory: usize,
     name: Vec<u8>,
     oid: Oid,
@@ -171,11 +184,47 @@ fn bad(text: String) -> Failure {
 
 impl Plan {
     /// Walks the tree and refuses what must not be written.
-    fn of(repository: &Repository, top: Oid) -> Result<Self, Failure> {
-        let odb = repository.odb().map_err(|error| Failure::new(ErrorKind::Corrupt, error.message().to_owned()))?;
+    fn of(mirror: &Path, repository: &Repository, commit: Oid, submodules: bool) -> Result<Self, Failure> {
         let mut plan = Self::default();
         plan.directories.push(Directory { above: 0, name: Vec::new() });
-        let mut waiting = vec![(0, top)];
+        plan.walk(mirror, repository, commit, 0, submodules.then_some(0))?;
+        plan.check_links()?;
+        Ok(plan)
+    }
+
+    /// Takes in a submodule at this directory.
+    fn walk_submodule(&mut self, mirror: &Path, commit: Oid, at: usize, level: u32) -> Result<(), Failure> {
+        let shown = self.shown(at, b"");
+        let wrong = |error: git2::Error| {
+            let text = format!("the submodule at `{shown}` is not in the mirror as it is pinned: {}", error.message());
+            Failure::new(ErrorKind::Corrupt, text)
+        };
+        if level > modules::MAX_LEVELS {
+            return Err(bad(format!("the submodule at `{shown}` is the {level}th inside each other")));
+        }
+        let repository = mirror::open(mirror).map_err(wrong)?;
+        repository.find_commit(commit).map_err(wrong)?;
+        let size = mirror::measure(&repository, commit)?;
+        if size.entries > MAX_ENTRIES || size.levels > MAX_LEVELS || size.malformed.is_some() {
+            return Err(bad(format!("the submodule at `{shown}` has too many files, too many directories, or one that is malformed")));
+        }
+        self.walk(mirror, &repository, commit, at, Some(level))
+    }
+
+    /// Takes in a repository's commit at this directory; `level`: its submodules too, and in how many it is itself.
+    fn walk(&mut self, mirror: &Path, repository: &Repository, commit: Oid, at: usize, level: Option<u32>) -> Result<(), Failure> {
+        let corrupt = |error: git2::Error| Failure::new(ErrorKind::Corrupt, format!("commit {commit}: {}", error.message()));
+        let odb = repository.odb().map_err(corrupt)?;
+        let top = repository.find_commit(commit).map_err(corrupt)?.tree_id();
+        if level.is_some() {
+            // Refuses what must not be asked, and so was not fetched.
+            modules::of(repository, commit, &mirror::source_of(repository))?;
+        }
+        let number = self.repositories.len();
+        self.repositories.push(mirror.to_owned());
+        let plan = self;
+        let mut pinned = Vec::new();
+        let mut waiting = vec![(at, top)];
         while let Some((directory, oid)) = waiting.pop() {
             let tree =
                 repository.find_tree(oid).map_err(|error| Failure::new(ErrorKind::Corrupt, format!("tree {oid}: {}", error.message())))?;
@@ -204,7 +253,10 @@ impl Plan {
                         }
                         plan.bytes = plan.bytes.saturating_add(size as u64);
                         let executable = entry.filemode_raw() & 0o111 != 0;
-                        plan.files.push(PlannedFile { directory, name: name.to_vec(), oid: entry.id(), executable });
+                        if name == b".gitattributes" {
+                            plan.attributes.push((number, entry.id()));
+                        }
+                        plan.files.push(PlannedFile { repository: number, directory, name: name.to_vec(), oid: entry.id(), executable });
                     }
                     0o120_000 => {
                         let (size, _) = odb
@@ -218,16 +270,41 @@ impl Plan {
                             .map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
                         plan.links.push(PlannedLink { directory, name: name.to_vec(), target: blob.data().to_vec() });
                     }
+                    0o160_000 if level.is_some() => {
+                        plan.directories.push(Directory { above: directory, name: name.to_vec() });
+                        pinned.push((plan.directories.len() - 1, entry.id()));
+                    }
                     0o160_000 => {
-                        return Err(bad(format!("the tree has a submodule at `{}`: submodules are not supported yet", shown()))
-                            .hint("put its files into the repository itself (git subtree), or fetch it in a build step"));
+                        return Err(bad(format!("the tree has a submodule at `{}`, and `source.submodules` is not set", shown()))
+                            .hint("`source: {submodules: true}` fetches them"));
                     }
                     other => return Err(bad(format!("the tree has `{}` of an unknown kind, {other:o}", shown()))),
                 }
             }
         }
-        plan.check_links()?;
-        Ok(plan)
+        for (directory, commit) in pinned {
+            let path = plan.path(directory);
+            let inside = path.strip_prefix(plan.path(at)).unwrap_or(&path);
+            let below = modules::mirror_of(mirror, &inside.to_string_lossy());
+            plan.walk_submodule(&below, commit, directory, level.unwrap_or_default() + 1)?;
+            if plan.files.len() as u64 > MAX_ENTRIES {
+                return Err(bad(format!("the tree and its submodules have more than {MAX_ENTRIES} files")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a `.gitattributes` gives files to Git LFS.
+    fn filters_lfs(&self, main: &Repository) -> Result<bool, Failure> {
+        for (repository, oid) in &self.attributes {
+            let corrupt = |error: git2::Error| Failure::new(ErrorKind::Corrupt, error.message().to_owned());
+            let other = if *repository == 0 { None } else { Some(mirror::open(&self.repositories[*repository]).map_err(corrupt)?) };
+            let blob = other.as_ref().unwrap_or(main).find_blob(*oid).map_err(corrupt)?;
+            if memchr::memmem::find(blob.content(), b"filter=lfs").is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The path of a name in a directory, for people.
@@ -318,7 +395,7 @@ impl Plan {
         let mut open = Opened::new(self, top);
         for directory in self.directories.iter().skip(1) {
             let above = open.get(directory.above)?;
-            rustix::fs::mkdirat(above, OsStr::from_bytes(&directory.name), Mode::from_raw_mode(0o755))?;
+            gate::mkdirat(above, OsStr::from_bytes(&directory.name), Mode::from_raw_mode(0o755))?;
         }
         Ok(())
     }
@@ -327,17 +404,17 @@ impl Plan {
         let mut open = Opened::new(self, top);
         for link in &self.links {
             let directory = open.get(link.directory)?;
-            rustix::fs::symlinkat(OsStr::from_bytes(&link.target), directory, OsStr::from_bytes(&link.name))?;
+            gate::symlinkat(OsStr::from_bytes(&link.target), directory, OsStr::from_bytes(&link.name))?;
         }
         Ok(())
     }
 
     /// Writes all files; returns how many are Git LFS pointers, and the first.
-    fn write_files(&self, request: &Stage, top: &OwnedFd, out: &Out) -> Result<Option<(u64, String)>, Failure> {
+    fn write_files(&self, top: &OwnedFd, out: &Out) -> Result<Option<(u64, String)>, Failure> {
         let work = Work { next: AtomicUsize::new(0), done: AtomicU64::new(0), bytes: AtomicU64::new(0), stop: AtomicBool::new(false) };
         let writers = std::thread::available_parallelism().map_or(1, usize::from).min(WRITERS);
         let results: Vec<Result<Vec<usize>, Failure>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..writers).map(|_| scope.spawn(|| self.write_some(request, top, out, &work))).collect();
+            let threads: Vec<_> = (0..writers).map(|_| scope.spawn(|| self.write_some(top, out, &work))).collect();
             threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or_else(|_| Err(Failure::new(ErrorKind::Internal, "a writer of files panicked"))))
@@ -352,11 +429,12 @@ impl Plan {
     }
 
     /// One writer: takes the next files until there are none; returns the numbers of Git LFS pointers.
-    fn write_some(&self, request: &Stage, top: &OwnedFd, out: &Out, work: &Work) -> Result<Vec<usize>, Failure> {
+    fn write_some(&self, top: &OwnedFd, out: &Out, work: &Work) -> Result<Vec<usize>, Failure> {
         let written = (|| {
             // libgit2's objects are not for several threads; its caches of packs are, so a second repository costs little.
-            let repository = mirror::open(&request.mirror).map_err(|error| Failure::new(ErrorKind::Corrupt, error.message().to_owned()))?;
-            let odb = repository.odb().map_err(|error| Failure::new(ErrorKind::Corrupt, error.message().to_owned()))?;
+            let corrupt = |error: git2::Error| Failure::new(ErrorKind::Corrupt, error.message().to_owned());
+            let open = self.repositories.iter().map(|path| mirror::open(path).map_err(corrupt)).collect::<Result<Vec<_>, _>>()?;
+            let odbs = open.iter().map(|repository| repository.odb().map_err(corrupt)).collect::<Result<Vec<_>, _>>()?;
             let mut open = Opened::new(self, top);
             let mut pointers = Vec::new();
             while !work.stop.load(Ordering::Relaxed) {
@@ -367,7 +445,7 @@ impl Plan {
                 for number in start..self.files.len().min(start + BATCH) {
                     let file = &self.files[number];
                     let shown = || self.shown(file.directory, &file.name);
-                    let blob = odb
+                    let blob = odbs[file.repository]
                         .read(file.oid)
                         .map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
                     if blob.data().starts_with(LFS) {
@@ -431,7 +509,7 @@ impl<'a> Opened<'a> {
 /// Writes a new file; one that is there, or a link, is an error. The umask is the helper's, 022.
 fn write_file(directory: std::os::fd::BorrowedFd<'_>, name: &OsStr, mode: Mode, bytes: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    File::from(rustix::fs::openat(directory, name, flags, mode)?).write_all(bytes)
+    gate::File::from(gate::openat(directory, name, flags, mode)?).write_all(bytes)
 }
 
 /// Says why a name must not be written, if so.

@@ -7,30 +7,30 @@
 //! output, as one JSON value.
 
 pub(crate) mod place;
-mod trust;
+pub(crate) mod trust;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use selfstart_core::id::{ProcessId, ReleaseId};
 use selfstart_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{self, chain};
 use crate::config::For;
-use crate::config::settings::{Credentials as SourceCredentials, Settings, UserSpec};
+use crate::config::settings::{Credentials as SourceCredentials, PoolSettings, Settings, UserSpec};
 use crate::control::socket;
 use crate::release::layout::{Layout, Owner};
 use crate::release::prune::{self, Hands, Pruned, Unreadable, Unsure};
 use crate::sys::proc_scan::{ProcScanner, Tree};
 use crate::sys::spawn::Credentials;
 use crate::sys::users::{self, UserError};
-use crate::sys::{identity, links};
+use crate::sys::{gate, identity, links};
 use place::{Order, PlaceError};
 use trust::End;
 
@@ -74,6 +74,12 @@ pub(crate) struct Split {
     pub(crate) root: String,
     /// The name of the only cgroups that it may ask for.
     pub(crate) tree: String,
+    /// Whose processes each pool's workers are. A pool that is not in it has none that can be told from others'.
+    #[serde(default)]
+    pub(crate) pools: BTreeMap<String, u32>,
+    /// Whom it was allowed to have processes started as before, by root's record: what is left of those may still be ended.
+    #[serde(default)]
+    pub(crate) former: BTreeSet<u32>,
 }
 
 /// What the keeper is told.
@@ -87,6 +93,13 @@ pub(crate) enum Grant {
     },
     /// The agent has a user of its own.
     Split(Split),
+    /// As that, by root's record: the configuration is not to be believed, and the agent runs the last one that was.
+    LastGood {
+        /// What the record says.
+        split: Split,
+        /// What is wrong with the configuration, and what to do.
+        why: String,
+    },
     /// No agent may run.
     Refused {
         /// What, why, and what to do.
@@ -163,6 +176,8 @@ enum Standing {
     Other(Grant),
     /// The configuration cannot be understood.
     Broken,
+    /// Others than root could have written the configuration.
+    Untrusted(String),
 }
 
 /// Looks who is who.
@@ -175,21 +190,21 @@ fn standing(at: &agent::At) -> Result<Standing, String> {
     let agent = match users::user(AGENT_USER, None) {
         // Its own group alone: another one could be as good as root.
         Ok(user) => Credentials { groups: vec![user.credentials.gid], ..user.credentials },
-        Err(UserError::NoUser(_) | UserError::NoGroup(_)) => return other(String::new()),
+        Err(UserError::NoUser(_) | UserError::NoGroup(_)) => return Ok(Standing::Other(without_agents_user(config))),
         Err(error @ UserError::Unknown(..)) => return Err(chain(&error)),
     };
     if let Err(error) = trust::way(config, End::Root) {
         let why = format!("the configuration says who may run what, so only root may write it: {}", chain(&error));
-        return Ok(Standing::Other(Grant::Refused { why }));
+        return Ok(Standing::Untrusted(why));
     }
     let Ok(settings) = agent::load(config, For::This(&at.roles)).map(|loaded| loaded.settings) else { return Ok(Standing::Broken) };
     let specs: BTreeSet<Option<(&str, Option<&str>)>> = std::iter::once(settings.user.as_ref())
         .chain(settings.pools.iter().filter_map(|pool| pool.user.as_ref()).map(Some))
-        .map(|spec| spec.map(|spec: &UserSpec| (spec.user.as_str(), spec.group.as_deref())))
+        .map(|spec| spec.map(names))
         .collect();
-    let mut users = Vec::new();
+    let (mut users, mut numbers) = (Vec::new(), BTreeMap::new());
     // The app's own first.
-    let first = settings.user.as_ref().map(|spec| (spec.user.as_str(), spec.group.as_deref()));
+    let first = settings.user.as_ref().map(names);
     for spec in std::iter::once(first).chain(specs.into_iter().filter(|spec| *spec != first)) {
         // As `check` says: what the repository holds is root anyway.
         let Some((name, group)) = spec else { return other(String::new()) };
@@ -206,8 +221,11 @@ fn standing(at: &agent::At) -> Result<Standing, String> {
             let hint = format!("hint: give the app a user of its own, outside of the group `{AGENT_USER}`");
             return shown_first(&settings, format!("`{name}` is, or is in the group of, the user whom the agent runs as\n{hint}"));
         }
+        numbers.insert((name, group), who.uid);
         users.push(Who::from(who));
     }
+    let uid = |pool: &PoolSettings| numbers.get(&names(pool.user.as_ref().or(settings.user.as_ref())?)).copied();
+    let pools = settings.pools.iter().filter_map(|pool| Some((pool.policy.name.as_str().to_owned(), uid(pool)?))).collect();
     if let Err(error) = trust::way(&settings.root, End::Any) {
         return shown_first(&settings, format!("root: {}", chain(&error)));
     }
@@ -219,8 +237,25 @@ fn standing(at: &agent::At) -> Result<Standing, String> {
         users,
         root: settings.root.display().to_string(),
         tree: agent::tree_name(&settings.app, &settings.root),
+        pools,
+        former: BTreeSet::new(),
     };
     Ok(Standing::Split(split, Box::new(settings)))
+}
+
+/// Where there is no user for the agent: it is root, as on any such machine; but not where it has been another user before.
+fn without_agents_user(config: &Path) -> Grant {
+    use std::os::unix::fs::MetadataExt;
+    let root = text_of(config).and_then(|text| crate::cli::site::by_lines(&text)).map(|glimpse| glimpse.root);
+    // Whatever it says, and whether it can be believed: that it is there says enough. One of somebody else is nothing to us.
+    let of_root = |path: &PathBuf| fs_err::symlink_metadata(path).is_ok_and(|found| found.uid() == 0);
+    let Some(path) = root.map(|root| root.join(RECORD)).filter(of_root) else { return Grant::AsKeeper { why: String::new() } };
+    let hint = format!("hint: `selfstart install` makes it; or remove `{}`, if the agent shall be root from now on", path.display());
+    Grant::Refused { why: format!("the agent of this node ran as user `{AGENT_USER}`, and there is no such user now\n{hint}") }
+}
+
+fn names(spec: &UserSpec) -> (&str, Option<&str>) {
+    (&spec.user, spec.group.as_deref())
 }
 
 /// Lets the agent be root for this reason, but not where it has been another user before: who has taken over such an agent must not become
@@ -240,6 +275,7 @@ fn unreadable(config: &Path, settings: &Settings, agent: &Credentials) -> Result
     if let SourceCredentials::Ssh { key: Some(key), .. } = &settings.source.credentials {
         files.push(key.clone());
     }
+    files.extend(settings.source.allowed_signers.clone());
     files.extend(settings.pools.iter().flat_map(|pool| pool.env_files.iter().cloned()));
     let keeper = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
     let (denied, program, hidden) = identity::within(agent, || {
@@ -288,31 +324,37 @@ pub(crate) enum Outlook {
 
 /// Says as whom the agent of this configuration would run, and changes nothing.
 pub(crate) fn outlook(config: &Path, roles: &[String]) -> Outlook {
-    if matches!(users::user(AGENT_USER, None), Err(UserError::NoUser(_))) {
-        return Outlook::NoUser;
-    }
     let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
+    if matches!(users::user(AGENT_USER, None), Err(UserError::NoUser(_))) {
+        return if let Grant::Refused { why } = without_agents_user(&config) { Outlook::Refused(why) } else { Outlook::NoUser };
+    }
     match standing(&agent::At { config, roles: roles.to_vec() }) {
         Ok(Standing::Split(..)) => Outlook::Split,
         Ok(Standing::Broken) => Outlook::MeantToBeRoot,
         Ok(Standing::Other(Grant::AsKeeper { why })) if why.is_empty() => Outlook::MeantToBeRoot,
         Ok(Standing::Other(Grant::AsKeeper { why })) => Outlook::Root(why),
-        Ok(Standing::Other(Grant::Refused { why })) => Outlook::Refused(why),
+        Ok(Standing::Other(Grant::Refused { why } | Grant::LastGood { why, .. }) | Standing::Untrusted(why)) => Outlook::Refused(why),
         Ok(Standing::Other(Grant::Split(_))) => Outlook::Split,
         Err(why) => Outlook::Unknown(why),
     }
 }
 
 /// Puts everything in order, and returns who may do what.
-fn order(config: &agent::At) -> Result<Grant, String> {
-    match standing(config)? {
+fn order(at: &agent::At) -> Result<Grant, String> {
+    match standing(at)? {
         Standing::Other(grant) => Ok(grant),
-        Standing::Broken => Ok(match last_record(&config.config) {
+        Standing::Untrusted(why) => Ok(match last_record(&at.config, Said::ByOthers) {
+            Ok(Some(split)) => Grant::LastGood { split, why },
+            Ok(None) => Grant::Refused { why },
+            Err(record) => Grant::Refused { why: format!("{why}; {record}") },
+        }),
+        Standing::Broken => Ok(match last_record(&at.config, Said::ByRoot) {
             Ok(Some(split)) => Grant::Split(split),
             Ok(None) => Grant::AsKeeper { why: "the configuration cannot be understood".to_owned() },
             Err(why) => Grant::Refused { why },
         }),
-        Standing::Split(split, settings) => {
+        Standing::Split(mut split, settings) => {
+            split.former = former(&split, record(&settings.root).ok().flatten());
             let layout = Layout::new(&settings.root);
             let control = agent::control_owner(&settings).unwrap_or_default();
             let logs: Vec<&Path> = settings.pools.iter().filter_map(|pool| pool.log.file.as_deref()).collect();
@@ -331,10 +373,18 @@ fn order(config: &agent::At) -> Result<Grant, String> {
                     };
                 }
             }
-            keep(&settings.root, &split).map_err(|error| format!("failed to write `{}`: {error}", settings.root.join(RECORD).display()))?;
+            keep(&settings.root, &at.config, &split)
+                .map_err(|error| format!("failed to write `{}`: {error}", settings.root.join(RECORD).display()))?;
             Ok(Grant::Split(split))
         }
     }
+}
+
+/// The users whom the record before this one names, and this configuration does not.
+fn former(split: &Split, before: Option<Record>) -> BTreeSet<u32> {
+    let Some(before) = before.map(|record| record.split).filter(|before| before.root == split.root) else { return BTreeSet::new() };
+    let now = |uid: &u32| *uid == 0 || *uid == split.agent.uid || split.users.iter().any(|who| who.uid == *uid);
+    before.users.iter().map(|who| who.uid).chain(before.former).filter(|uid| !now(uid)).collect()
 }
 
 fn wanted(split: &Split, control: socket::Owner) -> Order {
@@ -344,10 +394,11 @@ fn wanted(split: &Split, control: socket::Owner) -> Order {
 }
 
 /// As [`standing`], for the verbs that need an agent with a user of its own.
-fn split(config: &agent::At) -> Result<(Split, Layout), String> {
-    let split = match standing(config)? {
+fn split(at: &agent::At) -> Result<(Split, Layout), String> {
+    let split = match standing(at)? {
         Standing::Split(split, _) => split,
-        Standing::Broken => last_record(&config.config)?.ok_or("the configuration cannot be understood")?,
+        Standing::Broken => last_record(&at.config, Said::ByRoot)?.ok_or("the configuration cannot be understood")?,
+        Standing::Untrusted(why) => last_record(&at.config, Said::ByOthers)?.ok_or(why)?,
         Standing::Other(_) => return Err("the agent has no user of its own".to_owned()),
     };
     let layout = Layout::new(&split.root);
@@ -392,30 +443,63 @@ fn input() -> Result<Vec<u8>, String> {
     Ok(text)
 }
 
+/// What is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    #[serde(flatten)]
+    split: Split,
+    /// The configuration that said so: another one's word is not enough to go by it.
+    #[serde(default)]
+    config: Option<PathBuf>,
+}
+
 /// Writes down what the keeper is told: beside, synced, renamed. `root` is root's and sticky, so nobody can put another in its place.
-fn keep(root: &Path, split: &Split) -> std::io::Result<()> {
-    if record(root).is_ok_and(|kept| kept.as_ref() == Some(split)) {
+fn keep(root: &Path, config: &Path, split: &Split) -> std::io::Result<()> {
+    let new = Record { split: split.clone(), config: Some(config.to_owned()) };
+    if record(root).is_ok_and(|kept| kept.as_ref() == Some(&new)) {
         return Ok(());
     }
     const NEW: &str = ".rights.json.new";
     let folder = links::open_directory(root)?;
-    match rustix::fs::unlinkat(&folder, NEW, AtFlags::empty()) {
+    match gate::unlinkat(&folder, NEW, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        // A folder: its owner's business, but not under this name. What is in it stays whosever it is.
+        Err(rustix::io::Errno::ISDIR) => set_aside(&folder, NEW)?,
         Err(error) => return Err(error.into()),
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = std::fs::File::from(rustix::fs::openat(&folder, NEW, flags, Mode::from_raw_mode(0o644))?);
-    file.write_all(&serde_json::to_vec(split)?)?;
+    let mut file = gate::File::from(gate::openat(&folder, NEW, flags, Mode::from_raw_mode(0o644))?);
+    file.write_all(&serde_json::to_vec(&new)?)?;
     file.sync_all()?;
-    rustix::fs::renameat(&folder, NEW, &folder, RECORD)?;
-    Ok(rustix::fs::fsync(&folder)?)
+    gate::renameat(&folder, NEW, &folder, RECORD)?;
+    Ok(gate::fsync(&folder)?)
+}
+
+/// Takes a folder out of the way: removed if it is empty, else renamed.
+fn set_aside(root: &OwnedFd, name: &str) -> rustix::io::Result<()> {
+    match gate::unlinkat(root, name, AtFlags::REMOVEDIR) {
+        Err(rustix::io::Errno::NOTEMPTY | rustix::io::Errno::EXIST) => {
+            // Nobody else makes entries of root's here; a number that is taken is another's, and the next one is tried.
+            (0..100)
+                .map(|number| format!("{name}.{number}"))
+                .find_map(|aside| {
+                    let flags = RenameFlags::NOREPLACE;
+                    match gate::renameat_with(root, name, root, &aside, flags) {
+                        Err(rustix::io::Errno::EXIST) => None,
+                        done => Some(done),
+                    }
+                })
+                .unwrap_or(Err(rustix::io::Errno::NOTEMPTY))
+        }
+        done => done,
+    }
 }
 
 /// Reads that; `None`: it is not there.
 ///
 /// # Errors
 /// Why it cannot be believed. It is then not as if it were not there: that would be a way to make an agent root again.
-fn record(root: &Path) -> Result<Option<Split>, String> {
+fn record(root: &Path) -> Result<Option<Record>, String> {
     let path = root.join(RECORD);
     let failed = |error: &dyn std::error::Error| format!("`{}`, root's record of who may run, cannot be read: {error}", path.display());
     let folder = match links::open_directory(root) {
@@ -442,13 +526,34 @@ fn record(root: &Path) -> Result<Option<Split>, String> {
     serde_json::from_slice(&text).map(Some).map_err(|error| failed(&error))
 }
 
+/// Whose word a configuration is that cannot be taken as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    /// It cannot be understood.
+    ByRoot,
+    /// Others could have written it. All that is taken from it is where to look for root's record, which must be one of this very configuration: so
+    /// the worst that they can choose is something that root has chosen here before.
+    ByOthers,
+}
+
 /// As [`record`], of the root that a configuration names that cannot be understood otherwise.
-fn last_record(config: &Path) -> Result<Option<Split>, String> {
-    let Some(glimpse) = fs_err::read_to_string(config).ok().and_then(|text| crate::cli::site::by_lines(&text)) else { return Ok(None) };
+fn last_record(config: &Path, said: Said) -> Result<Option<Split>, String> {
+    let Some(glimpse) = text_of(config).and_then(|text| crate::cli::site::by_lines(&text)) else { return Ok(None) };
     if let Err(error) = trust::way(&glimpse.root, End::Any) {
         return Err(format!("root: {}", chain(&error)));
     }
-    Ok(record(&glimpse.root)?.filter(|split| split.root == glimpse.root.display().to_string()))
+    let here = |record: &Record| record.split.root == glimpse.root.display().to_string();
+    let of_this = |record: &Record| said == Said::ByRoot || record.config.as_deref() == Some(config);
+    Ok(record(&glimpse.root)?.filter(|record| here(record) && of_this(record)).map(|record| record.split))
+}
+
+/// Reads a file that others may have made: what is none, or is endless, is not waited for.
+fn text_of(path: &Path) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    let mut text = String::new();
+    std::fs::File::from(file).take(MAX_INPUT).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 #[cfg(test)]
@@ -466,12 +571,21 @@ mod tests {
         let root = dir.path().join("root");
         fs_err::create_dir(&root).expect("made");
         let who = |uid: u32| Who { uid, gid: uid, groups: vec![uid] };
-        let split = Split { agent: who(1001), users: vec![who(1002)], root: root.display().to_string(), tree: "selfstart-x-1".into() };
+        let split = Split {
+            agent: who(1001),
+            users: vec![who(1002)],
+            root: root.display().to_string(),
+            tree: "selfstart-x-1".into(),
+            pools: BTreeMap::from([("w".to_owned(), 1002)]),
+            former: BTreeSet::new(),
+        };
+        let config = dir.path().join("config.yaml");
+        let kept = || record(&root).map(|record| record.map(|record| record.split));
         assert_eq!(record(&root), Ok(None));
         // What is there under the temporary name is not followed.
         symlink("/nowhere/at/all", root.join(".rights.json.new")).expect("planted");
-        keep(&root, &split).expect("kept");
-        assert_eq!(record(&root), Ok(Some(split.clone())));
+        keep(&root, &config, &split).expect("kept");
+        assert_eq!(kept(), Ok(Some(split.clone())));
         let file = root.join(RECORD);
         let mode = |bits: u32| fs_err::set_permissions(&file, std::fs::Permissions::from_mode(bits)).expect("changed");
         mode(0o664);
@@ -489,11 +603,89 @@ mod tests {
         assert!(record(&root).is_err(), "a link");
         // By it a broken configuration names nobody new.
         fs_err::remove_file(&file).expect("removed");
-        keep(&root, &split).expect("kept");
-        let config = dir.path().join("config.yaml");
+        keep(&root, &config, &split).expect("kept");
         fs_err::write(&config, format!("app: x\nroot: {}\nnonsense: [\n", root.display())).expect("written");
-        assert_eq!(last_record(&config), Ok(Some(split)));
+        assert_eq!(last_record(&config, Said::ByRoot), Ok(Some(split.clone())));
+        // Nor does one that others can write, and only the one that the record is of: not another app's.
+        assert_eq!(last_record(&config, Said::ByOthers), Ok(Some(split.clone())));
+        let others = dir.path().join("others.yaml");
+        fs_err::copy(&config, &others).expect("copied");
+        assert_eq!(last_record(&others, Said::ByOthers), Ok(None));
+        // A record of before there was that word is of no configuration.
+        fs_err::write(&file, serde_json::to_vec(&split).expect("JSON")).expect("written");
+        assert_eq!((last_record(&config, Said::ByRoot), last_record(&config, Said::ByOthers)), (Ok(Some(split)), Ok(None)));
         fs_err::write(&config, "app: x\nroot: /nowhere/at/all\nnonsense: [\n").expect("written");
-        assert_eq!(last_record(&config), Ok(None));
+        assert_eq!(last_record(&config, Said::ByRoot), Ok(None));
+        // Root does not wait for what others have put in its place.
+        fs_err::remove_file(&config).expect("removed");
+        rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("a FIFO");
+        assert_eq!(last_record(&config, Said::ByOthers), Ok(None));
+    }
+
+    #[test]
+    fn an_agent_that_had_a_user_is_not_root_because_that_user_is_gone() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can give files away");
+        }
+        let dir = tempfile::Builder::new().prefix("rights-").tempdir_in("/tmp").expect("a directory");
+        let config = dir.path().join("config.yaml");
+        fs_err::write(&config, format!("app: x\nroot: {}\n", dir.path().display())).expect("written");
+        let never = Grant::AsKeeper { why: String::new() };
+        assert_eq!(without_agents_user(&config), never);
+        let record = dir.path().join(RECORD);
+        fs_err::write(&record, "whatever it says").expect("written");
+        let Grant::Refused { why } = without_agents_user(&config) else { panic!("it would be root") };
+        assert!(why.contains("there is no such user now") && why.contains("`selfstart install` makes it"), "{why}");
+        // One that is not root's says nothing.
+        chown(&record, Some(65534), None).expect("given");
+        assert_eq!(without_agents_user(&config), never);
+    }
+
+    #[test]
+    fn whom_the_record_of_before_names_may_still_be_ended_and_is_nobody_else() {
+        let who = |uid: u32| Who { uid, gid: uid, groups: vec![uid] };
+        let split = |root: &str, agent: u32, users: &[u32], former: &[u32]| Split {
+            agent: who(agent),
+            users: users.iter().copied().map(who).collect(),
+            root: root.into(),
+            tree: String::new(),
+            pools: BTreeMap::new(),
+            former: former.iter().copied().collect(),
+        };
+        let now = split("/r", 1, &[2], &[]);
+        let of = |before: Split| former(&now, Some(Record { split: before, config: None }));
+        assert_eq!(of(split("/r", 1, &[2, 3], &[4, 2])), [3, 4].into());
+        // Neither root, nor the agent, nor those of another root.
+        assert_eq!(of(split("/r", 1, &[0, 1], &[0])), [].into());
+        assert_eq!(of(split("/other", 1, &[3], &[4])), [].into());
+        assert_eq!(former(&now, None), [].into());
+    }
+
+    #[test]
+    fn a_folder_in_the_way_of_the_record_is_set_aside() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root keeps the record");
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let split = Split {
+            agent: Who { uid: 1, gid: 1, groups: vec![1] },
+            users: Vec::new(),
+            root: "/x".into(),
+            tree: String::new(),
+            pools: BTreeMap::new(),
+            former: BTreeSet::new(),
+        };
+        for (number, config) in ["a", "b", "c"].into_iter().enumerate() {
+            let new = dir.path().join(".rights.json.new");
+            fs_err::create_dir(&new).expect("made");
+            if number > 0 {
+                fs_err::write(new.join("theirs"), "").expect("written");
+            }
+            keep(dir.path(), Path::new(config), &split).expect("kept");
+            assert_eq!(record(dir.path()).expect("read").expect("there").config.as_deref(), Some(Path::new(config)));
+        }
+        for aside in [".rights.json.new.0/theirs", ".rights.json.new.1/theirs"] {
+            assert!(dir.path().join(aside).exists(), "{aside}");
+        }
     }
 }

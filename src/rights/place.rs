@@ -17,6 +17,7 @@ use crate::sys::spawn::Credentials;
 use crate::sys::{identity, links};
 
 use super::trust::{self, End, Untrusted};
+use crate::sys::gate;
 
 /// Setgid: what is made in it belongs to the group of the folder, which the agent need not be in.
 const SETGID: u32 = 0o2000;
@@ -95,6 +96,8 @@ pub(crate) fn put_in_order(layout: &Layout, order: &Order, logs: &[&Path]) -> Re
         said.push(format!("`{}` belonged to user {}, and is root's now", layout.root().display(), found.st_uid));
     }
     let mode = (found.st_mode & 0o7775 & !WRITABLE_BY_OTHERS) | STICKY | 0o770;
+    // Who had it before may have let others in, also to all that is made below.
+    forget_lists(&root).map_err(failed(layout.root()))?;
     give(&root, 0, order.agent.gid, mode).map_err(failed(layout.root()))?;
     let readers = order.readers.unwrap_or(order.agent.gid);
     let run = place.folder(&root, "run")?;
@@ -102,9 +105,11 @@ pub(crate) fn put_in_order(layout: &Layout, order: &Order, logs: &[&Path]) -> Re
     let former = stat(&run).map_err(failed(&layout.run()))?.st_gid;
     for (name, below) in [("journal", layout.journal()), ("built", layout.run().join("built"))] {
         let folder = place.folder_at(&run, name, &below)?;
+        forget_lists(&folder).map_err(failed(&below))?;
         place.take(&folder, &below, &Group::Always(order.agent.gid), 0)?;
         give_folder(&folder, order.agent, order.agent.gid).map_err(failed(&below))?;
     }
+    forget_lists(&run).map_err(failed(&layout.run()))?;
     place.take(&run, &layout.run(), &Group::Run { agent: order.agent.gid, readers, former }, 0)?;
     place.control_socket(&run, readers)?;
     give_folder(&run, order.agent, readers).map_err(failed(&layout.run()))?;
@@ -197,7 +202,7 @@ impl Place<'_> {
 
     /// Opens a folder, which is made if it is missing; a link only if root made it.
     fn folder_at(&self, parent: &OwnedFd, name: &str, path: &Path) -> Result<OwnedFd, PlaceError> {
-        match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
+        match gate::mkdirat(parent, name, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(failed(path)(error)),
         }
@@ -322,16 +327,28 @@ impl Place<'_> {
 /// Removes a folder of `root`: what is in it as its owner, for root's hands do not go where others can put links; itself as root.
 fn remove_as_owner(root: &OwnedFd, name: &str, path: &Path, found: &Stat) -> io::Result<()> {
     if found.st_uid == 0 {
-        return fs_err::remove_dir_all(path);
+        return gate::remove_dir_all(path);
     }
     let owner = Credentials { uid: found.st_uid, gid: found.st_gid, groups: Vec::new() };
     // The folder itself is not its owner's to remove, so this says nothing; whether it is empty then, the next line sees.
     let _all_but_the_folder = identity::within(&owner, || links::remove_tree(path))?;
-    Ok(rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR)?)
+    Ok(gate::unlinkat(root, name, AtFlags::REMOVEDIR)?)
 }
 
 fn stat(fd: &OwnedFd) -> rustix::io::Result<Stat> {
     rustix::fs::fstat(fd)
+}
+
+/// Removes the access lists of a folder (`acl(5)`): with one, the group's permissions are the most that the list gives, and not the group's; a
+/// default one is the access list of all that is made in it. Those of logs are an operator's affair.
+fn forget_lists(folder: &OwnedFd) -> rustix::io::Result<()> {
+    for list in ["system.posix_acl_default", "system.posix_acl_access"] {
+        match rustix::fs::fremovexattr(folder, list) {
+            Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Sets owner, group and permissions where they differ.
@@ -421,5 +438,41 @@ mod tests {
         chown(&mirror, Some(1), Some(1)).expect("given");
         assert!(put_in_order(&layout, &order(), &[]).is_err());
         assert!(mirror.join("roots/x").exists());
+    }
+
+    /// An access list as `setfacl -m u:1:rwx` makes it (linux/posix_acl_xattr.h): version 2, then tag, permissions and number of each entry.
+    fn list() -> Vec<u8> {
+        const NOBODYS: u32 = u32::MAX;
+        let entries = [(0x01_u16, 7_u16, NOBODYS), (0x02, 7, 1), (0x04, 5, NOBODYS), (0x10, 7, NOBODYS), (0x20, 5, NOBODYS)];
+        let entry = |(tag, may, id): &(u16, u16, u32)| [&tag.to_le_bytes()[..], &may.to_le_bytes(), &id.to_le_bytes()].concat();
+        2_u32.to_le_bytes().into_iter().chain(entries.iter().flat_map(entry)).collect()
+    }
+
+    #[test]
+    fn access_lists_of_who_had_the_root_before_let_nobody_in() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: only root can give files away");
+        }
+        let dir = tempfile::Builder::new().prefix("place-").tempdir_in("/tmp").expect("a directory");
+        let layout = Layout::new(dir.path().join("root"));
+        fs_err::create_dir_all(layout.run()).expect("made");
+        let lists = ["system.posix_acl_default", "system.posix_acl_access"];
+        for path in [layout.root(), &layout.run()] {
+            for name in lists {
+                match rustix::fs::setxattr(path, name, &list(), rustix::fs::XattrFlags::empty()) {
+                    Err(Errno::NOTSUP) => return eprintln!("skipped: /tmp has no access lists"),
+                    set => set.expect("set"),
+                }
+            }
+        }
+        put_in_order(&layout, &order(), &[]).expect("in order");
+        for path in [layout.root(), &layout.run(), &layout.journal()] {
+            for name in lists {
+                let left = rustix::fs::getxattr(path, name, &mut [0_u8; 256][..]);
+                assert_eq!(left, Err(Errno::NODATA), "{name} of {}", path.display());
+            }
+        }
+        let found = fs_err::metadata(layout.run()).expect("there");
+        assert_eq!((found.uid(), found.mode() & 0o7777), (order().agent.uid, 0o2755));
     }
 }

@@ -9,7 +9,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstatfs, mkdirat, openat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstatfs, openat};
+
+use super::gate;
 
 /// What our limits need.
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
@@ -53,7 +55,7 @@ fn read_small(dir: BorrowedFd<'_>, name: &str) -> io::Result<String> {
 fn write_small(dir: BorrowedFd<'_>, name: &str, value: &str) -> io::Result<()> {
     let file = openat(dir, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     // One write is one setting: the kernel takes it whole or not at all.
-    rustix::io::write(&file, value.as_bytes())?;
+    gate::write(&file, value.as_bytes())?;
     Ok(())
 }
 
@@ -101,10 +103,10 @@ impl Tree {
     /// # Errors
     /// When it cannot be made, or does not take a setting: it is gone again then.
     pub(crate) fn make(&self, name: &str, settings: &[(String, String)]) -> io::Result<Group> {
-        match mkdirat(&self.dir, name, Mode::from_bits_retain(0o755)) {
+        match gate::mkdirat(&self.dir, name, Mode::from_bits_retain(0o755)) {
             Err(rustix::io::Errno::EXIST) => {
                 self.remove(name)?;
-                mkdirat(&self.dir, name, Mode::from_bits_retain(0o755))?;
+                gate::mkdirat(&self.dir, name, Mode::from_bits_retain(0o755))?;
             }
             made => made?,
         }
@@ -162,7 +164,7 @@ fn subdirectories(dir: BorrowedFd<'_>) -> io::Result<Vec<String>> {
 const DEPTH_MAX: usize = 32;
 
 fn remove(at: BorrowedFd<'_>, name: &str, depth: usize) -> io::Result<()> {
-    match unlinkat(at, name, AtFlags::REMOVEDIR) {
+    match gate::unlinkat(at, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
         // Somebody is in it, or directories are.
         Err(rustix::io::Errno::BUSY) if depth < DEPTH_MAX => {}
@@ -172,7 +174,7 @@ fn remove(at: BorrowedFd<'_>, name: &str, depth: usize) -> io::Result<()> {
     for inner in subdirectories(dir.as_fd())? {
         remove(dir.as_fd(), &inner, depth + 1)?;
     }
-    Ok(unlinkat(at, name, AtFlags::REMOVEDIR)?)
+    Ok(gate::unlinkat(at, name, AtFlags::REMOVEDIR)?)
 }
 
 impl AsFd for Group {
@@ -280,7 +282,7 @@ pub(crate) fn hold() -> io::Result<(PathBuf, Vec<String>)> {
         _ => own,
     };
     let tree = Tree::open(&tree)?;
-    match mkdirat(&tree.dir, HOLDER, Mode::from_bits_retain(0o755)) {
+    match gate::mkdirat(&tree.dir, HOLDER, Mode::from_bits_retain(0o755)) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
@@ -297,7 +299,7 @@ pub(crate) fn hold() -> io::Result<(PathBuf, Vec<String>)> {
 pub(crate) fn make_tree(below: &Path, name: &str) -> io::Result<PathBuf> {
     let parent = Tree::open(below)?;
     parent.turn_on();
-    match mkdirat(&parent.dir, name, Mode::from_bits_retain(0o755)) {
+    match gate::mkdirat(&parent.dir, name, Mode::from_bits_retain(0o755)) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
@@ -310,7 +312,10 @@ pub(crate) fn make_tree(below: &Path, name: &str) -> io::Result<PathBuf> {
 pub(crate) const HOLDER: &str = "holder";
 
 /// Where this process is, by `cgroups(7)`, `/proc/[pid]/cgroup`.
-fn own_path() -> io::Result<PathBuf> {
+///
+/// # Errors
+/// When it is in no cgroup v2, or that cannot be read.
+pub(crate) fn own_path() -> io::Result<PathBuf> {
     let text = fs_err::read_to_string("/proc/self/cgroup")?;
     let own = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or_else(|| io::Error::other("this machine has no cgroup v2"))?;
     let mount = mount_point()?;
@@ -379,7 +384,7 @@ pub(crate) mod tests {
     impl Own {
         pub(crate) fn make(name: &str) -> Option<Self> {
             let path = mount_point().ok()?.join(format!("selfstart-test-{name}-{}", std::process::id()));
-            fs_err::create_dir(&path).ok()?;
+            gate::create_dir(&path).ok()?;
             Some(Self(Tree::open(&path).expect("made")))
         }
     }
@@ -429,7 +434,7 @@ pub(crate) mod tests {
         assert!(poll(&mut [PollFd::new(&news, PollFlags::PRI)], Some(&patience)).expect("poll") > 0, "nobody tells");
         assert!(!group.is_populated().expect("read"));
         // As a worker that runs as root may.
-        mkdirat(&group, "inner", Mode::from_bits_retain(0o755)).expect("made");
+        gate::mkdirat(&group, "inner", Mode::from_bits_retain(0o755)).expect("made");
         own.0.remove("w.0").expect("removed");
         own.0.remove("w.0").expect("not there is removed");
         assert_eq!(own.0.names().expect("read"), Vec::<String>::new());

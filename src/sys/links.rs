@@ -9,6 +9,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::gate;
+
 /// Directories made here are 0755, whatever the umask.
 const DIRECTORY_MODE: Mode = Mode::from_bits_retain(0o755);
 
@@ -33,7 +35,7 @@ pub(crate) fn open_directory_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Res
 /// # Errors
 /// What `mkdirat(2)` and `openat(2)` say.
 pub(crate) fn make_directory_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
-    match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
+    match gate::mkdirat(parent, name, Mode::RWXU) {
         Ok(()) => {
             let made = open_directory_at(parent, name)?;
             rustix::fs::fchmod(&made, DIRECTORY_MODE)?;
@@ -123,14 +125,14 @@ pub(crate) fn replace_link_at(parent: BorrowedFd<'_>, name: &OsStr, target: &Pat
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(name);
     temporary.push(".new");
-    match rustix::fs::unlinkat(parent, &temporary, AtFlags::empty()) {
+    match gate::unlinkat(parent, &temporary, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
-    rustix::fs::symlinkat(target, parent, &temporary)?;
-    if let Err(error) = rustix::fs::renameat(parent, &temporary, parent, name) {
+    gate::symlinkat(target, parent, &temporary)?;
+    if let Err(error) = gate::renameat(parent, &temporary, parent, name) {
         // Best effort: the error that matters is the rename's, and the next try removes a leftover first.
-        let _ = rustix::fs::unlinkat(parent, &temporary, AtFlags::empty());
+        let _ = gate::unlinkat(parent, &temporary, AtFlags::empty());
         return Err(error.into());
     }
     Ok(())
@@ -155,8 +157,8 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
 fn remove_once(path: &Path) -> io::Result<()> {
     let removed = match fs_err::symlink_metadata(path) {
         // std walks by descriptor and does not follow links that are swapped in (CVE-2022-21658).
-        Ok(found) if found.is_dir() => fs_err::remove_dir_all(path),
-        Ok(_) => fs_err::remove_file(path),
+        Ok(found) if found.is_dir() => gate::remove_dir_all(path),
+        Ok(_) => gate::remove_file(path),
         Err(error) => Err(error),
     };
     match removed {

@@ -18,8 +18,10 @@ compile_error!("selfstart is for Linux");
 pub(crate) mod cgroup;
 pub(crate) mod clock;
 mod clone_into;
+pub(crate) mod confine;
 pub(crate) mod exec;
 pub mod fault;
+pub(crate) mod gate;
 #[cfg(test)]
 pub(crate) mod headless;
 pub(crate) mod hidden;

@@ -171,6 +171,30 @@ pub(crate) fn users(pid: i32) -> io::Result<[u32; 4]> {
     numbers.collect::<Result<Vec<u32>, _>>().ok().and_then(|numbers| numbers.try_into().ok()).ok_or_else(unknown)
 }
 
+/// Returns what a process is called (`comm`, `proc(5)`): 15 bytes at most.
+///
+/// # Errors
+/// When the process is gone, or `/proc` may not be read.
+pub(crate) fn name(pid: i32) -> io::Result<Vec<u8>> {
+    let mut buffer = [0_u8; 64];
+    let read = read_file(&format!("/proc/{pid}/comm"), &mut buffer)?;
+    Ok(buffer[..read].strip_suffix(b"\n").unwrap_or(&buffer[..read]).to_vec())
+}
+
+/// Whether a process runs the program that we run, or another version of it: a file of that name and of that owner, which nobody else can
+/// write (the file itself is looked at, also when it has no name any more). False when that cannot be seen.
+pub(crate) fn runs_our_program(pid: i32) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let look = |whose: &str| -> Option<(Vec<u8>, u32, u32)> {
+        let link = format!("/proc/{whose}/exe");
+        let path = fs_err::read_link(&link).ok()?;
+        let name = path.file_name()?.as_bytes();
+        let found = rustix::fs::stat(link.as_str()).ok()?;
+        Some((name.strip_suffix(b" (deleted)").unwrap_or(name).to_vec(), found.st_uid, found.st_mode & 0o022))
+    };
+    look("self").is_some_and(|ours| look(&pid.to_string()) == Some(ours))
+}
+
 /// What one line of `/proc/PID/stat` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
@@ -429,7 +453,17 @@ pub(crate) fn reopen_output(pid: i32, fd: i32) -> io::Result<Option<OwnedFd>> {
     if !target.to_bytes().starts_with(b"pipe:") {
         return Ok(None);
     }
-    Ok(Some(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?))
+    let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    // Its owner may have put another file in its place since: one that we may read and it may not.
+    Ok(is_pipe(&opened)?.then_some(opened))
+}
+
+/// Whether a descriptor leads to a pipe that has no name in any folder.
+fn is_pipe(fd: &OwnedFd) -> io::Result<bool> {
+    /// PIPEFS_MAGIC (`statfs(2)`).
+    const PIPEFS: u64 = 0x5049_5045;
+    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
+    Ok(kind == rustix::fs::FileType::Fifo && rustix::fs::fstatfs(fd)?.f_type as u64 == PIPEFS)
 }
 
 fn descriptor_path(fd: BorrowedFd<'_>) -> String {
@@ -514,6 +548,19 @@ mod tests {
         // kthreadd, where it is not hidden by a container.
         if stat(2).is_ok_and(|stat| stat.ppid == 0) {
             assert_eq!(look_for(2, "A"), Variable::None);
+        }
+    }
+
+    #[test]
+    fn nothing_but_a_pipe_is_read_as_output() {
+        let (read, _write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("a pipe");
+        assert!(is_pipe(&read).expect("looked at"));
+        let dir = tempfile::tempdir().expect("a folder");
+        rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("fifo"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("made");
+        fs_err::write(dir.path().join("file"), "").expect("written");
+        for name in ["fifo", "file", ""] {
+            let fd = rustix::fs::open(dir.path().join(name), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+            assert!(!is_pipe(&fd.expect("open")).expect("looked at"), "{name}");
         }
     }
 

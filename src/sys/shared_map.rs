@@ -5,6 +5,7 @@
 //! the stores before it drain. It does not outlive the machine, and two processes must not use one memfd at the same time.
 
 #![expect(unsafe_code, reason = "mmap(2) has no safe form")]
+#![expect(clippy::disallowed_methods, reason = "what is in memory only is on no disk")]
 
 use std::io;
 use std::ops::Range;

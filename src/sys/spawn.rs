@@ -23,6 +23,8 @@ use rustix::io::DupFlags;
 
 use super::clock;
 use super::clone_into::clone_into;
+use super::confine;
+use super::gate;
 
 /// What is started, as whom, and with what.
 #[derive(Debug)]
@@ -54,6 +56,10 @@ pub(crate) struct Job {
     pub(crate) new_session: bool,
     /// Whether it is killed when the keeper ends.
     pub(crate) dies_with_us: bool,
+    /// Whether nothing that it executes may give it more rights, or make a file that does ([`super::confine`]).
+    pub(crate) confined: bool,
+    /// What `ps` calls it until it has executed its program (`comm`, `proc(5)`; 15 letters); `None`: as us.
+    pub(crate) called: Option<CString>,
     /// The directory of the cgroup that it is started in; `None`: ours.
     pub(crate) cgroup: Option<OwnedFd>,
 }
@@ -318,6 +324,9 @@ struct Plan {
     reset_oom_score: bool,
     new_session: bool,
     dies_with_us: bool,
+    called: *const c_char,
+    /// Empty: it has no filter.
+    filter: Vec<libc::sock_filter>,
     /// Descriptors from this number on are not the child's; `None`: it has a copy of all, and exec closes them.
     own_below: Option<libc::c_uint>,
     ignored: Vec<i32>,
@@ -352,6 +361,8 @@ impl Spawner {
         if self.running.is_some() {
             return Err(SpawnError { step: Step::Clone, source: io::Error::from_raw_os_error(libc::EAGAIN) });
         }
+        let named = job.programs.first().map_or(c"", CString::as_c_str);
+        gate::spawning(named).map_err(|error| SpawnError { step: Step::Clone, source: error.into() })?;
         let fds = match &mut self.pad {
             Some(pad) => pad.fill(&job.fds).map_err(|source| {
                 pad.clear();
@@ -386,6 +397,8 @@ impl Spawner {
             reset_oom_score: job.reset_oom_score,
             new_session: job.new_session,
             dies_with_us: job.dies_with_us,
+            called: job.called.as_ref().map_or(ptr::null(), |text| text.as_ptr()),
+            filter: if job.confined { confine::program() } else { Vec::new() },
             own_below,
             ignored: self.ignored.clone(),
             failed: None,
@@ -457,7 +470,7 @@ impl Spawner {
     }
 }
 
-/// A system call that leaves `errno` alone; returns the kernel's answer, an error as its negative number.
+/// A system call, its fifth argument 0 (`prctl(2)` looks at that), that leaves `errno` alone; returns the kernel's answer, an error as its negative number.
 ///
 /// # Safety
 /// As the system call's. Its registers: `syscall(2)`, "Architecture calling conventions".
@@ -470,7 +483,7 @@ unsafe fn call(number: libc::c_long, a: usize, b: usize, c: usize, d: usize) -> 
         std::arch::asm!(
             "syscall",
             inlateout("rax") number as isize => answer,
-            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") 0,
             lateout("rcx") _, lateout("r11") _,
             options(nostack),
         );
@@ -479,7 +492,7 @@ unsafe fn call(number: libc::c_long, a: usize, b: usize, c: usize, d: usize) -> 
             "svc 0",
             in("x8") number,
             inlateout("x0") a as isize => answer,
-            in("x1") b, in("x2") c, in("x3") d,
+            in("x1") b, in("x2") c, in("x3") d, in("x4") 0,
             options(nostack),
         );
     }
@@ -594,6 +607,10 @@ unsafe fn prepare(plan: &mut Plan) -> Result<(), (Step, i32)> {
         // Before anything that may hang: whoever finds us must find our own output, and what is the keeper's (the lock of its root, the pipes
         // of others) must not stay open with us when it is gone. A kernel without this call leaves it to exec.
         call(libc::SYS_close_range, plan.fds.len().max(3), libc::c_uint::MAX as usize, 0, 0);
+        if !plan.called.is_null() {
+            // Its environment is still ours: by this it is found if we are gone while it hangs below.
+            call(libc::SYS_prctl, int(libc::PR_SET_NAME), plan.called as usize, 0, 0);
+        }
         if !plan.cwd.is_null() {
             check(call(libc::SYS_chdir, plan.cwd as usize, 0, 0, 0), Step::Directory)?;
         }
@@ -602,7 +619,14 @@ unsafe fn prepare(plan: &mut Plan) -> Result<(), (Step, i32)> {
         for &signal in &plan.ignored {
             call(libc::SYS_rt_sigaction, int(signal), nothing.as_ptr() as usize, 0, SIGNAL_SET_BYTES);
         }
-        check(call(libc::SYS_rt_sigprocmask, int(libc::SIG_SETMASK), nothing.as_ptr() as usize, 0, SIGNAL_SET_BYTES), Step::Limits)
+        check(call(libc::SYS_rt_sigprocmask, int(libc::SIG_SETMASK), nothing.as_ptr() as usize, 0, SIGNAL_SET_BYTES), Step::Limits)?;
+        if !plan.filter.is_empty() {
+            check(call(libc::SYS_prctl, int(libc::PR_SET_NO_NEW_PRIVS), 1, 0, 0), Step::Limits)?;
+            let filter = libc::sock_fprog { len: plan.filter.len() as u16, filter: plan.filter.as_mut_ptr() };
+            // A kernel that has none does without: who is started looks, and tells.
+            call(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER as usize, confine::FLAGS, ptr::from_ref(&filter) as usize, 0);
+        }
+        Ok(())
     }
 }
 
@@ -624,6 +648,8 @@ impl Job {
             reset_oom_score: false,
             new_session: true,
             dies_with_us: false,
+            confined: false,
+            called: None,
             cgroup: None,
         }
     }

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::gate;
+
 /// A step towards the disk that failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SyncError {
@@ -28,7 +30,9 @@ pub(crate) enum SyncError {
 /// # Errors
 /// What the disk says.
 pub(crate) fn sync_directory(path: &Path) -> Result<(), SyncError> {
-    open_directory(path).and_then(|dir| dir.sync_all()).map_err(|source| SyncError::Sync { path: path.to_owned(), source })
+    open_directory(path)
+        .and_then(|dir| gate::fsync(&dir).map_err(io::Error::from))
+        .map_err(|source| SyncError::Sync { path: path.to_owned(), source })
 }
 
 /// Syncs all of the file system that `path` is on (`syncfs(2)`, which tells of write-back errors since Linux 5.8).
@@ -37,7 +41,7 @@ pub(crate) fn sync_directory(path: &Path) -> Result<(), SyncError> {
 /// What the disk says.
 pub(crate) fn sync_file_system(path: &Path) -> Result<(), SyncError> {
     open_directory(path)
-        .and_then(|dir| rustix::fs::syncfs(&dir).map_err(io::Error::from))
+        .and_then(|dir| gate::syncfs(&dir).map_err(io::Error::from))
         .map_err(|source| SyncError::Sync { path: path.to_owned(), source })
 }
 

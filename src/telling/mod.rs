@@ -5,6 +5,7 @@
 
 pub(crate) mod journal;
 pub(crate) mod log;
+pub(crate) mod notify;
 pub(crate) mod rotating;
 pub(crate) mod stamp;
 
@@ -32,7 +33,6 @@ macro_rules! kinds {
 
         impl Kind {
             /// All of them.
-            #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$name,)+];
 
             /// As events show it.
@@ -79,6 +79,8 @@ kinds! {
     DeployStarted = "deploy_started", Info;
     /// A build step began or ended.
     BuildStep = "build_step", Info;
+    /// Which ruby, node or python a release runs.
+    Runtime = "runtime", Info;
     /// `current` points to another release.
     Switched = "switched", Info;
     /// A deploy is done.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use selfstart_core::time::WallTime;
 
 use super::stamp;
-use crate::sys::fault;
+use crate::sys::{fault, gate};
 
 /// Owner reads and writes, group reads: output may hold what is nobody else's business.
 const MODE: Mode = Mode::from_raw_mode(0o640);
@@ -56,7 +56,7 @@ pub(crate) fn let_enter(fd: BorrowedFd<'_>, group: u32) -> io::Result<()> {
 /// Makes a folder and those above it that are missing, which `readers` may enter.
 fn make_folder(path: &Path, readers: Option<u32>) -> io::Result<()> {
     let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
-    fs_err::create_dir_all(path)?;
+    gate::create_dir_all(path)?;
     let Some(group) = readers else { return Ok(()) };
     for folder in missing {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -240,12 +240,12 @@ impl RotatingFile {
         // NOFOLLOW: the directory may belong to the worker's user, who must not choose what file the agent writes to.
         // NONBLOCK: nor make it wait by a FIFO.
         let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = match rustix::fs::open(&self.path, flags, MODE) {
+        let fd = match gate::open(&self.path, flags, MODE) {
             Err(Errno::NOENT) => {
                 if let Some(dir) = self.path.parent() {
                     make_folder(dir, self.readers).map_err(|source| FileError::Open { path: self.path.clone(), source })?;
                 }
-                rustix::fs::open(&self.path, flags, MODE).map_err(failed)?
+                gate::open(&self.path, flags, MODE).map_err(failed)?
             }
             other => other.map_err(failed)?,
         };
@@ -262,7 +262,7 @@ impl RotatingFile {
             let mut last = [0];
             if rustix::io::pread(&fd, &mut last[..], len - 1) == Ok(1) && last != *b"\n" {
                 // A line that a power cut left half written must not run into the next one.
-                match rustix::io::write(&fd, b"\n") {
+                match gate::write(&fd, b"\n") {
                     Ok(_) => len += 1,
                     Err(source) => return Err(FileError::Write { path: self.path.clone(), source: source.into() }),
                 }
@@ -287,7 +287,7 @@ impl RotatingFile {
             }
             Err((written, source)) => {
                 fault::point();
-                if written > 0 && rustix::fs::ftruncate(&open.fd, open.len).is_err() {
+                if written > 0 && gate::ftruncate(&open.fd, open.len).is_err() {
                     // The torn line stays and is closed with a newline when the file is opened again.
                     self.open = None;
                 }
@@ -304,20 +304,20 @@ impl RotatingFile {
         let last = self.rotation.keep;
         // `keep` may have been larger before.
         for number in last + 1.. {
-            if rustix::fs::unlink(numbered(&self.path, number)).is_err() {
+            if gate::unlinkat(CWD, numbered(&self.path, number), AtFlags::empty()).is_err() {
                 break;
             }
         }
         if last == 0 {
-            gone_is_fine(rustix::fs::unlink(&self.path)).map_err(failed)?;
+            gone_is_fine(gate::unlinkat(CWD, &self.path, AtFlags::empty())).map_err(failed)?;
         } else {
             let gap = (1..=last).find(|n| !is_there(&numbered(&self.path, *n)));
             let to = gap.unwrap_or(last);
             for number in (1..to).rev() {
-                gone_is_fine(rustix::fs::rename(numbered(&self.path, number), numbered(&self.path, number + 1))).map_err(failed)?;
+                gone_is_fine(gate::renameat(CWD, numbered(&self.path, number), CWD, numbered(&self.path, number + 1))).map_err(failed)?;
                 fault::point();
             }
-            gone_is_fine(rustix::fs::rename(&self.path, numbered(&self.path, 1))).map_err(failed)?;
+            gone_is_fine(gate::renameat(CWD, &self.path, CWD, numbered(&self.path, 1))).map_err(failed)?;
             fault::point();
         }
         self.open = None;
@@ -338,7 +338,7 @@ pub(crate) fn write_all(fd: &OwnedFd, bytes: &[u8]) -> Result<(), (usize, io::Er
     let mut written = 0;
     while written < bytes.len() {
         let part = fault::shorten(bytes.len() - written);
-        match fault::disk(part).and_then(|part| rustix::io::write(fd, &bytes[written..written + part])) {
+        match fault::disk(part).and_then(|part| gate::write(fd, &bytes[written..written + part])) {
             Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
             Ok(n) => written += n,
             Err(Errno::INTR) => {}

@@ -26,7 +26,8 @@ static long call(long number, unsigned long a, unsigned long b, unsigned long c,
     register unsigned long x1 __asm__("x1") = b;
     register unsigned long x2 __asm__("x2") = c;
     register unsigned long x3 __asm__("x3") = d;
-    __asm__ volatile(CALL : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
+    register unsigned long x4 __asm__("x4") = 0;
+    __asm__ volatile(CALL : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory");
     return (long)x0;
 }
 

@@ -1,7 +1,8 @@
 //! What is written for AArch64 by hand, executed: the machine code of src/sys in a program of C, by an emulator.
 //!
-//! There is no other machine here to run all of selfstart on. Rust says the same of both machines but for two blocks of machine code and what the
-//! kernel's structures look like; these are what is looked at. The code is taken out of the sources, so that what is executed is what is built.
+//! Rust says the same of both machines but for two blocks of machine code and what the kernel's structures look like; these are what is looked at, with
+//! mistakes planted. The code is taken out of the sources, so that what is executed is what is built. The whole program, and its life on a machine with
+//! a kernel of 16 KiB pages: tests/arm64/run, which needs more than a compiler.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -63,8 +64,12 @@ fn the_code_for_aarch64_starts_a_child_on_its_own_stack_and_calls_the_system() {
     ];
     assert_eq!(operands, expected);
     let (call, operands) = block(SPAWN);
-    let expected =
-        ["in(\"x8\") number,", "inlateout(\"x0\") a as isize => answer,", "in(\"x1\") b, in(\"x2\") c, in(\"x3\") d,", "options(nostack),"];
+    let expected = [
+        "in(\"x8\") number,",
+        "inlateout(\"x0\") a as isize => answer,",
+        "in(\"x1\") b, in(\"x2\") c, in(\"x3\") d, in(\"x4\") 0,",
+        "options(nostack),",
+    ];
     assert_eq!(operands, expected);
 
     let (right, told) = run(&clone_into, &call, dir.path());
@@ -101,7 +106,12 @@ fn every_system_call_that_is_made_by_its_number_is_there() {
     assert!(known("clone3") && !known("dup2"), "these are the headers of AArch64");
     let mut called = BTreeSet::new();
     for entry in fs_err::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/sys")).expect("sources") {
-        let source = fs_err::read_to_string(entry.expect("an entry").path()).expect("text");
+        let path = entry.expect("an entry").path();
+        if path.ends_with("confine.rs") {
+            // Its filter names old calls to forbid them, where there are such: it is `cfg`, and tests/arm64/run compiles it.
+            continue;
+        }
+        let source = fs_err::read_to_string(path).expect("text");
         let names =
             source.split("libc::SYS_").skip(1).map(|rest| rest.split(|end: char| !end.is_ascii_alphanumeric() && end != '_').next());
         called.extend(names.flatten().map(str::to_owned));

@@ -8,7 +8,7 @@ CONFIG = """app: lab
 root: /srv/lab
 user: nobody
 source: {repository: "git://git.lab/app.git", branch: main, boot_timeout: 20s}
-release: {min_free: 0, keep: 3}
+release: {min_free: 0, confirm: 0s, keep: 3}
 build: {steps: ["./build", "test -s built.0 && test -s built.199"]}
 pools:
   w: {command: ./work, count: 2, stop: [TERM 30s, KILL]}

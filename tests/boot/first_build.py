@@ -7,7 +7,7 @@ CONFIG = """app: lab
 root: /srv/lab
 user: nobody
 source: {repository: "git://git.lab/app.git", branch: main}
-release: {min_free: 0}
+release: {min_free: 0, confirm: 0s}
 build: {steps: ["sleep 185; date +%s > built"], timeout: 30m}
 pools:
   w: {command: ./work, count: 2}

@@ -8,7 +8,7 @@ CONFIG = """app: lab
 root: /srv/lab
 user: nobody
 source: {repository: "git://git.lab/app.git", branch: main}
-release: {min_free: 0}
+release: {min_free: 0, confirm: 0s}
 pools:
   w: {command: ./work, count: 3, limits: {memory: 64MiB, tasks: 20, cpu: 1.5}, restart: {backoff: [100ms, 1s]}}
 """

@@ -31,4 +31,7 @@ def nobody_is_left(lab, what):
     left = lab.out("pgrep -x work; pgrep -x selfstart; pgrep -f '[i]nternal-agent'; true").split()
     if left:
         lab.fail(f"{what}: left: {left}\n" + lab.out("ps -eo pid,ppid,user,args"))
-    lab.ok(what, "- nobody is left")
+    failed = lab.out("until [ \"$(systemctl is-active selfstart-workers)\" != deactivating ]; do sleep 0.1; done; systemctl list-units --failed --no-legend 'selfstart*'", 60)
+    if failed:
+        lab.fail(f"{what}: {failed}\n" + lab.out("systemctl status --no-pager 'selfstart*' || true"))
+    lab.ok(what, "- nobody is left, and no unit has failed")

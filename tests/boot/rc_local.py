@@ -8,7 +8,7 @@ CONFIG = """app: lab
 root: /srv/lab
 user: nobody
 source: {repository: "git://git.lab/app.git", branch: main}
-release: {min_free: 0}
+release: {min_free: 0, confirm: 0s}
 pools:
   w: {command: ./work, count: 2}
 """

@@ -137,7 +137,7 @@ impl Node {
         let mut text = String::new();
         let _to_a_string = writeln!(text, "app: chaos\nroot: {}", self.root.display());
         let _to_a_string = writeln!(text, "source: {{repository: {}, branch: main, boot_timeout: 10s}}", self.source.display());
-        let _to_a_string = writeln!(text, "release: {{keep: 3, min_free: 0B}}");
+        let _to_a_string = writeln!(text, "release: {{keep: 3, min_free: 0B, confirm: 0s}}");
         text.push_str(
             &rest.replace("{dir}", &self.dir.path().display().to_string()).replace("{fixture}", &fixture().display().to_string()),
         );

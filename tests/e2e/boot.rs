@@ -15,7 +15,7 @@ fn a_repository_becomes_a_built_release_with_ready_pools() {
     std::os::unix::fs::symlink("bin/go", node.path("src/link")).expect("a link");
     let revision = if revision.is_empty() { revision } else { node.commit(&[]) };
     node.configure_raw(
-        "app: e2e\nroot: @DIR@/root\nsource: {repository: @DIR@/src, branch: main}\nrelease: {min_free: 1MB, linked_dirs: [log, tmp/pids]}\n\
+        "app: e2e\nroot: @DIR@/root\nsource: {repository: @DIR@/src, branch: main}\nrelease: {min_free: 1MB, confirm: 0s, linked_dirs: [log, tmp/pids]}\n\
          build: {env: {MARK: of the build}, steps: ['echo \"$MARK\" >built.txt', {run: 'pwd -P >>built.txt; echo said by the build', timeout: 5s}]}\n\
          pools:\n  a: {command: ./bin/go @FIXTURE@, count: 2, ready: {after: 50ms}}\n  b: {shell: 'exec \"@FIXTURE@\"', after: [a], ready: {after: 50ms}}\n",
     );

@@ -238,3 +238,102 @@ fn who_asked_for_a_deploy_is_told_with_all_that_becomes_of_it() {
         assert!(asked(mark, &whole).iter().all(|told| told.ends_with(&format!(" {by}"))), "{:?}", asked(mark, &whole));
     }
 }
+
+/// Pools whose program is in the release; `release:` is given.
+fn app_of_the_release(release: &str) -> Node {
+    let node = Node::new();
+    node.commit(&[("app", "#!/bin/sh\nexec sleep 1000\n")]);
+    node.configure_raw(&format!(
+        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, {release}}}\npools:\n  \
+         w: {{command: ./app, count: 2, {QUICK}, restart: {{backoff: [100ms, 100ms], flapping: {{crashes: 3, within: 1m, retry_after: 5m}}}}}}\n"
+    ));
+    node.boot();
+    node
+}
+
+#[test]
+fn a_canary_that_does_not_stay_up_takes_no_other_worker_with_it() {
+    let node = app_of_the_release("confirm: 5s");
+    let (live, pids) = (node.live(), node.pids("w"));
+    let bad = node.commit(&[("app", "#!/bin/sh\nsleep 1\nexit 7\n")]);
+    let mark = node.mark();
+    let deploy = node.command(&["deploy"]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn();
+    let mut deploy = deploy.expect("selfstart");
+    node.until("a canary", || (node.look("/deploy/phase") == "confirming").then_some(()));
+    node.same(deploy.wait().expect("waited").code(), Some(1));
+    node.same(node.live(), live);
+    node.same(node.look("/deploy/quarantined/0/revision"), bad.as_str().into());
+    let stopped = node.since(mark, &["worker_stopping"]);
+    let untouched = node.pids("w").into_iter().filter(|pid| pids.contains(pid)).count();
+    assert_eq!(untouched, 1, "one slot was replaced, and went back: {stopped:#?}");
+}
+
+#[test]
+fn a_release_that_crash_loops_in_its_probation_is_rolled_back_by_itself() {
+    let node = app_of_the_release("confirm: 0s, probation: 1m");
+    let live = node.live();
+    let bad = node.commit(&[("app", "#!/bin/sh\nsleep 0.7\nexit 7\n")]);
+    let mark = node.mark();
+    // It comes up well enough.
+    node.cli(&["deploy"]).exits(0);
+    node.told(mark, "deploy_finished", &bad[..7]);
+    node.until("the way back", || (node.live() == live).then_some(()));
+    node.idle();
+    node.state("w", "ready");
+    node.same(node.look("/deploy/quarantined/0/revision"), bad.as_str().into());
+    node.cli(&["why", "deploy"]).exits(0).says(&["did not stand its probation", "quarantined"]);
+    node.cli(&["deploy"]).exits(4);
+    // A newer push comes through.
+    let good = node.commit(&[("app", "#!/bin/sh\nexec sleep 1000\n")]);
+    node.cli(&["deploy"]).exits(0);
+    node.same(node.live().0, good);
+}
+
+#[test]
+fn what_is_not_signed_is_not_deployed_and_what_is_live_stays() {
+    let node = Node::new();
+    let keygen = |name: &str| {
+        let mut command = std::process::Command::new("ssh-keygen");
+        crate::node::run(command.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(node.path(name)));
+        fs_err::read_to_string(node.path(&format!("{name}.pub"))).expect("a key")
+    };
+    let (mine, other) = (keygen("mine"), keygen("other"));
+    let sign = |name: &str| {
+        let key = format!("user.signingkey={}", node.path(name).display());
+        node.git(&["-c", "gpg.format=ssh", "-c", &key, "commit", "-q", "-S", "--allow-empty", "-m", "signed"]);
+        node.git(&["rev-parse", "HEAD"])
+    };
+    node.write("allowed", &format!("me@example.org {mine}"));
+    node.configure(
+        &format!("  w: {{command: '@FIXTURE@', {QUICK}}}"),
+        "source: {repository: @DIR@/src, branch: main, verify: {allowed_signers: @DIR@/allowed}}",
+    );
+    let first = sign("mine");
+    node.boot();
+    let (pids, (live, release)) = (node.pids("w"), node.live());
+    node.same(live, first.clone());
+    assert!(node.text("agent.log").contains("is signed by me@example.org with ED25519 key SHA256:"), "{}", node.text("log"));
+
+    for (by_other, words) in [(false, "is not signed"), (true, "does not allow")] {
+        let revision = if by_other { sign("other") } else { node.commit(&[("README", "second\n")]) };
+        let mark = node.mark();
+        node.cli(&["deploy"]).exits(1).says(&[&revision, words]);
+        node.cli(&["deploy", "--ref", &revision, "--force"]).exits(1).says(&[words]);
+        node.told(mark, "fetch_failed", "not deployed, what is live stays");
+        node.same(node.pids("w"), pids.clone());
+        node.same(node.live(), (first.clone(), release.clone()));
+        node.cli(&["why", "deploy"]).exits(0).says(&[words]);
+    }
+    // Who may sign is read anew each time.
+    node.write("allowed", &format!("me@example.org {mine}\nyou@example.org namespaces=\"git\" {other}"));
+    node.cli(&["deploy"]).exits(0).says(&["is live"]);
+    node.cli(&["check"]).exits(0);
+
+    if rustix::process::geteuid().is_root() {
+        let theirs = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        fs_err::set_permissions(node.path("allowed"), theirs).expect("changed");
+        sign("mine");
+        node.cli(&["deploy"]).exits(1).says(&["source.verify.allowed_signers", "can be written by others"]);
+        node.cli(&["check"]).exits(78).says(&["source.verify.allowed_signers", "can be written by others"]);
+    }
+}

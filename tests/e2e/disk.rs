@@ -60,7 +60,7 @@ fn inside_a_full_disk() {
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m,mode=755", "none"]).arg(&root).status().expect("mount");
     assert!(mounted.success());
     node.configure_raw(&format!(
-        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 0}}\npools:\n  \
+        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 0, confirm: 0s}}\npools:\n  \
          w: {{command: '@FIXTURE@', count: 2, {QUICK}}}\n  talker: {{command: '@FIXTURE@ --flood 0 200', log: {{max_size: 100MB}}, {QUICK}}}\n"
     ));
     node.boot();

@@ -136,7 +136,7 @@ fn whoever_starts_it_may_ignore_the_signals_that_it_needs() {
 fn a_second_run_on_the_same_root_is_refused_and_says_who_is_there() {
     let node = Node::with_pools(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"));
     let (pid, agent) = (node.pid("w"), node.look("/agent/pid"));
-    said(&mut node.command(&["run"])).exits(1).says(&["another selfstart", &node.keeper().to_string(), "hint: "]);
+    said(&mut node.command(&["run"])).exits(4).says(&["another selfstart", &node.keeper().to_string(), "hint: "]);
     node.same((node.pid("w"), node.look("/agent/pid")), (pid, agent));
 }
 

@@ -146,3 +146,29 @@ fn what_can_never_be_ready_is_answered_with_why() {
     node.cli(&["scale", "v=2"]).exits(0);
     assert!(!node.processes().into_iter().any(alive));
 }
+
+#[test]
+fn commands_of_one_pool_take_effect_in_order_and_those_of_another_do_not_wait_for_them() {
+    let node = Node::new();
+    // It takes its time to end, as long as there is a file.
+    let slow = "shell: 'trap \"while test -e @DIR@/hold; do sleep 0.05; done; exit 0\" TERM; touch @DIR@/up; while :; do sleep 0.05; done', stop: [TERM 1h, KILL]";
+    node.configure(&format!("  slow: {{{slow}, {QUICK}}}\n  quick: {{command: '@FIXTURE@', {QUICK}}}"), "");
+    node.write("hold", "");
+    node.boot();
+    node.until("it has its trap", || node.path("up").exists().then_some(()));
+    let (first, other) = (node.pid("slow"), node.pid("quick"));
+    let mut stop = node.command(&["stop", "slow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("spawned");
+    node.state("slow", "stopping");
+    // Another pool, meanwhile, whole.
+    node.cli(&["restart", "quick"]).exits(0);
+    assert_ne!(node.pid("quick"), other);
+    assert!(alive(first) && stop.try_wait().expect("looked").is_none(), "the first is still at it");
+    // The same pool: the later one counts in the end, whoever is answered first.
+    let mut start = node.command(&["start", "slow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("spawned");
+    node.cli(&["restart", "quick"]).exits(0);
+    assert!(alive(first));
+    fs_err::remove_file(node.path("hold")).expect("removed");
+    node.until("each is answered", || (stop.try_wait().ok()?.is_some() && start.try_wait().ok()?.is_some()).then_some(()));
+    node.state("slow", "ready");
+    assert_ne!(node.pid("slow"), first);
+}

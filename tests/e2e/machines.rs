@@ -53,7 +53,7 @@ fn whole_life(node: &Node) {
     node.same(node.since(0, &["trouble"]).iter().map(|event| event["text"].to_string()).collect::<Vec<_>>(), Vec::new());
 }
 
-const KEEPS_TWO: &str = "app: e2e\nroot: @DIR@/root\nsource: {repository: @DIR@/src, branch: main}\nrelease: {min_free: 0, keep: 2}\n\
+const KEEPS_TWO: &str = "app: e2e\nroot: @DIR@/root\nsource: {repository: @DIR@/src, branch: main}\nrelease: {min_free: 0, confirm: 0s, probation: 0s, keep: 2}\n\
                          build: {steps: ['echo built >built']}\npools:\n";
 
 #[test]

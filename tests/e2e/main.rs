@@ -1,7 +1,8 @@
 //! The real binary, end to end: real git, real processes, real Redis, and a worker that misbehaves on request.
 //!
 //! Few tests, for the wiring; the edges are tested in `crates/core`. Each has a root of its own and ends all that it started. Needed:
-//! `git`, `cc`, the user `nobody`, and for `redis` also `redis-server`, `node` and `npm` with its registry.
+//! `git`, `cc`, the user `nobody`; for `redis` also `redis-server`, `node` and `npm` with its registry; for `runtime` and `older` Debian's
+//! `ruby`, `bundle`, `node`, `npm` and `python3` with venv, and the registries of npm and Python.
 
 #[path = "../kit/git.rs"]
 mod git;
@@ -19,9 +20,11 @@ mod deploy;
 mod disk;
 mod end;
 mod goals;
+mod holder;
 mod load;
 mod machines;
 mod node;
+mod older;
 mod output;
 mod pools;
 mod privileges;
@@ -30,6 +33,8 @@ mod releases;
 mod reload;
 mod remote;
 mod roles;
+mod runtime;
 mod ssh;
+mod triggers;
 mod upgrade;
 mod users;

@@ -96,7 +96,9 @@ impl Node {
     /// Writes config.yaml; `@DIR@` is the node's folder, `@FIXTURE@` the worker that misbehaves.
     pub(crate) fn configure(&self, pools: &str, more: &str) {
         let source = if more.contains("source:") { "" } else { "source: {repository: @DIR@/src, branch: main}\n" };
-        self.configure_raw(&format!("app: e2e\nroot: @DIR@/root\n{source}{more}\nrelease: {{min_free: 1MB}}\npools:\n{pools}\n"));
+        self.configure_raw(&format!(
+            "app: e2e\nroot: @DIR@/root\n{source}{more}\nrelease: {{min_free: 1MB, confirm: 0s}}\npools:\n{pools}\n"
+        ));
     }
 
     pub(crate) fn configure_raw(&self, text: &str) {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -47,7 +48,7 @@ impl Apart {
 
     fn configure(&self, user: &str, pools: &str) {
         self.0.configure_raw(&format!(
-            "app: e2e\nroot: @DIR@/root\n{user}source: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, keep: 2}}\n\
+            "app: e2e\nroot: @DIR@/root\n{user}source: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, confirm: 0s, keep: 2}}\n\
              control: {{group: {READERS}}}\nbuild: {{steps: ['id -u >built', 'test ! -e hold || sleep 600']}}\npools:\n{pools}\n"
         ));
     }
@@ -89,6 +90,9 @@ struct Ids {
     effective: String,
     permitted: String,
     no_new_privs: String,
+    seccomp: String,
+    /// Its filters, which are inherited.
+    filters: String,
 }
 
 fn ids(pid: i32) -> Option<Ids> {
@@ -106,6 +110,8 @@ fn ids(pid: i32) -> Option<Ids> {
         effective: line("CapEff"),
         permitted: line("CapPrm"),
         no_new_privs: line("NoNewPrivs"),
+        seccomp: line("Seccomp"),
+        filters: line("Seccomp_filters"),
     })
 }
 
@@ -124,6 +130,8 @@ fn as_nobody(path: &Path) -> Option<i32> {
 #[track_caller]
 fn everybody_is_who_it_must_be(node: &Apart) -> usize {
     let (keeper, agent) = (node.0.keeper(), node.agent());
+    // What the keeper has of the machine (a container, say), all others have.
+    let keepers = ids(keeper).expect("it lives");
     let mut seen = 0;
     for pid in children_of(keeper).into_iter().chain(node.0.processes()).chain([keeper]) {
         let (Some(ids), title) = (ids(pid), title(pid)) else { continue };
@@ -134,12 +142,19 @@ fn everybody_is_who_it_must_be(node: &Apart) -> usize {
             let own = AGENT.to_string();
             assert_eq!((ids.uid.as_str(), ids.gid.as_str(), ids.groups.as_str()), (four(&own).as_str(), four(&own).as_str(), own.as_str()));
             assert_eq!((ids.effective.as_str(), ids.permitted.as_str(), ids.no_new_privs.as_str()), (NONE, NONE, "1"));
+            // Since before it was executed, so that no process of its user was ever without.
+            assert_eq!((ids.seccomp.as_str(), ids.filters == keepers.filters), ("2", false), "{ids:?}");
         } else if title.contains("internal-rights") {
             // Short-lived, the keeper's own, and root: what it does is in src/rights.
             assert_eq!(ids.uid, four("0"));
         } else if crate::node::alive(pid) {
-            assert_eq!((ids.uid, ids.gid, ids.groups), (four(NOBODY), four(NOBODY), NOBODY.to_owned()), "{title}");
+            assert_eq!((ids.uid.clone(), ids.gid.clone(), ids.groups.clone()), (four(NOBODY), four(NOBODY), NOBODY.to_owned()), "{title}");
             assert_eq!((ids.effective.as_str(), ids.permitted.as_str()), (NONE, NONE), "{title}");
+            assert_eq!(
+                (ids.no_new_privs, ids.seccomp, ids.filters),
+                (keepers.no_new_privs.clone(), keepers.seccomp.clone(), keepers.filters.clone()),
+                "{title}"
+            );
         }
     }
     seen
@@ -331,24 +346,6 @@ fn the_agent_stays_root_where_it_could_not_do_its_work_and_says_what_to_change()
     node.0.same(node.0.ended(), Some(78));
     fs_err::set_permissions(node.0.path("secret"), std::fs::Permissions::from_mode(0o640)).expect("opened");
 
-    // A configuration that others can write is nobody's word.
-    for (path, wrong) in [("config.yaml", 0o664), ("config.yaml", 0o646), ("", 0o777)] {
-        let right = fs_err::metadata(node.0.path(path)).expect("there").permissions();
-        fs_err::set_permissions(node.0.path(path), std::fs::Permissions::from_mode(wrong)).expect("opened");
-        node.start();
-        node.0.same(node.0.ended(), Some(78));
-        node.cli(&["check", "--offline"]).exits(78).says(&["agent: is not started", "can be written by others than root"]);
-        let log = node.0.text("agent.log");
-        let said = log.lines().rev().find(|line| line.contains("no agent is started")).unwrap_or_default().to_owned();
-        assert!(said.contains("can be written by others than root"), "{said}");
-        fs_err::set_permissions(node.0.path(path), right).expect("closed");
-    }
-    chown(node.0.path("config.yaml"), Some(65534), None).expect("given");
-    node.start();
-    node.0.same(node.0.ended(), Some(78));
-    assert!(node.0.text("agent.log").contains("belongs to user 65534"));
-    chown(node.0.path("config.yaml"), Some(0), None).expect("taken back");
-
     // A configuration that is broken is not a way to be root, nor to start anybody else: the last good one is run, as before.
     node.0.write("config.yaml", &format!("{}\nnonsense: 1\n", node.0.text("config.yaml")));
     node.start();
@@ -356,6 +353,173 @@ fn the_agent_stays_root_where_it_could_not_do_its_work_and_says_what_to_change()
     node.0.state("w", "ready");
     node.0.same(ids(node.agent()).map(|ids| ids.uid), Some(four(&AGENT.to_string())));
     everybody_is_who_it_must_be(&node);
+    node.0.signal_keeper(Signal::TERM);
+    node.0.same(node.0.ended(), Some(0));
+}
+
+#[test]
+fn a_configuration_that_others_can_write_is_not_run_and_what_runs_is_minded() {
+    if !root() {
+        return;
+    }
+    let node = Apart::new();
+    node.configure("user: nobody\n", &format!("  w: {{command: '@FIXTURE@', count: 2, {QUICK}}}"));
+    let mode = |path: &str, mode: u32| fs_err::set_permissions(node.0.path(path), std::fs::Permissions::from_mode(mode)).expect("changed");
+    // Where there is nothing to be minded nothing is started.
+    for (path, wrong) in [("config.yaml", 0o664), ("config.yaml", 0o646), ("", 0o777)] {
+        let right = fs_err::metadata(node.0.path(path)).expect("there").mode() & 0o7777;
+        mode(path, wrong);
+        node.start();
+        node.0.same(node.0.ended(), Some(78));
+        node.cli(&["check", "--offline"]).exits(78).says(&["agent: is not started", "can be written by others than root"]);
+        let log = node.0.text("agent.log");
+        let said = log.lines().rev().find(|line| line.contains("no agent is started")).unwrap_or_default().to_owned();
+        assert!(said.contains("can be written by others than root"), "{said}");
+        mode(path, right);
+    }
+    chown(node.0.path("config.yaml"), Some(65534), None).expect("given");
+    node.start();
+    node.0.same(node.0.ended(), Some(78));
+    assert!(node.0.text("agent.log").contains("belongs to user 65534"));
+    chown(node.0.path("config.yaml"), Some(0), None).expect("taken back");
+
+    // With workers the last good one is run; nothing that others could have written is.
+    node.boot();
+    let (good, workers) = (node.0.text("config.yaml"), node.0.pids("w"));
+    signal_to(node.0.keeper(), Signal::KILL);
+    node.0.ended();
+    node.0.write("config.yaml", &good.replace("pools:\n", "pools:\n  evil: {command: 'sleep 4242'}\n").replace("count: 2", "count: 1"));
+    mode("config.yaml", 0o646);
+    node.boot();
+    let as_before = || {
+        node.0.same(node.0.pids("w"), workers.clone());
+        let note = node.0.look("/notes/0").as_str().unwrap_or_default().to_owned();
+        assert!(note.contains("is not believed, so") && note.contains("can be written by others than root"), "{note}");
+        assert!(!node.0.processes().into_iter().any(|pid| title(pid) == "sleep 4242"));
+        everybody_is_who_it_must_be(&node);
+    };
+    as_before();
+    assert!(node.0.text("agent.log").contains("the configuration is not believed, and the last good one is run: "));
+    node.0.told(0, "config_refused", "is not believed");
+    node.0.cli(&["reload"]).exits(78).says(&["can be written by others than root", "go-w"]);
+    // The next agent does not believe it either.
+    let agent = node.agent();
+    signal_to(agent, Signal::KILL);
+    node.0.until("another agent", || node.0.look("/agent/pid").as_i64().filter(|pid| *pid != i64::from(agent)));
+    as_before();
+    // Nor does one that comes after the configuration was spoiled while all ran.
+    node.0.write("config.yaml", &good);
+    mode("config.yaml", 0o644);
+    node.0.cli(&["reload"]).exits(0);
+    node.0.write("config.yaml", &good.replace("count: 2", "count: 1"));
+    mode("config.yaml", 0o664);
+    let agent = node.agent();
+    signal_to(agent, Signal::KILL);
+    node.0.until("another agent", || node.0.look("/agent/pid").as_i64().filter(|pid| *pid != i64::from(agent)));
+    as_before();
+    // One that leads elsewhere finds no record of root's there that is of this configuration.
+    signal_to(node.0.keeper(), Signal::KILL);
+    node.0.ended();
+    let elsewhere = node.0.path("elsewhere");
+    fs_err::create_dir(&elsewhere).expect("made");
+    fs_err::copy(node.0.root("rights.json"), elsewhere.join("rights.json")).expect("copied");
+    node.0.write(
+        "config.yaml",
+        &good.replace(&format!("root: {}", node.0.path("root").display()), &format!("root: {}", elsewhere.display())),
+    );
+    mode("config.yaml", 0o646);
+    node.start();
+    node.0.same(node.0.ended(), Some(78));
+    node.0.write("config.yaml", &good);
+    mode("config.yaml", 0o644);
+    node.boot();
+    node.0.same(node.0.pids("w"), workers.clone());
+    node.0.signal_keeper(Signal::TERM);
+    node.0.same(node.0.ended(), Some(0));
+}
+
+#[test]
+fn pools_of_two_users_have_nothing_of_each_other() {
+    if !root() {
+        return;
+    }
+    /// Nobody's of this machine, too.
+    const OTHER: u32 = 4_242_020;
+    let node = Apart::new();
+    node.0.write("passwd", &format!("{}other:x:{OTHER}:{OTHER}::/nonexistent:/usr/sbin/nologin\n", node.0.text("passwd")));
+    node.0.write("group", &format!("{}other:x:{OTHER}:\n", node.0.text("group")));
+    node.0.write("theirs", "open sesame\n");
+    chown(node.0.path("theirs"), Some(0), Some(AGENT)).expect("given");
+    fs_err::set_permissions(node.0.path("theirs"), std::fs::Permissions::from_mode(0o640)).expect("closed");
+    let pool = |name: &str, user: &str, secret: &str| {
+        // What it can see of the other's environment, and of its secret's file, which neither may read.
+        let look = "for p in /proc/[0-9]*/environ; do tr \\\\0 \\\\n <$p; done 2>/dev/null | grep ^OF_ | sort -u; cat @DIR@/secret @DIR@/theirs 2>&1 | grep -c denied";
+        format!(
+            "  {name}: {{shell: 'sleep 0.2; echo SEEN $({look}); exec @FIXTURE@', {user}env: {{OF_{name}: '${{file:@DIR@/{secret}}}'}}, {QUICK}}}"
+        )
+    };
+    node.configure("user: nobody\n", &format!("{}\n{}", pool("a", "", "secret"), pool("b", "user: other, ", "theirs")));
+    node.boot();
+    let (a, b) = (node.0.pid("a"), node.0.pid("b"));
+    node.0.same((ids(a).map(|ids| ids.uid), ids(b).map(|ids| ids.uid)), (Some(four(NOBODY)), Some(four(&OTHER.to_string()))));
+    let seen = |log: &str, nth: usize| {
+        node.0.until("what it sees", || node.0.text(log).lines().filter(|line| line.contains("SEEN")).nth(nth).map(str::to_owned))
+    };
+    // Both again, each with the other there.
+    for log in ["root/log/a.0.log", "root/log/b.0.log"] {
+        seen(log, 0);
+    }
+    node.0.cli(&["restart"]).exits(0);
+    for (log, own, others) in [("root/log/a.0.log", "OF_a=sesame", "OF_b"), ("root/log/b.0.log", "OF_b=open sesame", "OF_a")] {
+        let said = seen(log, 1);
+        assert!(said.contains(own) && !node.0.text(log).contains(others), "{said}");
+        assert!(said.trim_end().ends_with(" 2"), "{said}");
+    }
+
+    // After the death of the keeper: each is its own pool's, and one that calls itself the other's harms itself only.
+    let workers = (node.0.pids("a"), node.0.pids("b"));
+    signal_to(node.0.keeper(), Signal::KILL);
+    node.0.ended();
+    let root = node.0.path("root");
+    let calls_itself = |key: &str| {
+        let script = format!("exec env SELFSTART_WORKER={key}:$$@{} sleep 4243", root.display());
+        let child = Command::new("setpriv")
+            .args(["--reuid", &OTHER.to_string(), "--regid", &OTHER.to_string(), "--clear-groups", "--", "sh", "-c", &script])
+            .spawn()
+            .expect("setpriv");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        node.0.until("its name", || (title(pid) == "sleep 4243").then_some(()));
+        (child, pid)
+    };
+    let (mut impostor, pid) = calls_itself("a/7#99");
+    // Of a pool that is not configured any more: ended, as that has no slots.
+    let (mut left, _) = calls_itself("gone/0#1");
+    node.boot();
+    node.0.same((node.0.pids("a"), node.0.pids("b")), workers);
+    let said = format!("process {pid} is ended: it calls itself a/7#99");
+    node.0.until("a word of it", || node.0.text("agent.log").contains(&said).then_some(()));
+    assert!(!node.0.cli(&["status"]).exits(0).out.contains("a/7"));
+    assert_eq!(impostor.wait().expect("its end").signal(), Some(Signal::KILL.as_raw()));
+    assert!(node.0.until("the end of a removed pool's", || left.try_wait().expect("looked")).signal().is_some());
+    // They go on as who they are, also under a new program.
+    let agent = node.agent();
+    node.0.signal_keeper(Signal::USR2);
+    node.0.told(0, "upgraded", "has taken over");
+    node.0.until("another agent", || node.0.look("/agent/pid").as_i64().filter(|pid| *pid != i64::from(agent)));
+    let own = AGENT.to_string();
+    node.0.same(ids(node.agent()).map(|ids| (ids.uid, ids.no_new_privs, ids.seccomp)), Some((four(&own), "1".into(), "2".into())));
+    let (a, b) = (node.0.pid("a"), node.0.pid("b"));
+    node.0.same((ids(a).map(|ids| ids.uid), ids(b).map(|ids| ids.uid)), (Some(four(NOBODY)), Some(four(&OTHER.to_string()))));
+    // A pool gets another user, and the keeper dies before its workers are all of that one: none is left beside its successor.
+    let config = node.0.text("config.yaml");
+    node.0.write("config.yaml", &config.replace("user: other, ", ""));
+    signal_to(node.0.keeper(), Signal::KILL);
+    node.0.ended();
+    node.boot();
+    node.0.same((node.0.pid("a"), crate::node::alive(b)), (a, false));
+    node.0.until("a worker of the new user", || {
+        node.0.pids("b").first().filter(|pid| ids(**pid).is_some_and(|ids| ids.uid == four(NOBODY))).copied()
+    });
     node.0.signal_keeper(Signal::TERM);
     node.0.same(node.0.ended(), Some(0));
 }

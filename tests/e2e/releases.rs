@@ -86,7 +86,7 @@ fn unhold_answers_when_what_was_remembered_is_live_or_why_it_is_not() {
 fn old_releases_go_but_never_one_that_a_process_lives_in() {
     let node = Node::new();
     node.configure_raw(&format!(
-        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, keep: 2}}\npools:\n  w: {{command: '@FIXTURE@', {QUICK}}}\n"
+        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, confirm: 0s, keep: 2}}\npools:\n  w: {{command: '@FIXTURE@', {QUICK}}}\n"
     ));
     node.boot();
     let (_, first) = node.live();
@@ -136,7 +136,7 @@ fn old_releases_go_but_never_one_that_a_process_lives_in() {
 fn a_release_that_nobody_can_look_into_stays_and_that_is_told_once() {
     let node = Node::new();
     node.configure_raw(&format!(
-        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, keep: 1}}\npools:\n  w: {{command: '@FIXTURE@', {QUICK}}}\n"
+        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, confirm: 0s, keep: 1}}\npools:\n  w: {{command: '@FIXTURE@', {QUICK}}}\n"
     ));
     let own = fs_err::read_to_string("/proc/self/status").expect("ours");
     let may = own.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapPrm:")?.trim(), 16).ok()).unwrap_or(0);

@@ -1,6 +1,8 @@
 //! A whole node on an https source: a private authority, a token, and git's own http-backend behind the server.
 
+use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::node::{Node, QUICK, run};
 use crate::site::{Authority, Manner, Site, basic};
@@ -44,4 +46,108 @@ fn a_node_lives_on_an_https_source_with_a_token_and_a_wrong_token_is_said_to_be_
     for said in [node.cli(&["status", "--json"]).out, node.cli(&["events", "--json"]).out, node.text("agent.log")] {
         assert!(!said.contains("a-wrong-token") && !said.contains("a-good-token"), "{said}");
     }
+}
+
+/// Looks at all that a node has written, and goes on looking at what every process shows of itself until it is told to stop.
+fn seen_in_proc(words: &[&str], stop: &AtomicBool) -> Vec<String> {
+    let mut seen = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        for pid in crate::node::all_pids() {
+            for name in ["cmdline", "environ", "comm"] {
+                let bytes = fs_err::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+                if holds(&bytes, words) {
+                    seen.push(format!("/proc/{pid}/{name}: {}", String::from_utf8_lossy(&bytes)));
+                }
+            }
+        }
+    }
+    seen
+}
+
+fn holds(bytes: &[u8], words: &[&str]) -> bool {
+    words.iter().any(|word| bytes.windows(word.len()).any(|window| window == word.as_bytes()))
+}
+
+fn written(folder: &Path, words: &[&str], seen: &mut Vec<String>, files: &mut usize) {
+    for entry in fs_err::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            written(&path, words, seen, files);
+        } else if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            *files += 1;
+            if holds(&fs_err::read(&path).unwrap_or_default(), words) {
+                seen.push(path.display().to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_secret_of_the_source_stands_in_its_file_and_nowhere_else() {
+    const SECRET: &str = "pl4nted-s3cret";
+    let node = Node::new();
+    let authority = Authority::new();
+    node.write("ca.pem", &authority.pem());
+    let wanted = basic("x-access-token", SECRET);
+    let site = Site::start(node.path("served"), authority.localhost(), Manner::Wants(wanted.clone()));
+    let bare = node.path("served/app.git").display().to_string();
+    run(Command::new("git").args(["init", "-q", "--bare", "-b", "main", &bare]));
+    node.write("secret", &format!("{SECRET}\n"));
+    let asked =
+        "#!/bin/sh\necho \"$1\" >>@DIR@/asked\ncase $1 in User*) ;; *) cat @DIR@/secret; echo $0 >&2; cat @DIR@/secret >&2;; esac\n";
+    node.write("askpass", &asked.replace("@DIR@", node.path("").display().to_string().trim_end_matches('/')));
+    fs_err::set_permissions(node.path("askpass"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode");
+    let configure = |credentials: &str, url: &str| {
+        let source = format!("source: {{repository: '{url}', branch: main, ca: '@DIR@/ca.pem'{credentials}}}");
+        node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), &source);
+    };
+    let url = format!("https://localhost:{}/app.git", site.port);
+    let in_url = format!("https://x-access-token:${{file:@DIR@/secret}}@localhost:{}/app.git", site.port);
+    let (stop, encoded) = (AtomicBool::new(false), wanted.trim_start_matches("Basic ").to_owned());
+    let words = [SECRET, encoded.as_str()];
+    let mut seen = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| seen_in_proc(&words, &stop));
+        for (number, (credentials, url)) in [
+            (", credentials: {token: '${file:@DIR@/secret}'}", &url),
+            (", credentials: {username: x-access-token, password: '${file:@DIR@/secret}'}", &url),
+            (", credentials: {askpass: '@DIR@/askpass'}", &url),
+            ("", &in_url),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            configure(credentials, url);
+            let revision = node.commit(&[("README", &format!("{number}\n"))]);
+            node.git(&["push", "-q", "--force", &bare, "main"]);
+            if number == 0 {
+                node.boot();
+            } else {
+                node.cli(&["reload"]).exits(0);
+                node.cli(&["deploy"]).exits(0);
+            }
+            node.same(node.live().0, revision);
+            // Also where it is refused.
+            node.write("secret", "pl4nted-s3cret-no-more\n");
+            node.commit(&[]);
+            node.git(&["push", "-q", "--force", &bare, "main"]);
+            node.cli(&["deploy"]).exits(1);
+            node.write("secret", &format!("{SECRET}\n"));
+            for verb in [["status", "--json"].as_slice(), &["events", "--json"], &["why", "deploy"], &["check", "--explain"], &["check"]] {
+                let said = node.cli(verb);
+                assert!(!holds(format!("{said:?}").as_bytes(), &words), "{verb:?}: {said:?}");
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        looking.join().expect("it looked")
+    });
+    let questions = node.text("asked");
+    assert!(
+        questions.contains("Username for 'https://localhost:") && questions.contains("Password for 'https://x-access-token@"),
+        "{questions}"
+    );
+    let mut files = 0;
+    written(&node.root(""), &words, &mut seen, &mut files);
+    seen.extend(holds(node.text("agent.log").as_bytes(), &words).then(|| "agent.log".to_owned()));
+    assert!(files > 20, "{files} files");
+    assert!(seen.is_empty(), "{seen:#?}");
 }

@@ -241,6 +241,8 @@ fn what_is_no_selfstart_for_this_node_changes_nothing() {
     asking.into_iter().for_each(|pid| signal_to(pid, Signal::KILL));
     let _its_end = asked.wait();
     node.told(mark, "upgrade_failed", "no selfstart that can take over (exit 4");
+    // It is said until the next one: to whom looks at the node, not only to who asked.
+    node.cli(&["status"]).exits(0).says(&["upgrade", "no upgrade, selfstart", "goes on:", "no selfstart that can take over (exit 4"]);
     node.same((node.pid("w"), node.agent(), node.keeper()), (pid, agent, keeper));
     assert!(fs_err::read(node.program()).expect("read") == before, "another program");
     assert_eq!(fs_err::read_dir(node.path("bin")).expect("read").count(), 1);

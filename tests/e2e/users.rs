@@ -15,7 +15,7 @@ fn configuration(control: &str) -> String {
                  asks: {shell: '\"$BIN\" --config \"$CONFIG\" stop w; echo code=$?; exec @FIXTURE@', ASK}\n";
     let pools = pools.replace("ASK", ASK).replace("@BIN@", "@DIR@/selfstart");
     format!(
-        "app: e2e\nroot: @DIR@/root\nuser: nobody\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB}}\n\
+        "app: e2e\nroot: @DIR@/root\nuser: nobody\nsource: {{repository: @DIR@/src, branch: main}}\nrelease: {{min_free: 1MB, confirm: 0s}}\n\
          build: {{steps: ['id -u >built', 'test ! -e hold || sleep 600']}}\n{control}\npools:\n{pools}"
     )
 }
@@ -79,7 +79,7 @@ fn a_reload_with_another_user_replaces_the_workers_and_what_they_run() {
     let configure = |user: &str| {
         node.configure_raw(&format!(
             "app: e2e\nroot: @DIR@/root\n{user}source: {{repository: @DIR@/src, branch: main}}\n{build}\n\
-             release: {{min_free: 1MB, linked_dirs: [kept]}}\npools:\n{pool}\n"
+             release: {{min_free: 1MB, confirm: 0s, linked_dirs: [kept]}}\npools:\n{pool}\n"
         ));
     };
     configure("");

@@ -5,6 +5,7 @@
 #[path = "../kit/git.rs"]
 mod git;
 #[path = "../kit/site.rs"]
+#[expect(dead_code, reason = "certificates as files are for what selfstart serves itself")]
 mod site;
 #[path = "../kit/waiting.rs"]
 #[expect(dead_code, reason = "helpers are waited for, and servers are asked; nothing here tells by files")]
@@ -13,6 +14,8 @@ mod waiting;
 mod fetch;
 mod heal;
 mod https;
+mod modules;
+mod signed;
 mod ssh;
 mod stage;
 mod support;

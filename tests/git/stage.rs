@@ -278,3 +278,23 @@ fn what_cannot_be_read_or_written_is_told() {
     assert_eq!(std::fs::read_dir(scene.path("outside")).expect("there").count(), 0);
     assert!(std::fs::symlink_metadata(scene.path("releases/r.tmp")).expect("there").is_dir());
 }
+
+#[test]
+fn files_that_git_lfs_keeps_are_refused_and_not_deployed_as_pointers() {
+    let scene = Scene::new();
+    scene.write("image.png", "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n");
+    scene.write("art/.gitattributes", "*.png filter=lfs diff=lfs merge=lfs -text\n");
+    let id = scene.commit("kept elsewhere");
+    scene.push();
+    scene.fetch(&scene.source()).fetched();
+    let answer = scene.stage(&id);
+    let (kind, text, hint) = answer.failed();
+    assert!(kind == "bad_tree" && text.contains("1 file(s) are kept by Git LFS") && text.contains("`image.png`"), "{answer:?}");
+    assert!(hint.contains("git lfs migrate export"), "{hint}");
+    // Attributes alone, with files that are whole, are no reason.
+    scene.write("image.png", "whole");
+    let id = scene.commit("whole");
+    scene.push();
+    scene.fetch(&scene.source()).fetched();
+    assert!(scene.stage(&id).success);
+}

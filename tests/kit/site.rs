@@ -37,6 +37,13 @@ impl Authority {
         Some(self.server("localhost", (2020, 2090)))
     }
 
+    /// A certificate for this name, and its key, as files have them.
+    pub(crate) fn pem_for(&self, name: &str) -> (String, String) {
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let key = KeyPair::generate().expect("a key");
+        (params.signed_by(&key, &self.issuer).expect("signed").pem(), key.serialize_pem())
+    }
+
     /// A server's configuration, valid for these names; the years of validity can be past or future.
     pub(crate) fn server(&self, name: &str, years: (i32, i32)) -> Arc<rustls::ServerConfig> {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");

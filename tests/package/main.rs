@@ -133,7 +133,8 @@ fn a_machine_gets_it_keeps_what_was_edited_through_upgrade_and_downgrade_and_is_
     let fields: Vec<_> = user.trim().split(':').collect();
     assert!(fields[2].parse::<u32>().is_ok_and(|uid| (100..1000).contains(&uid)), "a system user: {user}");
     assert_eq!(fields[5..], ["/nonexistent", "/usr/sbin/nologin"], "{user}");
-    assert_eq!(machine.run("stat -c '%U:%G %a' /etc/selfstart").out, "root:selfstart 750\n");
+    assert_eq!(machine.run("stat -c '%U:%G %a' /etc/selfstart").out, "root:selfstart 2750\n");
+    assert_eq!(machine.run("touch /etc/selfstart/later; stat -c %G /etc/selfstart/later; rm /etc/selfstart/later").out, "selfstart\n");
     assert_eq!(
         machine.run("readlink /etc/systemd/system/multi-user.target.wants/selfstart.service").out.trim().rsplit('/').next(),
         Some("selfstart.service")
@@ -174,7 +175,7 @@ fn a_machine_gets_it_keeps_what_was_edited_through_upgrade_and_downgrade_and_is_
             "# mine\n"
         );
         assert_eq!(machine.run("getent passwd selfstart").out, user);
-        assert_eq!(machine.run("stat -c %a /etc/selfstart").out, "700\n", "what an operator has set stays");
+        assert_eq!(machine.run("stat -c %a /etc/selfstart").out, "2700\n", "what an operator has set stays");
     }
 
     // Disabled stays disabled.
@@ -194,6 +195,26 @@ fn a_machine_gets_it_keeps_what_was_edited_through_upgrade_and_downgrade_and_is_
     let found: Vec<_> = machine.ours().into_iter().filter(|path| machine.made(path)).collect();
     assert_eq!(found, ["/etc/selfstart", "/var/lib/selfstart"]);
     machine.run("test -z \"$(dpkg-query -W -f '${Status}' selfstart 2>/dev/null | grep -v not-installed)\"");
+}
+
+/// An earlier package left it 0750; `dpkg-statoverride` is how an operator says otherwise, before the package is there, too.
+#[test]
+fn the_folder_of_secrets_is_put_right_by_an_upgrade_and_an_override_is_respected_by_all() {
+    let machine = Machine::new();
+    let (old, new) = (Package::of_version("1.2.3-1"), Package::of_version("1.3.0-1"));
+    let stands = || machine.run("stat -c '%U:%G %a' /etc/selfstart").out;
+    machine.dpkg(&["--install"], &old.path);
+    for left in ["root:selfstart", "root:root"] {
+        machine.run(&format!("chown {left} /etc/selfstart; chmod 0750 /etc/selfstart; chmod g-s /etc/selfstart"));
+        machine.dpkg(&["--install"], &new.path);
+        assert_eq!(stands(), "root:selfstart 2750\n", "was {left} 750");
+    }
+    machine.run("dpkg-statoverride --update --add root root 0750 /etc/selfstart");
+    machine.dpkg(&["--install"], &old.path);
+    assert_eq!(stands(), "root:root 750\n", "an upgrade leaves what dpkg-statoverride says");
+    machine.run("dpkg --purge selfstart");
+    machine.dpkg(&["--install"], &new.path);
+    assert_eq!(stands(), "root:root 750\n", "so does a first installation");
 }
 
 #[test]

@@ -187,11 +187,13 @@ pub struct UpdatePolicy {
     pub max_unavailable: u32,
     /// How long a replaced slot must have been ready before the next is taken.
     pub settle: Duration,
+    /// `release.confirm`: how long the first slot of a deploy must have been ready before the next is taken.
+    pub confirm: Duration,
 }
 
 impl Default for UpdatePolicy {
     fn default() -> Self {
-        Self { how: UpdateHow::OneAtATime, max_unavailable: 1, settle: Duration::ZERO }
+        Self { how: UpdateHow::OneAtATime, max_unavailable: 1, settle: Duration::ZERO, confirm: Duration::ZERO }
     }
 }
 

@@ -308,7 +308,7 @@ fn policy() -> impl Strategy<Value = PoolPolicy> {
         PoolPolicy {
             name: "p".into(),
             count,
-            update: UpdatePolicy { how, max_unavailable, settle: ms(settle) },
+            update: UpdatePolicy { how, max_unavailable, settle: ms(settle), confirm: Duration::ZERO },
             start_stagger: ms(stagger),
             after: Vec::new(),
             worker: WorkerPolicy {

@@ -33,6 +33,7 @@ use selfstart_core::units::Bytes;
 
 use self::ledger::{BATCH_MAX, BatchTarget, ENTRIES_MAX, FillError, Filled, Interrupted, KEY_MAX, LINE_MAX, Ledger, Leftover, SlotNo};
 use self::line::Goes;
+use crate::sys::gate;
 use crate::telling::rotating::{self, Prepared, RotatingFile, Rotation};
 use crate::telling::stamp;
 
@@ -967,7 +968,7 @@ fn complete(interrupted: &Interrupted, batch: &[u8]) -> bool {
         return true;
     }
     // It stays torn if even this fails; the line's end is then written when the file is opened.
-    let _ = rustix::fs::ftruncate(&fd, interrupted.from);
+    let _ = gate::ftruncate(&fd, interrupted.from);
     false
 }
 

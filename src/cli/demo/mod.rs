@@ -28,7 +28,7 @@ use super::failure::{Failure, Stop, printing};
 use super::look::{Look, Style, clean, wrap};
 use crate::control::wire::{Failed, Outcome};
 use crate::sys::signals::{self, SignalFd};
-use crate::sys::{clock, process, users};
+use crate::sys::{clock, gate, process, users};
 use crate::telling::journal::{self, Filter};
 use judge::{Birth, Judged, Rollout, Row};
 use node::{Folder, Node};
@@ -150,7 +150,7 @@ impl Story {
         let builds = Path::new("/bin/sh").exists();
         let mut source = Source::make(&git).map_err(failing("make a repository"))?;
         let head = source.push("the first version", &[("VERSION", "1\n"), ("build.sh", BUILD)]).map_err(failing("write a commit"))?;
-        fs_err::write(&config, configuration(&folder.path, builds)).map_err(failing("write a configuration"))?;
+        gate::write_file(&config, configuration(&folder.path, builds)).map_err(failing("write a configuration"))?;
         let node = Node::start(&config, root.clone(), &folder.path.join("node.log")).map_err(failing("start a node"))?;
         let watch = Watch::new(root, node.pid(), builds).map_err(failing("read /proc"))?;
         let pause = Duration::from_secs(u64::from(args.seconds)).saturating_sub(BUSY) / PAUSES;
@@ -452,7 +452,7 @@ impl Story {
 
     /// Tells a worker to misbehave.
     fn cue(&self, pool: &str) -> Result<(), End> {
-        fs_err::write(cue_path(&self.folder.path, pool), "").map_err(failing("cue a worker"))
+        gate::write_file(cue_path(&self.folder.path, pool), "").map_err(failing("cue a worker"))
     }
 
     /// Shows what the node says about what was just seen, once it has written it down.
@@ -620,7 +620,7 @@ fn configuration(folder: &Path, builds: bool) -> String {
         format!("  {name}:\n    command: selfstart {verb} {mode}\n    env: {{{key}: {cue}}}\n    ready: {{after: {ready}ms}}\n{more}")
     };
     let mut config = format!(
-        "app: demo\nroot: {}\nsource: {{repository: {}, branch: main}}\nrelease: {{min_free: 1MB}}\n",
+        "app: demo\nroot: {}\nsource: {{repository: {}, branch: main}}\nrelease: {{min_free: 1MB, confirm: 0s}}\n",
         text(&folder.join("root")),
         text(&folder.join("app.git"))
     );

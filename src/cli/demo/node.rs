@@ -2,19 +2,21 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use selfstart_core::command::Command as Asked;
 use selfstart_core::signal::Signal;
 use selfstart_core::status::Status;
 
 use crate::control::client::{Client, ClientError};
 use crate::control::wire::{Facts, Outcome, Request};
+use crate::sys::gate;
 use crate::sys::{clock, process, signals};
 
 /// A variable that the node is started with and that no worker may have.
@@ -41,7 +43,7 @@ impl Folder {
         for base in bases.into_iter().filter(|base| base.is_absolute() && base.as_os_str().len() <= LONGEST_BASE) {
             let name: String = (0..6).map(|_| fastrand::lowercase()).collect();
             let path = base.join(format!("selfstart-demo-{name}"));
-            match rustix::fs::mkdir(&path, Mode::RWXU) {
+            match gate::mkdirat(rustix::fs::CWD, &path, Mode::RWXU) {
                 // Links in it are resolved: processes show the real path.
                 Ok(()) => return Ok(Self { path: fs_err::canonicalize(path)?, keep }),
                 Err(error) => why = error.into(),
@@ -55,7 +57,7 @@ impl Drop for Folder {
     fn drop(&mut self) {
         if !self.keep {
             // What cannot be removed stays; there is nothing more that we could do.
-            let _stays = fs_err::remove_dir_all(&self.path);
+            let _stays = gate::remove_dir_all(&self.path);
         }
     }
 }
@@ -73,12 +75,13 @@ impl Node {
     /// # Errors
     /// When it cannot be started.
     pub(super) fn start(config: &Path, root: PathBuf, log: &Path) -> io::Result<Self> {
-        let log = fs_err::File::create(log)?.into_parts().0;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+        let log: OwnedFd = gate::File::open(log, flags, 0o666)?.into();
         let mut command = Command::new("/proc/self/exe");
         command.arg0("selfstart").arg("--config").args([config.as_os_str(), OsStr::new("run")]).env(FOREIGN, "demo");
         command.env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         process::apart(&mut command);
-        Ok(Self { child: command.spawn()?, code: None, root })
+        Ok(Self { child: gate::spawn(&mut command)?, code: None, root })
     }
 
     pub(super) fn pid(&self) -> i32 {

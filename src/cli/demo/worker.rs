@@ -17,6 +17,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::sys::clock;
+use crate::sys::gate;
 
 /// The first argument of the binary as a demo's worker.
 pub(crate) const VERB: &str = "internal-demo-worker";
@@ -93,7 +94,7 @@ fn leak() -> ExitCode {
 }
 
 fn crash() -> ExitCode {
-    match again("demo: left behind", &["stray"]).spawn() {
+    match gate::spawn(&mut again("demo: left behind", &["stray"])) {
         Ok(stray) => say(&format!("process {} goes its own way", stray.id())),
         Err(error) => return failed(&error),
     }
@@ -106,11 +107,12 @@ fn master() -> ExitCode {
     loop {
         let (class, mode) = if cued() { ("HangingJob", "hanging-job") } else { ("QuickJob", "quick-job") };
         let since = clock::wall().unix_millis() / 1000;
-        let ended =
-            again(&format!("resque-3.0.0: Processing demo since {since} [{class}]"), &[mode]).spawn().and_then(|mut child: Child| {
+        let ended = gate::spawn(&mut again(&format!("resque-3.0.0: Processing demo since {since} [{class}]"), &[mode])).and_then(
+            |mut child: Child| {
                 let pid = child.id();
                 child.wait().map(|status| (pid, status))
-            });
+            },
+        );
         match ended {
             Ok((_, status)) if status.success() => say(&format!("{class} done")),
             Ok((pid, status)) => say(&format!("{class} failed: its process {pid} ended by {status}")),
@@ -128,7 +130,7 @@ fn again(title: &str, mode: &[&str]) -> Command {
 }
 
 fn cued() -> bool {
-    std::env::var_os(CUE).is_some_and(|path| fs_err::remove_file(path).is_ok())
+    std::env::var_os(CUE).is_some_and(|path| gate::remove_file(path).is_ok())
 }
 
 fn wait_for_cue() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use reqwest::Url;
 
-use crate::release::git::{ErrorKind, Failure, Secret};
+use crate::release::git::{Credentials, ErrorKind, Failure, Secret};
 
 /// Where a repository is, and by which way it is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +94,30 @@ impl Address {
             // The transport knows where to go; libgit2 only wants a URL of the registered scheme.
             Self::Ssh(_) => "ssh://source/".to_owned(),
         }
+    }
+
+    /// Whether credentials for one are for the other, too: the same host, port and way, and over ssh the same user.
+    pub(in crate::release) fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Http { url, .. }, Self::Http { url: of, user }) => url.origin() == of.origin() && user.is_none(),
+            (Self::Ssh(target), Self::Ssh(of)) => (&target.user, &target.host, target.port) == (&of.user, &of.host, of.port),
+            _ => false,
+        }
+    }
+
+    /// The user and password that the address has.
+    pub(in crate::release) fn credentials(&self) -> Credentials {
+        match self {
+            Self::Http { user: Some((username, password)), .. } => {
+                Credentials::Password { username: username.clone(), password: password.clone() }
+            }
+            _ => Credentials::None,
+        }
+    }
+
+    /// Whether what is said there is read by everybody on the way.
+    pub(in crate::release) fn is_plain_http(&self) -> bool {
+        matches!(self, Self::Http { url, .. } if url.scheme() == "http")
     }
 
     /// Whether commits can be left out: not where libgit2 copies from a directory.

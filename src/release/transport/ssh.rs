@@ -20,7 +20,7 @@ use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream};
 use super::address::SshTarget;
 use super::{CONNECT_TIMEOUT, Reach, STALL_TIMEOUT, Trouble};
 use crate::release::git::{Credentials, ErrorKind, Failure, Secret};
-use crate::sys::{clock, process};
+use crate::sys::{clock, gate, process};
 use complaint::{By, Complaint, Whom};
 use key::PrivateKey;
 
@@ -174,7 +174,7 @@ impl Command {
         };
         let mut command = self.bare(&self.program);
         command.args(words).args(&self.target).stdin(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| failed("start `ssh`", &error))?;
+        let mut child = gate::spawn(&mut command).map_err(|error| failed("start `ssh`", &error))?;
         let running = waiting.map(|(waiting, key, name)| waiting.serve(key, name, self.whom.user.clone(), child.id())).transpose();
         match running {
             Ok(running) => Ok((child, running)),
@@ -200,7 +200,7 @@ impl Command {
         let give_up = clock::instant() + SCAN_TIMEOUT.min(self.give_up.saturating_duration_since(clock::instant()) / 2);
         let mut command = self.bare(&program(&self.path, "ssh-keyscan")?);
         command.args(["-T", "5", "-t", complaint::scan_name(kind), "-p", &self.whom.port.unwrap_or(22).to_string(), &self.whom.host]);
-        let mut child = command.stderr(Stdio::null()).spawn().ok()?;
+        let mut child = gate::spawn(command.stderr(Stdio::null())).ok()?;
         let mut from = child.stdout.take()?;
         let child = Arc::new(Mutex::new(child));
         *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&child));

@@ -84,6 +84,10 @@ pub struct DeployPolicy {
     pub keep: KeepPolicy,
     /// The waits between tries.
     pub retry: RetryPolicy,
+    /// `release.probation`: how long after its rollout a release that crash-loops is rolled back by itself.
+    pub probation: Duration,
+    /// `source.supersede`: whether a build is stopped when the source is seen to have something newer.
+    pub supersede: bool,
 }
 
 /// What the shell read from its clocks and its dice when the event came.
@@ -136,6 +140,10 @@ pub enum Origin {
     Operator,
     /// A reload changed `build:` or `source:`.
     Reload,
+    /// The head of the source had changed when it was asked.
+    Poll,
+    /// The server of the source said that there was a push.
+    Webhook,
 }
 
 /// Who wants a deploy.
@@ -156,6 +164,8 @@ impl Asker {
             (None, Origin::Boot) => "boot",
             (None, Origin::Operator) => "an operator",
             (None, Origin::Reload) => "HUP",
+            (None, Origin::Poll) => "poll",
+            (None, Origin::Webhook) => "a webhook",
         }
     }
 }
@@ -251,6 +261,19 @@ pub struct Stamp {
     pub at: WallTime,
 }
 
+/// A release that can still be rolled back by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probation {
+    /// Which.
+    pub release: ReleaseId,
+    /// What was live before, and will be again.
+    pub previous: ReleaseId,
+    /// The end of its probation; of this boot of the machine.
+    pub until: MonoTime,
+    /// Why it has not stood it: it is rolled back as soon as nothing is in the way.
+    pub failed: Option<String>,
+}
+
 /// A sentence and when it was said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Said {
@@ -278,6 +301,8 @@ pub enum FetchTrouble {
     Refused,
     /// The source has no such branch, tag or revision: tried again, slowly; not if an operator gave it by `--ref`.
     NoSuchRef,
+    /// It is not signed by who may: what is live stays; tried again, slowly, for who may sign can change; not if an operator gave it by `--ref`.
+    Unsigned,
     /// The mirror could not be written: tried again soon.
     Disk,
 }
@@ -331,6 +356,8 @@ pub struct Found {
     pub pools: PoolsFound,
     /// Whether the node was drained before.
     pub mode: Mode,
+    /// A name of this run of `selfstart run` that no other has; `None`: none can be had. [`Saved::run`] has it once its boot was a trigger.
+    pub run: Option<String>,
 }
 
 /// What happened.
@@ -347,8 +374,14 @@ pub enum Event {
         /// What.
         what: Request,
     },
-    /// Something else wants the configured source deployed: a reload that changed `build:` or `source:`.
+    /// Something else wants the configured source deployed: a reload that changed `build:` or `source:`, a poll, a webhook.
     Triggered(Asker),
+    /// The source was asked just now (by a poll, or since a push was announced), and has this revision where `source:` says. A trigger comes
+    /// beside it; this one only stops, with `source.supersede`, the build of another revision.
+    Seen {
+        /// What it has. Not what an announcement says: that may be older than what is being built.
+        revision: Revision,
+    },
     /// Answers [`Effect::Fetch`]: the mirror has the revision.
     Fetched {
         /// Which try.
@@ -433,12 +466,24 @@ pub enum Event {
         /// What went wrong, for people.
         text: String,
     },
+    /// Workers of the live release that were well before it crash again and again.
+    Unwell {
+        /// Which.
+        release: ReleaseId,
+        /// Who and how, for people.
+        text: String,
+    },
     /// Answers [`Effect::Prune`].
     Pruned {
         /// These are gone.
         gone: Vec<ReleaseId>,
         /// These stay: in use, or not removable. They are asked for again after some minutes.
         kept: Vec<ReleaseId>,
+    },
+    /// Answers [`Effect::Prune`] that was not carried out, since what came before it could not be saved.
+    NotPruned {
+        /// What stays for now.
+        ids: Vec<ReleaseId>,
     },
     /// The shell looked, and these are not on disk; known releases that nobody has asked to remove are forgotten. To be sent before a
     /// request for a rollback, and before [`Event::SwitchFailed`] of a release that is not there.
@@ -560,7 +605,7 @@ impl Effect {
                 Some(Event::StepFailed { release: release.clone(), step: *step, blame: Blame::Machine, what: text, last_lines: vec![] })
             }
             Self::Switch { release } => Some(Event::SwitchFailed { release: release.clone(), text }),
-            Self::Prune { ids } => Some(Event::Pruned { gone: vec![], kept: ids.clone() }),
+            Self::Prune { ids } => Some(Event::NotPruned { ids: ids.clone() }),
             Self::Save(_) | Self::Fetch { .. } | Self::EndStep { .. } | Self::StartPools { .. } => None,
             Self::RollOut { .. } | Self::Answer { .. } | Self::Tell(_) => None,
         }
@@ -685,7 +730,7 @@ pub enum BuildTime {
     Until(MonoTime),
     /// It took too long, and was told to end.
     Over,
-    /// A rollback waits; it was told to end, and is made again later.
+    /// A rollback waits, or the source has something newer; it was told to end, and is made again later if it is still wanted.
     GivingWay,
 }
 
@@ -833,6 +878,10 @@ pub struct Deploy {
     fetches: u64,
     wanted: Option<Stamp>,
     fetched: Option<Stamp>,
+    /// What the source was seen to have since it was fetched last.
+    seen: Option<Revision>,
+    run: Option<String>,
+    probation: Option<Probation>,
     complaint: Option<Complaint>,
     sweep_at: Option<MonoTime>,
     last_error: Option<Said>,
@@ -992,6 +1041,12 @@ impl Deploy {
     #[must_use]
     pub fn verdict(&self) -> Option<&Said> {
         self.verdict.as_ref()
+    }
+
+    /// Returns the release that can still be rolled back by itself.
+    #[must_use]
+    pub fn probation(&self) -> Option<&Probation> {
+        self.probation.as_ref()
     }
 
     /// Returns whether the node is drained.

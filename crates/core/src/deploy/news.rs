@@ -193,6 +193,10 @@ impl News {
 impl fmt::Display for News {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::SourceFailed { trouble: FetchTrouble::Unsigned, text, again_in, nothing_live } => {
+                let stays = if *nothing_live { "there is nothing to start" } else { "what is live stays" };
+                write!(f, "not deployed, {stays}: {text}; looked at again in {}, and with each trigger", Human::rough(*again_in))
+            }
             Self::SourceFailed { text, again_in, nothing_live, .. } => {
                 write!(f, "the source could not be fetched: {text}; tried again in {}, and so on", Human::rough(*again_in))?;
                 if *nothing_live { f.write_str("; nothing to start meanwhile") } else { Ok(()) }

@@ -69,6 +69,10 @@ fn reconcile(book: &mut Book, found: &[FoundRelease], current: Option<&ReleaseId
 pub(super) fn boot(turn: &mut Turn<'_>, journal: Option<Journal>, found: Found) {
     let now = turn.now;
     turn.deploy.mode = found.mode;
+    turn.deploy.run = found.run;
+    // After a reboot its clock is another one; then it counts as stood, for workers that crash now are started by what is live anyway.
+    let sooner = turn.deploy.probation.take().filter(|it| it.until <= now.mono + turn.policy.probation);
+    turn.deploy.probation = sooner;
     turn.deploy.pools = match (found.pools, found.start) {
         (PoolsFound::Running, _) => Pools::Started,
         (PoolsFound::NotRunning, Start::Again) => Pools::NotStarted { until: now.mono },

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::deploy::{BackStep, Book, Change, ChangeWhy, Deploy, Hold, Job, Mode, Phase, Plan, Pools, Quarantine, Said, Stamp, Trigger};
+use crate::deploy::{
+    BackStep, Book, Change, ChangeWhy, Deploy, Hold, Job, Mode, Phase, Plan, Pools, Probation, Quarantine, Said, Stamp, Trigger,
+};
 use crate::id::{ReleaseId, Revision};
 use crate::time::MonoTime;
 
@@ -34,6 +36,11 @@ pub struct Saved {
     pub last_error: Option<Said>,
     /// How the last deploy ended.
     pub verdict: Option<Said>,
+    /// The run of `selfstart run` whose boot was a trigger, or which found workers: an agent of it that dies before that is here has done
+    /// nothing, and the next one boots as it would have.
+    pub run: Option<String>,
+    /// What can still be rolled back by itself.
+    pub probation: Option<Probation>,
 }
 
 /// What was under way: recorded before it is done.
@@ -104,6 +111,8 @@ pub(super) fn of(deploy: &Deploy) -> Saved {
         fetched: deploy.fetched.clone(),
         last_error: deploy.last_error.clone(),
         verdict: deploy.verdict.clone(),
+        run: deploy.run.clone(),
+        probation: deploy.probation.clone(),
     }
 }
 
@@ -142,6 +151,9 @@ pub(super) fn wake(saved: Saved) -> Deploy {
         fetches: 0,
         wanted: saved.wanted,
         fetched: saved.fetched,
+        seen: None,
+        run: saved.run,
+        probation: saved.probation,
         complaint: None,
         sweep_at: None,
         last_error: saved.last_error,

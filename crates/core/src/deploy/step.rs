@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::deploy::name::release_name;
 use crate::deploy::{
     Asker, BackStep, Blame, BuildTime, Change, ChangeWhy, Complaint, Deploy, DeployPolicy, Effect, Entry, Event, FetchId, FetchTrouble,
-    Force, Hold, Job, Mode, News, Now, Origin, Outcome, Phase, Plan, Pools, Quarantine, Refusal, ReleaseState, Request, RequestId,
-    RollbackTo, Said, Stamp, Trigger, WaitWhy, Wanted, recover, resolve_rollback, saved,
+    Force, Hold, Job, Mode, News, Now, Origin, Outcome, Phase, Plan, Pools, Probation, Quarantine, Refusal, ReleaseState, Request,
+    RequestId, RollbackTo, Said, Stamp, Trigger, WaitWhy, Wanted, recover, resolve_rollback, saved,
 };
 use crate::id::{ReleaseId, Revision};
 use crate::retention::prunable;
@@ -23,6 +23,9 @@ const QUARANTINE_LENGTH: usize = 50;
 /// What could not be removed since a process had something in it is asked for again after that: a worker may drain for minutes,
 /// and looking through /proc is not free.
 const SWEEP_AFTER: Duration = Duration::from_secs(600);
+
+/// What could not be removed since its removal could not be recorded is asked for again after that: a full disk has room again any moment.
+const UNSAVED_SWEEP_AFTER: Duration = Duration::from_secs(5);
 
 /// Decides what to do about one event. Pure: same inputs, same answer. An event that does not apply changes nothing.
 #[must_use]
@@ -107,6 +110,10 @@ impl Turn<'_> {
                 self.remember(Job::configured(origin));
                 self.wake_waiting();
             }
+            (phase, Event::Seen { revision }) => {
+                self.deploy.phase = phase;
+                self.take_seen(revision);
+            }
             (phase, Event::DrainBegun) => self.begin_drain(phase),
             (phase, Event::DrainEnded) => {
                 self.deploy.phase = phase;
@@ -115,6 +122,14 @@ impl Turn<'_> {
             (phase, Event::Pruned { gone, kept }) => {
                 self.deploy.phase = phase;
                 self.take_pruned(&gone, &kept);
+            }
+            (phase, Event::Unwell { release, text }) => {
+                self.deploy.phase = phase;
+                self.take_unwell(&release, text);
+            }
+            (phase, Event::NotPruned { ids }) => {
+                self.deploy.phase = phase;
+                self.take_not_pruned(&ids);
             }
             (phase, Event::Missing { releases }) => {
                 self.deploy.phase = phase;
@@ -447,6 +462,25 @@ impl Turn<'_> {
         }
     }
 
+    /// A build of what is no longer wanted is stopped, if that is wished for.
+    fn take_seen(&mut self, revision: Revision) {
+        self.deploy.seen = Some(revision);
+        match std::mem::replace(&mut self.deploy.phase, Phase::Idle) {
+            Phase::Building { plan, step, time: BuildTime::Until(_) } if self.is_superseded(&plan) => {
+                self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
+                self.deploy.phase = Phase::Building { plan, step, time: BuildTime::GivingWay };
+            }
+            other => self.deploy.phase = other,
+        }
+    }
+
+    /// Whether the source has something else by now than what is being made of what is configured. What an operator named by `--ref` is
+    /// wanted whatever the branch does.
+    fn is_superseded(&self, plan: &Plan) -> bool {
+        let newer = self.deploy.seen.as_ref().is_some_and(|seen| *seen != plan.revision);
+        self.policy.supersede && newer && plan.job.trigger.wanted == Wanted::Configured
+    }
+
     // ---- what may begin ----
 
     /// Why no deploy may begin or go on to its switch.
@@ -459,7 +493,12 @@ impl Turn<'_> {
     }
 
     fn may_begin(&self) -> bool {
-        self.blocked().is_none() && self.deploy.rollback.is_none()
+        self.blocked().is_none() && self.deploy.rollback.is_none() && !self.returns()
+    }
+
+    /// Whether what is live goes back by itself, as soon as nothing is in the way.
+    fn returns(&self) -> bool {
+        self.deploy.probation.as_ref().is_some_and(|it| it.failed.is_some())
     }
 
     fn begin_next(&mut self) {
@@ -468,6 +507,9 @@ impl Turn<'_> {
         }
         if let Some((release, ids)) = self.deploy.rollback.take() {
             self.begin_rollback(release, ids);
+        }
+        if self.deploy.phase == Phase::Idle && self.returns() {
+            self.begin_return();
         }
         // Where it is rolled back to may be live already: then it is the trigger's turn.
         if self.deploy.phase != Phase::Idle || self.blocked().is_some() {
@@ -548,6 +590,7 @@ impl Turn<'_> {
             self.effects.push(Effect::Tell(News::SourceBack { revision: revision.clone() }));
             self.deploy.complaint = None;
         }
+        self.deploy.seen = None;
         // The source was reached: from now on nothing else delays the pools.
         if let Pools::NotStarted { until } = &mut self.deploy.pools {
             *until = (*until).min(self.now.mono);
@@ -602,7 +645,7 @@ impl Turn<'_> {
     fn take_fetch_failure(&mut self, mut job: Job, trouble: FetchTrouble, text: String) {
         job.failures = job.failures.saturating_add(1);
         self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
-        if trouble == FetchTrouble::NoSuchRef && job.trigger.wanted != Wanted::Configured {
+        if matches!(trouble, FetchTrouble::NoSuchRef | FetchTrouble::Unsigned) && job.trigger.wanted != Wanted::Configured {
             // A slip of the hand, not a state of the world: waiting for it to come true would keep what is configured away.
             self.tell_failed("the deploy failed", &text);
             self.answer(&job.ids, &Outcome::Failed { text });
@@ -617,7 +660,7 @@ impl Turn<'_> {
         }
         let wait = match trouble {
             FetchTrouble::Network | FetchTrouble::Disk => self.policy.retry.wait(job.failures),
-            FetchTrouble::Refused | FetchTrouble::NoSuchRef => self.policy.retry.slow,
+            FetchTrouble::Refused | FetchTrouble::NoSuchRef | FetchTrouble::Unsigned => self.policy.retry.slow,
         };
         let wait = self.now.jitter.spread(wait);
         if !job.ids.is_empty() && (trouble != FetchTrouble::Network || job.failures > SILENT_FAILURES) {
@@ -693,6 +736,9 @@ impl Turn<'_> {
 
     fn run_step(&mut self, plan: Plan, step: u32, until: MonoTime) {
         let Some(plan) = self.unless_blocked(plan) else { return };
+        if step <= plan.steps && self.is_superseded(&plan) {
+            return self.give_way(plan);
+        }
         let (release, revision, build) = (plan.release.clone(), plan.revision.clone(), plan.build.clone());
         if step > plan.steps {
             self.effects.push(Effect::MarkBuilt { release, revision, build });
@@ -757,6 +803,7 @@ impl Turn<'_> {
 
     pub(super) fn switch(&mut self, release: ReleaseId, revision: Revision, why: ChangeWhy) {
         let previous = self.deploy.live().map(|entry| entry.id.clone());
+        self.deploy.probation = None;
         self.effects.push(Effect::Switch { release: release.clone() });
         self.deploy.phase = Phase::Switching(Change { release, revision, previous, why });
     }
@@ -835,7 +882,12 @@ impl Turn<'_> {
     }
 
     fn take_rolled_out(&mut self, change: Change) {
-        let Change { release, revision, why, .. } = change;
+        let Change { release, revision, previous, why } = change;
+        if let (ChangeWhy::Deploy(_), Some(previous)) = (&why, previous) {
+            let until = self.now.mono + self.policy.probation;
+            let begins = !self.policy.probation.is_zero() && previous != release;
+            self.deploy.probation = begins.then(|| Probation { release: release.clone(), previous, until, failed: None });
+        }
         if let Some(entry) = self.deploy.book.get_mut(&release) {
             entry.proven = true;
         }
@@ -847,10 +899,43 @@ impl Turn<'_> {
         self.end();
     }
 
+    /// Workers crash again and again: of a release on probation that is the end, whatever else is under way. Not while the node is held:
+    /// then whoever holds it wants nothing to move.
+    fn take_unwell(&mut self, release: &ReleaseId, text: String) {
+        let now = self.now.mono;
+        let held = self.blocked().is_some();
+        let Some(probation) = self.deploy.probation.as_mut().filter(|it| it.release == *release && now < it.until && !held) else { return };
+        if probation.failed.is_some() {
+            return;
+        }
+        probation.failed = Some(text);
+        match std::mem::replace(&mut self.deploy.phase, Phase::Idle) {
+            Phase::Building { plan, step, time: BuildTime::Until(_) } => {
+                self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
+                self.deploy.phase = Phase::Building { plan, step, time: BuildTime::GivingWay };
+            }
+            Phase::Waiting { job, .. } => self.give_back(job),
+            other => self.deploy.phase = other,
+        }
+    }
+
+    /// Lets what has not stood its probation go back.
+    fn begin_return(&mut self) {
+        let Some(Probation { release, previous, failed: Some(text), .. }) = self.deploy.probation.take() else { return };
+        let Some(entry) = self.deploy.book.get(&release).filter(|entry| entry.state == ReleaseState::Live) else { return };
+        let revision = entry.revision.clone();
+        let text = format!("{release} did not stand its probation: {text}");
+        self.go_back(Change { release, revision, previous: Some(previous), why: ChangeWhy::Repair }, text);
+    }
+
     fn take_rollout_failure(&mut self, change: Change, text: String) {
+        let text = format!("the pools did not come up on {}: {text}", change.release);
+        self.go_back(change, text);
+    }
+
+    fn go_back(&mut self, change: Change, text: String) {
         let Change { release, revision, previous, why } = change;
         let ids = ids_of(why);
-        let text = format!("the pools did not come up on {release}: {text}");
         self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
         let back = previous.filter(|id| self.deploy.book.get(id).is_some_and(Entry::is_whole));
         let Some(to) = back else {
@@ -892,6 +977,8 @@ impl Turn<'_> {
         let mut busy: BTreeSet<ReleaseId> = self.deploy.working_on().into_iter().cloned().collect();
         busy.extend(self.deploy.rollback.iter().map(|(release, _)| release.clone()));
         busy.extend(self.deploy.next.iter().filter_map(|job| job.trigger.made.clone()));
+        // Not always the one before it in the book, which is kept anyway: a rollback may have come between.
+        busy.extend(self.deploy.probation.iter().map(|it| it.previous.clone()));
         match &self.deploy.phase {
             Phase::Waiting { job, .. } | Phase::Fetching { job, .. } => busy.extend(job.trigger.made.clone()),
             Phase::Switching(change) | Phase::RollingOut(change) => busy.extend(change.previous.clone()),
@@ -923,6 +1010,12 @@ impl Turn<'_> {
         if !kept.is_empty() {
             self.deploy.sweep_at = Some(self.now.mono + SWEEP_AFTER);
         }
+    }
+
+    /// Nothing was looked at: what keeps the disk from being written may well be that they are still there.
+    fn take_not_pruned(&mut self, ids: &[ReleaseId]) {
+        self.take_pruned(&[], ids);
+        self.deploy.sweep_at = Some(self.now.mono + UNSAVED_SWEEP_AFTER);
     }
 
     /// Somebody removed whole releases: nobody can go back to them.
@@ -983,6 +1076,7 @@ impl Turn<'_> {
             Event::Requested { id, .. } => self.refuse(&[id], &Refusal::Ending),
             Event::Triggered(origin) => self.remember(Job::configured(origin)),
             Event::Pruned { gone, kept } => self.take_pruned(&gone, &kept),
+            Event::NotPruned { ids } => self.take_not_pruned(&ids),
             _ => {}
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,19 @@ pub(super) struct Rollout {
     pub(super) moving: u32,
     pub(super) ready: u32,
     pub(super) failing: u32,
+    pub(super) canary: Canary,
+}
+
+/// How far the first slot of a deploy is, on which the others wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Canary {
+    /// No slot with a vote has had its turn.
+    #[default]
+    Wanted,
+    /// This one must stay up.
+    Slot(u32),
+    /// It has stayed up.
+    Confirmed,
 }
 
 /// A slot's part in the rollout.
@@ -106,7 +120,7 @@ impl Pool {
         for number in &unready {
             self.set_part(*number, Part::Pending, turn);
         }
-        self.rollout = Some(Rollout { why, pending: unready, moving: 0, ready: 0, failing: 0 });
+        self.rollout = Some(Rollout { why, pending: unready, moving: 0, ready: 0, failing: 0, canary: Canary::Wanted });
         for number in down {
             self.take(number, &target, turn);
         }
@@ -125,7 +139,8 @@ impl Pool {
             turn.effects.push(Effect::RolloutBegun { target: Arc::clone(&target) });
         }
         let why = StopWhy::Deploy(target.generation);
-        let rollout = self.rollout.get_or_insert(Rollout { why, pending: VecDeque::new(), moving: 0, ready: 0, failing: 0 });
+        let rollout =
+            self.rollout.get_or_insert(Rollout { why, pending: VecDeque::new(), moving: 0, ready: 0, failing: 0, canary: Canary::Wanted });
         rollout.pending.push_back(number);
         self.set_part(number, Part::Pending, turn);
     }
@@ -146,7 +161,8 @@ impl Pool {
             turn.effects.push(Effect::RolledOut { target, ready, failing });
             return true;
         };
-        let full = rollout.moving >= limit;
+        let alone = turn.policy.update.how == UpdateHow::OneAtATime && matches!(rollout.canary, Canary::Slot(_));
+        let full = alone || rollout.moving >= limit;
         let way = self.entry(number).filter(|entry| entry.part == Part::Pending).map(|entry| self.way(&entry.slot, &target));
         if way == Some(Way::Replace) && full {
             return false;
@@ -178,10 +194,14 @@ impl Pool {
             entry.unproven = vote == Vote::No;
         }
         self.forget_vote(number);
-        self.set_part(number, Part::Moving(vote), turn);
         if let Some(rollout) = &mut self.rollout {
             rollout.moving += 1;
+            let deploys = matches!(rollout.why, StopWhy::Deploy(_)) && !turn.policy.update.confirm.is_zero();
+            if deploys && vote == Vote::Yes && rollout.canary == Canary::Wanted {
+                rollout.canary = Canary::Slot(number);
+            }
         }
+        self.set_part(number, Part::Moving(vote), turn);
         match way {
             Way::Already => {}
             Way::Start => self.start_slot(number, turn),
@@ -200,13 +220,17 @@ impl Pool {
         if !slot.target().is_some_and(|its| self.is_as_wanted(its, &target)) {
             return;
         }
-        let settled = is_settled(slot, turn);
+        let settled = slot.ready_since().is_some_and(|since| turn.now >= since + self.settle_of(number, turn));
         let failing = slot.waits_after_crash();
         let verdict = slot.last_verdict().cloned();
         if !settled && !failing {
             return;
         }
+        let is_canary = self.canary() == Some(number);
         self.leave_rollout(number, turn);
+        if let Some(rollout) = self.rollout.as_mut().filter(|_| is_canary && settled) {
+            rollout.canary = Canary::Confirmed;
+        }
         if let Some(entry) = self.entry_mut(number).filter(|_| settled) {
             entry.unproven = false;
         }
@@ -230,7 +254,35 @@ impl Pool {
         self.set_part(number, Part::None, turn);
         if let (Part::Moving(_), Some(rollout)) = (part, &mut self.rollout) {
             rollout.moving -= 1;
+            if rollout.canary == Canary::Slot(number) {
+                // An operator has stopped it: the next one is looked at instead.
+                rollout.canary = Canary::Wanted;
+            }
         }
+    }
+
+    /// Returns the slot that must stay up before the others have their turn.
+    #[must_use]
+    pub fn canary(&self) -> Option<u32> {
+        match self.rollout.as_ref()?.canary {
+            Canary::Slot(number) => Some(number),
+            Canary::Wanted | Canary::Confirmed => None,
+        }
+    }
+
+    /// Returns how long a slot must have been ready before its turn is over.
+    pub(super) fn settle_of(&self, number: u32, turn: &Turn<'_>) -> Duration {
+        let update = &turn.policy.update;
+        if self.canary() == Some(number) { update.settle.max(update.confirm) } else { update.settle }
+    }
+
+    /// Returns whether a slot runs the present target and was well when that came: what becomes of it says something about the release.
+    #[must_use]
+    pub fn has_vote(&self, number: u32) -> bool {
+        let target = self.target.as_ref();
+        self.entry(number).is_some_and(|entry| {
+            !entry.unproven && target.zip(entry.slot.next_target()).is_some_and(|(target, its)| self.is_as_wanted(its, target))
+        })
     }
 
     /// Ends the rollout that is going on, if any.

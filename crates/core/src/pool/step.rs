@@ -203,7 +203,7 @@ impl Pool {
 
     /// Notes when a slot must next hear of the time: for itself, or because it has then been ready long enough for the rollout.
     pub(super) fn refresh_deadline(&mut self, number: u32, turn: &Turn<'_>) {
-        let settle = turn.policy.update.settle;
+        let settle = self.settle_of(number, turn);
         let Some(entry) = self.entry_mut(number) else { return };
         let settled = match (entry.part, entry.slot.ready_since()) {
             (Part::Moving(_), Some(since)) if turn.now < since + settle => Some(since + settle),

@@ -491,3 +491,67 @@ fn how_a_rollout_went_reads_well() {
     let dropped = [Dropped::Superseded(Generation(2)), Dropped::Drained].map(|why| why.to_string());
     assert_eq!(dropped, ["generation 2 takes its place", "the pool is drained"]);
 }
+
+/// A pool of three ready workers of release 1, whose first slot must stay up for 10 s in a deploy.
+fn with_canary(how: UpdateHow) -> Town {
+    let mut town = Town::ready(3);
+    town.policy.update = UpdatePolicy { how, max_unavailable: 2, confirm: ms(10_000), ..UpdatePolicy::default() };
+    town.starts.clear();
+    town
+}
+
+#[test]
+fn the_first_slot_of_a_deploy_must_stay_up_before_the_others_have_their_turn() {
+    let mut town = with_canary(UpdateHow::OneAtATime);
+    town.tell(roll_out(2)).pass(10_900);
+    assert_eq!(town.starts.len(), 1, "{:?}", town.starts);
+    assert_eq!(town.pool.canary(), Some(town.starts[0].1));
+    town.pass(200);
+    assert_eq!(town.pool.canary(), None);
+    assert_eq!(town.starts.len(), 3, "then as many at once as may: {:?}", town.starts);
+    town.pass(2_000);
+    assert!(matches!(town.told.last(), Some(Effect::RolledOut { ready: 3, .. })), "{:?}", town.told);
+}
+
+#[test]
+fn a_canary_that_crashes_again_after_it_was_ready_fails_the_rollout_and_no_other_slot_was_touched() {
+    let mut town = with_canary(UpdateHow::OneAtATime);
+    town.tell(roll_out(2));
+    // The first restart is at once, and its time begins anew; the second one has to wait, and that is the end.
+    for _ in 0..2 {
+        town.pass(5_000);
+        let (_, slot, start, _) = *town.starts.last().expect("a start");
+        town.tell(Event::Slot { slot, event: worker::Event::Exited { start, how: ExitHow::Code(1), jitter: Jitter(0) } });
+    }
+    let slot = town.starts[0].1;
+    assert!(town.told.iter().any(|told| matches!(told, Effect::RolloutFailed { .. })), "{:?}", town.told);
+    assert!(town.starts.iter().all(|(_, other, ..)| *other == slot), "{:?}", town.starts);
+}
+
+#[test]
+fn all_at_once_is_over_when_its_canary_has_stayed_up() {
+    let mut town = with_canary(UpdateHow::AllAtOnce);
+    town.tell(roll_out(2)).pass(9_000);
+    assert_eq!(town.starts.len(), 3);
+    assert!(town.pool.canary().is_some());
+    town.pass(3_000);
+    assert!(matches!(town.told.last(), Some(Effect::RolledOut { ready: 3, .. })), "{:?}", town.told);
+}
+
+#[test]
+fn neither_a_first_deploy_nor_a_restart_nor_a_pool_that_was_failing_has_a_canary() {
+    let confirm = UpdatePolicy { confirm: ms(10_000), ..UpdatePolicy::default() };
+    let mut first = Town::new(PoolPolicy { update: confirm, ..policy(2) });
+    first.tell(roll_out(1)).pass(2_000);
+    assert!(first.pool.is_ready() && first.pool.canary().is_none());
+    assert!(matches!(first.told.last(), Some(Effect::RolledOut { .. })), "{:?}", first.told);
+
+    let mut failing = Town::new(PoolPolicy { update: confirm, ..policy(1) });
+    failing.broken.insert(release(1));
+    failing.tell(roll_out(1)).pass(2_000);
+    failing.tell(roll_out(2));
+    assert_eq!(failing.pool.canary(), None);
+    assert!(!failing.pool.has_vote(0), "nor does it say anything about the release");
+    failing.pass(60_000);
+    assert!(failing.pool.has_vote(0), "until it has been ready on it");
+}

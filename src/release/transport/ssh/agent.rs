@@ -7,7 +7,6 @@
 //! The protocol: draft-ietf-sshm-ssh-agent, and PROTOCOL.agent of OpenSSH.
 
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +15,7 @@ use std::thread::JoinHandle;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::key::{Fields, PrivateKey, string};
+use crate::sys::gate;
 
 /// Messages of the agent protocol.
 const FAILURE: u8 = 5;
@@ -40,8 +40,8 @@ pub(super) fn abandon() {
 
 fn remove(folder: &Path) {
     // Gone already when the client came; what cannot be removed holds no secret.
-    let _ = fs_err::remove_file(folder.join("agent"));
-    let _ = fs_err::remove_dir(folder);
+    let _ = gate::remove_file(folder.join("agent"));
+    let _ = gate::remove_dir(folder);
 }
 
 /// A socket that waits for its client.
@@ -59,7 +59,7 @@ impl Waiting {
         // In /tmp: a socket's path must be short, and the mirror's need not be.
         let folder = std::env::temp_dir().join(format!("selfstart-ssh-{:016x}", fastrand::u64(..)));
         // Fails if somebody was there before us.
-        std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+        gate::create_dir_with(&folder, rustix::fs::Mode::RWXU)?;
         *WAITING.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder.clone());
         let listener = UnixListener::bind(folder.join("agent")).inspect_err(|_| remove(&folder))?;
         listener.set_nonblocking(true)?;

@@ -246,7 +246,7 @@ fn rejected(kind: &str, error: &ring::error::KeyRejected) -> KeyError {
 }
 
 /// Returns the fingerprint of a public key as OpenSSH shows it.
-pub(super) fn fingerprint(blob: &[u8]) -> String {
+pub(crate) fn fingerprint(blob: &[u8]) -> String {
     format!("SHA256:{}", STANDARD_NO_PAD.encode(digest(&SHA256, blob)))
 }
 
@@ -256,7 +256,7 @@ pub(super) fn fingerprint_of_base64(text: &str) -> Option<String> {
 }
 
 /// Writes a string of the ssh protocol (RFC 4251, 5).
-pub(super) fn string(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn string(bytes: &[u8]) -> Vec<u8> {
     // Nothing here is near 4 GiB.
     let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     [&len.to_be_bytes(), bytes].concat()
@@ -274,7 +274,7 @@ fn without_zeros(bytes: &[u8]) -> &[u8] {
 }
 
 /// Puts zeros in front until it is so long; `None`: it is longer.
-fn padded(bytes: &[u8], len: usize) -> Option<Vec<u8>> {
+pub(crate) fn padded(bytes: &[u8], len: usize) -> Option<Vec<u8>> {
     let missing = len.checked_sub(bytes.len())?;
     Some([vec![0; missing].as_slice(), bytes].concat())
 }
@@ -314,27 +314,27 @@ fn remainder_of_less_one(value: &[u8], prime: &[u8]) -> Result<Vec<u8>, KeyError
 }
 
 /// The fields of a message of the ssh protocol (RFC 4251, 5), one after the other.
-pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Fields<'a> {
-    pub(super) fn bytes(&mut self, len: usize) -> Result<&'a [u8], KeyError> {
+    pub(crate) fn bytes(&mut self, len: usize) -> Result<&'a [u8], KeyError> {
         let (bytes, rest) = self.0.split_at_checked(len).ok_or(KeyError::Damaged)?;
         self.0 = rest;
         Ok(bytes)
     }
 
-    pub(super) fn number(&mut self) -> Result<u32, KeyError> {
+    pub(crate) fn number(&mut self) -> Result<u32, KeyError> {
         let bytes = self.bytes(4)?;
         bytes.try_into().map(u32::from_be_bytes).map_err(|_| KeyError::Damaged)
     }
 
-    pub(super) fn string(&mut self) -> Result<&'a [u8], KeyError> {
+    pub(crate) fn string(&mut self) -> Result<&'a [u8], KeyError> {
         let len = self.number()?;
         self.bytes(usize::try_from(len).unwrap_or(usize::MAX))
     }
 
     /// A number without its leading zeros.
-    fn unsigned(&mut self) -> Result<&'a [u8], KeyError> {
+    pub(crate) fn unsigned(&mut self) -> Result<&'a [u8], KeyError> {
         Ok(without_zeros(self.string()?))
     }
 }

@@ -923,3 +923,182 @@ fn before_it_is_booted_it_shows_what_a_former_agent_was_cut_short_in() {
     seen.push(shown(&node));
     assert_eq!(seen, ["idle", "fetching", "staging", "switching", "switching", "rolling_back"]);
 }
+
+/// A node whose first build step of revision 2 runs.
+fn building_two(supersede: bool, wanted: Wanted) -> (Node, ReleaseId) {
+    let mut node = Node::at_rest();
+    node.policy.supersede = supersede;
+    node.request(Request::Deploy { wanted, force: Force::No });
+    node.fetched(2);
+    let release = node.working_on();
+    node.acts(Event::Staged { release: release.clone() });
+    node.acts(Event::Linked { release: release.clone() });
+    (node, release)
+}
+
+#[test]
+fn a_newer_push_stops_the_running_build_if_that_is_wished_for() {
+    let (mut node, release) = building_two(true, Wanted::Configured);
+    assert_eq!(node.acts(Event::Seen { revision: rev(2) }), [], "what is being built is no news");
+    assert_eq!(node.acts(Event::Triggered(Origin::Reload.into())), []);
+    assert_eq!(node.acts(Event::Seen { revision: rev(3) }), [Effect::EndStep { release: release.clone(), step: 1 }]);
+    assert_eq!(node.acts(Event::Seen { revision: rev(3) }), [], "once");
+    let what = "killed".to_owned();
+    let effects = node.acts(Event::StepFailed { release: release.clone(), step: 1, blame: Blame::Revision, what, last_lines: vec![] });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
+    assert!(effects.contains(&Effect::Prune { ids: vec![release] }), "{effects:?}");
+    assert_eq!(node.deploy.quarantined(), [], "it is not to blame");
+    node.fetched(3);
+    node.build_all();
+}
+
+#[test]
+fn a_build_goes_on_whatever_is_pushed_unless_told_otherwise_or_when_it_was_asked_for_by_name() {
+    for (supersede, wanted) in [(false, Wanted::Configured), (true, Wanted::Ref("v2".to_owned()))] {
+        let (mut node, release) = building_two(supersede, wanted);
+        assert_eq!(node.acts(Event::Seen { revision: rev(3) }), []);
+        assert!(matches!(&node.acts(Event::StepDone { release, step: 1 })[..], [Effect::RunStep { step: 2, .. }]));
+    }
+}
+
+#[test]
+fn a_release_whose_source_has_something_newer_before_its_first_step_is_not_built() {
+    let mut node = Node::at_rest();
+    node.policy.supersede = true;
+    node.deploy_now(Force::No);
+    node.fetched(2);
+    let release = node.working_on();
+    node.acts(Event::Seen { revision: rev(3) });
+    node.acts(Event::Staged { release: release.clone() });
+    let effects = node.acts(Event::Linked { release });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
+    // The source is asked: what was seen before that does not count any more, also when it is what was being built.
+    node.fetched(2);
+    node.build_all();
+}
+
+#[test]
+fn what_could_not_be_removed_for_want_of_a_record_is_asked_for_again_soon() {
+    let mut node = Node::at_rest();
+    node.acts(Event::NotPruned { ids: vec![old(9)] });
+    let due = next_deadline(&node.deploy).expect("a time");
+    assert!(due <= node.now.mono + Duration::from_secs(10), "{due:?}");
+}
+
+#[test]
+fn the_run_whose_boot_was_taken_is_remembered() {
+    let mut node = Node::new();
+    node.send(Event::Booted(Found { run: Some("run 7".to_owned()), ..found(Start::Boot, PoolsFound::NotRunning, Some(1), &[1]) }));
+    assert_eq!(node.saved.run.as_deref(), Some("run 7"));
+}
+
+/// A node on which revision 2 went live over release 1 just now.
+fn on_probation() -> (Node, ReleaseId) {
+    let mut node = Node::at_rest();
+    let release = node.deploy_to_end(2);
+    (node, release)
+}
+
+fn unwell(release: &ReleaseId) -> Event {
+    Event::Unwell { release: release.clone(), text: "w/0 is quarantined: ended with exit 1".to_owned() }
+}
+
+#[test]
+fn a_release_that_crash_loops_in_its_probation_goes_back_by_itself_and_is_quarantined() {
+    let (mut node, release) = on_probation();
+    node.pass(299);
+    assert_eq!(node.acts(unwell(&release)), [Effect::Switch { release: old(1) }]);
+    assert_eq!(node.deploy.phase_name(), PhaseName::RollingBack);
+    node.acts(Event::Switched { release: old(1) });
+    node.acts(Event::RolledOut { release: old(1) });
+    assert_eq!(node.live(), Some(old(1)));
+    assert_eq!(node.deploy.held(), None, "a newer push comes through");
+    let why = &node.deploy.quarantined()[0].why;
+    assert!(why.contains("did not stand its probation: w/0 is quarantined"), "{why}");
+    assert_eq!(node.deploy.book().get(&release).map(|entry| entry.state.word()), Some("failed"));
+    node.deploy_now(Force::No);
+    assert!(matches!(answers(&node.fetched(2))[..], [(_, Outcome::Refused(Refusal::Quarantined(_)))]));
+}
+
+#[test]
+fn after_its_probation_a_release_stays_whatever_becomes_of_it() {
+    let (mut node, release) = on_probation();
+    node.pass(300);
+    assert_eq!(node.acts(unwell(&release)), []);
+    assert_eq!(node.live(), Some(release));
+}
+
+#[test]
+fn neither_a_first_deploy_nor_a_rollback_nor_another_release_is_on_probation() {
+    let mut first = Node::new();
+    first.send(Event::Booted(found(Start::Boot, PoolsFound::NotRunning, None, &[])));
+    first.fetched(2);
+    let release = first.build_all();
+    first.acts(Event::Switched { release: release.clone() });
+    first.acts(Event::RolledOut { release: release.clone() });
+    assert_eq!(first.acts(unwell(&release)), []);
+
+    let (mut node, _) = on_probation();
+    assert_eq!(node.acts(unwell(&old(1))), [], "late news of what was live before");
+    node.request(Request::Rollback(RollbackTo::Previous));
+    node.acts(Event::Switched { release: old(1) });
+    node.acts(Event::RolledOut { release: old(1) });
+    assert_eq!(node.acts(unwell(&old(1))), []);
+}
+
+#[test]
+fn whoever_holds_the_node_wants_nothing_to_move_also_not_back() {
+    let (mut node, release) = on_probation();
+    node.request(Request::Hold { why: String::new() });
+    assert_eq!(node.acts(unwell(&release)), []);
+}
+
+#[test]
+fn a_build_gives_way_to_the_way_back_and_is_made_again_after_it() {
+    let (mut node, release) = on_probation();
+    node.deploy_now(Force::No);
+    node.fetched(3);
+    let next = node.working_on();
+    node.acts(Event::Staged { release: next.clone() });
+    node.acts(Event::Linked { release: next.clone() });
+    assert_eq!(node.acts(unwell(&release)), [Effect::EndStep { release: next.clone(), step: 1 }]);
+    let what = "killed".to_owned();
+    let effects = node.acts(Event::StepFailed { release: next, step: 1, blame: Blame::Machine, what, last_lines: vec![] });
+    assert!(effects.contains(&Effect::Switch { release: old(1) }), "{effects:?}");
+    node.acts(Event::Switched { release: old(1) });
+    let effects = node.acts(Event::RolledOut { release: old(1) });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
+    node.fetched(3);
+    node.build_all();
+}
+
+#[test]
+fn a_probation_outlives_the_agent_and_a_failure_in_it_that_was_not_acted_on_too() {
+    for failed in [false, true] {
+        let (mut node, release) = on_probation();
+        if failed {
+            // It is known, and the agent ends before the switch.
+            node.deploy_now(Force::No);
+            node.fetched(3);
+            node.acts(unwell(&release));
+        }
+        let mut next = Node::of(node.saved.clone());
+        next.now = node.now;
+        let releases = vec![on_disk(1), FoundRelease { id: release.clone(), built: Some((rev(2), build(1))) }];
+        let world = found(Start::Again, PoolsFound::Running, Some(1), &[]);
+        let effects = next.acts(Event::Booted(Found { current: Some(release.clone()), releases, ..world }));
+        let effects = if failed { effects } else { next.acts(unwell(&release)) };
+        assert!(effects.contains(&Effect::Switch { release: old(1) }), "{failed}: {effects:?}");
+    }
+}
+
+#[test]
+fn after_a_reboot_there_is_no_probation_from_before_it() {
+    let (node, release) = on_probation();
+    let mut next = Node::of(node.saved.clone());
+    next.now.mono = MonoTime::from_boot(Duration::from_secs(3));
+    let releases = vec![on_disk(1), FoundRelease { id: release.clone(), built: Some((rev(2), build(1))) }];
+    let world = found(Start::Again, PoolsFound::NotRunning, Some(1), &[]);
+    next.acts(Event::Booted(Found { current: Some(release.clone()), releases, ..world }));
+    assert_eq!(next.acts(unwell(&release)), []);
+}

@@ -28,6 +28,8 @@ pub(super) enum Op {
     Reload(bool),
     Drain,
     DrainEnd,
+    /// Workers of what is live crash again and again.
+    Unwell,
     /// Time passes.
     Pass(u16),
     /// Time passes up to the next deadline.
@@ -73,6 +75,7 @@ pub(super) fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => any::<bool>().prop_map(Op::Reload),
         1 => Just(Op::Drain),
         1 => Just(Op::DrainEnd),
+        3 => Just(Op::Unwell),
         2 => prop_oneof![Just(0u16), Just(1), Just(59), Just(60), Just(61), Just(899), Just(900)].prop_map(Op::Pass),
         6 => Just(Op::Deadline),
         1 => any::<bool>().prop_map(Op::DiskFull),
@@ -114,6 +117,8 @@ struct World {
     owed: Owed,
     /// What did not come up in its last roll out.
     unwell: Option<ReleaseId>,
+    /// What was said to be live last, and when.
+    live_since: Option<(ReleaseId, MonoTime)>,
     /// (revision, build) that failed, and did not go live since.
     failed: BTreeSet<(Revision, Fingerprint)>,
     /// Trials that the machine may have begun: one for each trigger and each wait.
@@ -148,6 +153,7 @@ impl World {
             crash_amid: None,
             owed: Owed::Head([1].into()),
             unwell: None,
+            live_since: None,
             failed: BTreeSet::new(),
             allowance: 0,
             fetches: 0,
@@ -179,7 +185,7 @@ impl World {
         self.deploy = Deploy::new(self.disk.clone());
         let pools = if self.workers.is_some() { PoolsFound::Running } else { PoolsFound::NotRunning };
         let releases = self.dirs.iter().map(|(id, built)| FoundRelease { id: id.clone(), built: built.clone() }).collect();
-        self.send(Event::Booted(Found { start, current: self.current.clone(), releases, pools, mode: self.mode }))
+        self.send(Event::Booted(Found { start, current: self.current.clone(), releases, pools, mode: self.mode, run: None }))
     }
 
     fn trigger(&mut self, wanted: Wanted) {
@@ -298,6 +304,7 @@ impl World {
                 if let News::Live { revision, release } = news {
                     prop_assert!(self.unwell.as_ref() != Some(release), "{} is said to be live, on which no pool comes up", release);
                     self.failed.retain(|(failed, _)| failed != revision);
+                    self.live_since = Some((release.clone(), self.now.mono));
                 }
                 prop_assert!(!news.to_string().is_empty() && !news.kind().is_empty());
                 return Ok(());
@@ -431,16 +438,44 @@ impl World {
             }
             _ => None,
         };
-        let quarantined = self.deploy.quarantined().len();
-        self.send(event)?;
+        self.send_noting(event)?;
         if let Some((revision, build)) = at_fault {
             let known = self.deploy.quarantined().iter().any(|it| it.revision == revision && it.build == build);
             prop_assert!(known, "{} failed, and is not remembered", revision);
         }
+        Ok(())
+    }
+
+    /// Sends an event by which a revision may come to be quarantined.
+    fn send_noting(&mut self, event: Event) -> Check {
+        let quarantined = self.deploy.quarantined().len();
+        self.send(event)?;
         if self.deploy.quarantined().len() > quarantined
             && let Some(last) = self.deploy.quarantined().last()
         {
             self.failed.insert((last.revision.clone(), last.build.clone()));
+        }
+        Ok(())
+    }
+
+    /// The live release crash-loops: it goes back if its probation lasts, and stays if not.
+    fn unwell(&mut self) -> Check {
+        let Some(release) = self.current.clone() else { return Ok(()) };
+        let ends = Duration::from_secs(300);
+        let lasts = self.live_since.as_ref().is_some_and(|(live, since)| *live == release && self.now.mono < *since + ends);
+        let on_probation = self.deploy.probation().is_some_and(|it| it.release == release && it.failed.is_none());
+        let free = self.deploy.held().is_none() && self.mode == Mode::Minding && self.crash_amid.is_none();
+        let before = self.deploy.phase().clone();
+        self.allowance += 1;
+        self.send_noting(Event::Unwell { release: release.clone(), text: "w/0 is quarantined".to_owned() })?;
+        let returns = self.deploy.probation().is_some_and(|it| it.failed.is_some())
+            || matches!(self.deploy.phase(), Phase::RollingBack { from, .. } if *from == release);
+        if on_probation && lasts && free {
+            let other_way = matches!(self.deploy.phase(), Phase::Switching(_));
+            prop_assert!(returns || other_way, "{} crash-loops in its probation and does not go back", release);
+        }
+        if before == Phase::Idle && free && !lasts {
+            prop_assert!(!returns, "{} goes back after its probation", release);
         }
         Ok(())
     }
@@ -510,6 +545,7 @@ impl World {
                 self.mode = Mode::Minding;
                 self.send(Event::DrainEnded)
             }
+            Op::Unwell => self.unwell(),
             Op::Pass(secs) => {
                 self.pass(Duration::from_secs(secs.into()));
                 self.send(Event::DeadlineReached)

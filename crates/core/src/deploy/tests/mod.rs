@@ -26,6 +26,8 @@ fn policy() -> DeployPolicy {
         build_timeout: Duration::from_secs(900),
         keep: KeepPolicy::default(),
         retry: RetryPolicy::default(),
+        probation: Duration::from_secs(300),
+        supersede: false,
     }
 }
 
@@ -40,7 +42,14 @@ fn old(n: u32) -> ReleaseId {
 }
 
 fn found(start: Start, pools: PoolsFound, current: Option<u32>, releases: &[u32]) -> Found {
-    Found { start, current: current.map(old), releases: releases.iter().map(|n| on_disk(*n)).collect(), pools, mode: Mode::Minding }
+    Found {
+        start,
+        current: current.map(old),
+        releases: releases.iter().map(|n| on_disk(*n)).collect(),
+        pools,
+        mode: Mode::Minding,
+        run: None,
+    }
 }
 
 /// A node that is led by hand, event by event.
