@@ -11,7 +11,7 @@ use crate::agent;
 use crate::cli::check::{Checkup, Finding, Weight};
 use crate::config::problem::Problem;
 use crate::config::secret::read_secret;
-use crate::config::settings::{Credentials, Elsewhere, PoolSettings, QueueKind, Settings, What};
+use crate::config::settings::{Credentials, Elsewhere, Once, PoolSettings, QueueKind, Settings, What};
 use crate::config::{ConfigErrors, For, Loaded, process_env};
 use crate::release::layout::Layout;
 use crate::release::switch;
@@ -127,16 +127,24 @@ fn of_node(settings: &Settings) -> Vec<Finding> {
     for Elsewhere { what, only } in &settings.elsewhere {
         let key = match what {
             What::Pool(name) => format!("pools.{name}.only"),
-            What::Step(run) => format!("build.steps: `{}`: only", run.lines().next().unwrap_or_default()),
+            What::Step(run) | What::WaitedStep(run) => format!("build.steps: `{}`: only", run.lines().next().unwrap_or_default()),
         };
+        let not_here = if let What::WaitedStep(_) = what { "not for this node, which waits for its result" } else { "not for this node" };
         let unknown: Vec<&str> = only.unknown(&settings.node).collect();
         if unknown.is_empty() {
-            found.push(finding(Weight::Good, format!("{key}: {only}: not for this node"), None));
+            found.push(finding(Weight::Good, format!("{key}: {only}: {not_here}"), None));
         } else {
             let names = unknown.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-            let text = format!("{key}: {only}: not for this node, which has no attribute {names}");
+            let text = format!("{key}: {only}: {not_here}; it has no attribute {names}");
             found.push(finding(Weight::Warning, text, Some("`attributes:` says what a node is; write there what it is not, too")));
         }
+    }
+    for step in settings.build.steps.iter().filter(|step| step.once.is_some() && settings.fleet.is_none()) {
+        let run = step.run.lines().next().unwrap_or_default();
+        let key = if step.once == Some(Once::ByPrimary) { "only.primary" } else { "once_per" };
+        let text = format!("build.steps: `{run}`: {key}: there is no `fleet.redis`, so each node does it for itself");
+        let hint = format!("`fleet: {{redis: URL}}` lets the nodes agree on one; of a node that is alone, leave `{key}` out");
+        found.push(finding(Weight::Warning, text, Some(&hint)));
     }
     if settings.pools.is_empty() {
         let text = "pools: none is for this node: it deploys, and runs no worker";

@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod config;
 mod control;
+mod fleet;
 mod holder;
 mod http;
 mod install;

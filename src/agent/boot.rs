@@ -520,6 +520,7 @@ impl Parts {
             deploying: self.deploying,
             triggering,
             notifying,
+            onces: super::once::Onces::default(),
             pools: BTreeMap::new(),
             serving,
             calls,

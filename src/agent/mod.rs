@@ -12,6 +12,7 @@ mod launch;
 mod line;
 mod minding;
 mod notifying;
+mod once;
 pub(crate) mod output;
 mod readers;
 mod run;

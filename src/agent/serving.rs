@@ -891,7 +891,13 @@ impl Agent {
                 self.telling.drained();
                 self.answer_pending();
             }
-            Ending::Leaving if self.errands.is_empty() && !self.deploying.busy() && !self.dirty && !self.saving_state => {
+            Ending::Leaving
+                if self.errands.is_empty()
+                    && !self.onces.is_letting_go()
+                    && !self.deploying.busy()
+                    && !self.dirty
+                    && !self.saving_state =>
+            {
                 self.telling.left();
                 self.quit = Some(0);
             }
@@ -1345,6 +1351,9 @@ fn describe(changes: &Changes, differences: &[Difference], env: EnvValues) -> Ve
         (changes.build_changed, "build", "a new release of the same revision is made"),
         (changes.source_changed, "source", "fetched, and deployed if it is new"),
         (changes.retention_changed, "release", "counts from the next deploy on"),
+        (changes.roles_changed, "roles", "pools and steps come and go by it, as is said of them"),
+        (changes.attributes_changed, "attributes", "pools and steps come and go by it, as is said of them"),
+        (changes.fleet_changed, "fleet", "counts from the next step on"),
         (changes.control_changed, "control", "in force from now on; who is connected stays so"),
         (changes.triggers_changed, "source", "triggers count as it says from now on"),
         (changes.http_changed, "http", "served as it says from now on; who is connected is cut off"),

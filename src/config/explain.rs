@@ -21,7 +21,7 @@ use super::raw::{Node, Value, join};
 use super::schema::{self, Left};
 use super::secret::Text;
 use super::settings::{
-    BuildStep, Command, Credentials, HttpSettings, NotifySettings, NotifyTo, PoolSettings, QueueSettings, Settings, SshAgent,
+    BuildStep, Command, Credentials, HttpSettings, NotifySettings, NotifyTo, Once, PoolSettings, QueueSettings, Settings, SshAgent,
     TriggerSettings, UserSpec, WantedRef,
 };
 
@@ -324,8 +324,15 @@ fn step(step: &BuildStep) -> Shown {
     let timeout = step.timeout.map(|timeout| ("timeout".to_owned(), Shown::Duration(timeout)));
     let unchanged = (!step.unless_unchanged.is_empty())
         .then(|| ("unless_unchanged".to_owned(), Shown::List(step.unless_unchanged.iter().map(|it| path(it)).collect())));
-    let only = (!step.only.is_empty()).then(|| ("only".to_owned(), only(&step.only)));
-    let more: Vec<_> = timeout.into_iter().chain(unchanged).chain(only).collect();
+    let once = (step.once == Some(Once::PerRevision)).then(|| ("once_per".to_owned(), Shown::Text("revision".to_owned())));
+    let primary = (step.once == Some(Once::ByPrimary)).then(|| ("primary".to_owned(), Shown::Bool(true)));
+    let only = match (only(&step.only), primary) {
+        (Shown::Map(said), primary) if !said.is_empty() || primary.is_some() => {
+            Some(("only".to_owned(), Shown::Map(said.into_iter().chain(primary).collect())))
+        }
+        _ => None,
+    };
+    let more: Vec<_> = timeout.into_iter().chain(unchanged).chain(once).chain(only).collect();
     if more.is_empty() { run } else { Shown::Map([("run".to_owned(), run)].into_iter().chain(more).collect()) }
 }
 
@@ -450,6 +457,7 @@ impl Collector<'_> {
             http,
             notify,
             log,
+            fleet,
         } = settings;
         self.add(&["app"], Shown::Text(app.clone()));
         self.add(&["root"], path(root));
@@ -508,6 +516,10 @@ impl Collector<'_> {
         self.add(&["control", "group"], or_nothing(control.group.clone(), Shown::Text));
         self.add(&["control", "workers"], Shown::Bool(control.workers));
         self.doors(http.as_ref(), notify);
+        match fleet {
+            None => self.add(&["fleet"], Shown::Nothing),
+            Some(fleet) => self.add(&["fleet", "redis"], text(&fleet.redis)),
+        }
         let format = LOG_FORMATS.iter().find(|(_, format)| *format == log.format).map_or("", |(name, _)| name);
         self.add(&["log", "format"], Shown::Text(format.to_owned()));
         self.add(&["log", "level"], Shown::Text(log.level.clone()));

@@ -41,6 +41,7 @@ fn what_is_for_other_nodes_is_put_aside() {
         let elsewhere = names(&mut settings.elsewhere.iter().map(|it| match &it.what {
             settings::What::Pool(name) => name.to_string(),
             settings::What::Step(run) => format!("`{run}`"),
+            settings::What::WaitedStep(run) => format!("`{run}` waited"),
         }));
         format!("{pools}; {steps}; {elsewhere}")
     };
@@ -58,6 +59,22 @@ fn what_is_for_other_nodes_is_put_aside() {
 }
 
 #[test]
+fn the_result_of_a_step_that_others_do_for_the_fleet_is_waited_for() {
+    let text = "app: a\nroles: [worker]\nsource: {repository: /r, branch: m}\nfleet: {redis: redis://h/1}\npools: {w: {command: x}}\n\
+                build: {steps: [one, {run: two, once_per: revision, only: {roles: [db]}}, {run: three, only: {roles: [db], primary: true}}, \
+                {run: four, only: {primary: true}}, {run: five, only: {roles: [db]}}]}\n";
+    let steps = |text: &str| {
+        let settings = read_as(&[], text).settings;
+        let step = |step: &settings::BuildStep| format!("{}{}{}", step.run, u8::from(step.once.is_some()), u8::from(step.is_here));
+        settings.build.steps.iter().map(step).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(steps(text), "one01 two10 three10 four11");
+    assert_eq!(steps(&text.replace("[worker]", "[db]")), "one01 two11 three11 four11 five01");
+    // Nobody could tell what came of it.
+    assert_eq!(steps(&text.replace("fleet: {redis: redis://h/1}\n", "")), "one01 four11");
+}
+
+#[test]
 fn an_only_that_means_nothing_is_refused() {
     let told = |only: &str| {
         let text = format!("app: a\nsource: {{repository: /r, branch: m}}\npools: {{w: {{command: x, only: {only}}}}}\n");
@@ -67,7 +84,7 @@ fn an_only_that_means_nothing_is_refused() {
     assert!(told("{roles: []}").contains("pools.w.only.roles: names no role"));
     assert!(told("{roles: [DB]}").contains("not a name"));
     assert!(told("{roles: db}").contains("a list of one is `[VALUE]`"));
-    assert!(told("{primary: true}").contains("pools.w.only.primary: not an attribute"));
+    assert!(told("{primary: true}").contains("pools.w.only.primary: only for build steps yet"));
     assert!(told("{slave: [a]}").contains("not a text"));
     assert!(told("db").contains("not a map"));
 }
@@ -321,7 +338,7 @@ fn explained_as_json_it_has_seconds_and_bytes_and_places() {
     );
     assert_eq!(of("log.buffer")["value"], 262_144);
     assert_eq!(of("pools.web.memory"), serde_json::json!({"key": "pools.web.memory", "value": null, "origin": "default"}));
-    assert_eq!(of("pools.checkins.queue.kind")["line"], 59, "inherited from the app's");
+    assert_eq!(of("pools.checkins.queue.kind")["line"], 62, "inherited from the app's");
 }
 
 #[test]

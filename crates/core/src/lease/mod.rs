@@ -111,9 +111,9 @@ pub enum Event {
         /// When it was asked for.
         asked: MonoTime,
     },
-    /// Answers [`Effect::Take`]: somebody else holds it.
+    /// Answers [`Effect::Take`]: somebody else holds it, or is to.
     Held {
-        /// Which node.
+        /// Which node; empty: none does, and we may not.
         by: String,
         /// For how long, if it is not renewed.
         lasts: Duration,
@@ -238,6 +238,7 @@ pub enum News {
 impl std::fmt::Display for News {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::WaitsFor { by } if by.is_empty() => f.write_str("no node that may do it has begun; its result is waited for"),
             Self::WaitsFor { by } => write!(f, "node {by} does it; its result is waited for"),
             Self::WaitsForStore { wait } => {
                 write!(f, "the fleet's Redis was just started and may have forgotten who does it: waits for {} s", wait.as_secs().max(1))
@@ -291,6 +292,7 @@ pub struct Once {
     told: Option<String>,
 }
 
+const GIVEN_UP: &str = "the node that does it for the fleet had not done it in the time of this build";
 const NOT_RENEWED: &str = "its lease could not be renewed in time";
 const ANOTHERS: &str = "its lease is another node's";
 
@@ -333,7 +335,7 @@ impl Once {
                 }
                 Event::Cancelled => {
                     effects.extend(listens.then_some(Effect::StopListening));
-                    over(machine("given up"), &mut effects)
+                    over(machine(GIVEN_UP), &mut effects)
                 }
                 _ => State::Waiting { until, since, listens },
             },
@@ -370,7 +372,7 @@ impl Once {
             Event::Taken { token, asked } => {
                 if cancelled {
                     effects.push(Effect::Release { token });
-                    return over(machine("given up"), effects);
+                    return over(machine(GIVEN_UP), effects);
                 }
                 let held_until = asked + self.policy.ttl.saturating_sub(self.policy.margin);
                 if now >= held_until {
@@ -382,7 +384,7 @@ impl Once {
                 State::Running { token, held_until, renew_at: Some(asked + self.policy.renew_every()), cancelled: false }
             }
             Event::Held { .. } | Event::Young { .. } | Event::Unreached { .. } | Event::Known(_) if cancelled => {
-                over(machine("given up"), effects)
+                over(machine(GIVEN_UP), effects)
             }
             Event::Held { by, lasts } => {
                 if self.told.as_ref() != Some(&by) {
