@@ -968,6 +968,12 @@ impl Deploy {
         Some(Asker { origin: job.trigger.origin, by: job.trigger.by.clone() })
     }
 
+    /// Whether what is built was asked for with force.
+    #[must_use]
+    pub fn is_forced(&self) -> bool {
+        matches!(&self.phase, Phase::Building { plan, .. } if plan.job.trigger.force == Force::Yes)
+    }
+
     /// Returns when the next try of a fetch or switch is due, and how many have failed.
     #[must_use]
     pub fn next_try(&self) -> Option<(MonoTime, u32)> {

@@ -224,6 +224,11 @@ impl Turn<'_> {
                         let text = step_failed(step, plan.steps, &what, &last_lines);
                         self.take_failure(plan, blame, text);
                     }
+                    // Another node's result was waited for: that says nothing about the revision.
+                    BuildTime::Over if blame == Blame::Machine => {
+                        let text = step_failed(step, plan.steps, &what, &last_lines);
+                        self.take_failure(plan, blame, text);
+                    }
                     BuildTime::Over => self.take_overlong(plan, step),
                     BuildTime::GivingWay => self.give_way(plan),
                 }

@@ -204,8 +204,24 @@ fn a_build_that_takes_too_long_is_ended_and_failed() {
     assert_eq!(node.acts(Event::DeadlineReached), [Effect::EndStep { release: release.clone(), step: 1 }]);
     assert_eq!(next_deadline(&node.deploy), None);
     let what = "killed".to_owned();
-    node.acts(Event::StepFailed { release, step: 1, blame: Blame::Machine, what, last_lines: vec![] });
+    node.acts(Event::StepFailed { release, step: 1, blame: Blame::Revision, what, last_lines: vec![] });
     assert_eq!(node.deploy.quarantined()[0].why, "the build took longer than 15m, at step 1 of 2");
+}
+
+#[test]
+fn a_build_that_waited_too_long_for_another_node_is_tried_again() {
+    let mut node = Node::at_rest();
+    node.deploy_now(Force::No);
+    node.fetched(2);
+    let release = node.working_on();
+    node.acts(Event::Staged { release: release.clone() });
+    node.acts(Event::Linked { release: release.clone() });
+    node.pass(900);
+    assert_eq!(node.acts(Event::DeadlineReached), [Effect::EndStep { release: release.clone(), step: 1 }]);
+    let what = "not done by the node that does it".to_owned();
+    node.acts(Event::StepFailed { release, step: 1, blame: Blame::Machine, what, last_lines: vec![] });
+    assert_eq!(node.deploy.quarantined(), []);
+    assert_eq!(next_deadline(&node.deploy), Some(node.now.mono + Duration::from_secs(1)));
 }
 
 #[test]
