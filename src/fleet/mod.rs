@@ -255,23 +255,4 @@ pub(crate) fn holder(root: &std::path::Path) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(words: &[&str]) -> Option<Event> {
-        understood(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>(), MonoTime::ZERO)
-    }
-
-    #[test]
-    fn answers_are_understood_and_nonsense_is_none() {
-        let asked = MonoTime::ZERO;
-        assert_eq!(answer(&["taken", "1790000000123456"]), Some(Event::Taken { token: Token(1_790_000_000_123_456), asked }));
-        assert_eq!(answer(&["held", "i-1", "250"]), Some(Event::Held { by: "i-1".into(), lasts: Duration::from_millis(250) }));
-        // It ended while it was asked: PTTL of what is not there.
-        assert_eq!(answer(&["held", "i-1", "-2"]), Some(Event::Held { by: "i-1".into(), lasts: Duration::from_millis(1) }));
-        assert_eq!(answer(&["known", "done", "i-1", ""]), Some(Event::Known(Known { by: "i-1".into(), verdict: Verdict::Done })));
-        for words in [&["taken"][..], &["taken", "x"], &["held", "i-1", "soon"], &[], &["known", "done"]] {
-            assert_eq!(answer(words), None, "{words:?}");
-        }
-    }
-}
+mod tests;
