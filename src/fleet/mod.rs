@@ -150,9 +150,9 @@ impl Shared {
     pub(crate) fn step(url: &str, app: &str, revision: &Revision, run: &str, asker: Asker) -> Result<Self, FleetError> {
         // FNV-1a, 64 bits: nobody gains by a collision in their own configuration.
         let hash = run.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        // In braces: all on one server of a cluster.
-        let key = |what: &str| format!("selfstart:{{{app}}}:once:{revision}:{hash:016x}:{what}");
-        let keys = ["lease", "fence", "result", "news"].map(key);
+        // In braces: all on one server of a cluster. The lease is for all revisions: an older one's step may still run when a newer one comes.
+        let key = |what: &str| format!("selfstart:{{{app}}}:once:{hash:016x}:{what}");
+        let keys = [key("lease"), key("fence"), key(revision.as_str()), key("news")];
         Ok(Self { client: redis::Client::open(url)?, keys, asker, ttl: policy().ttl })
     }
 

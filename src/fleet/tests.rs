@@ -37,9 +37,14 @@ impl Redis {
     }
 
     fn node(&self, name: &str, may: bool) -> Shared {
+        self.node_at(name, may, "1")
+    }
+
+    /// `revision`: the digit that it has forty times.
+    fn node_at(&self, name: &str, may: bool, revision: &str) -> Shared {
         let url = format!("unix://{}/redis.sock", self.dir.path().display());
         let asker = Asker { holder: format!("{name}:boot"), node: name.to_owned(), may };
-        let revision = "1".repeat(40).parse().expect("a revision");
+        let revision = revision.repeat(40).parse().expect("a revision");
         Shared { ttl: TTL, ..Shared::step(&url, "app", &revision, "migrate", asker).expect("a URL") }
     }
 
@@ -187,18 +192,25 @@ fn who_waits_hears_of_a_result_and_of_a_lease_that_was_let_go() {
         assert_eq!(a.finish(token, &Verdict::Done).await, Event::Written);
         hears(news).await;
         // A lost connection is heard of, too.
-        let other = Shared::step(
-            &format!("unix://{}/redis.sock", redis.dir.path().display()),
-            "app",
-            &"2".repeat(40).parse().expect("a revision"),
-            "migrate",
-            b.asker.clone(),
-        );
-        let other = Shared { ttl: TTL, ..other.expect("a URL") };
-        let _held = taken(&other).await;
-        let (event, news) = Shared { asker: a.asker.clone(), ..other.clone() }.take(false).await;
+        let _held = taken(&redis.node_at("b", true, "2")).await;
+        let (event, news) = redis.node_at("a", true, "2").take(false).await;
         assert_eq!(held_by(&event), "b");
         redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
         hears(news).await;
+    });
+}
+
+#[test]
+fn another_revisions_step_waits_for_the_one_that_runs_and_has_a_result_of_its_own() {
+    let redis = Redis::start();
+    run(async {
+        let (older, newer) = (redis.node_at("a", true, "1"), redis.node_at("b", true, "2"));
+        let token = taken(&older).await;
+        let (event, news) = newer.take(false).await;
+        assert_eq!(held_by(&event), "a");
+        assert_eq!(older.finish(token, &Verdict::Done).await, Event::Written);
+        tokio::time::timeout(Duration::from_secs(20), listen(news)).await.expect("it is heard");
+        assert!(taken(&newer).await > token);
+        assert_eq!(known(&take(&redis.node_at("c", true, "1")).await), ("a", Verdict::Done));
     });
 }

@@ -288,6 +288,8 @@ fn a_redis_out_of_reach_ends_the_step_before_its_lease_does_and_fails_no_revisio
     let other = fleet.nodes.iter().find(|node| root(node) != first.root).expect("another");
     other.until("the reason", || other.look("/deploy/last_error").as_str()?.contains("Redis cannot be asked").then_some(()));
     assert_eq!(fleet.ran().len(), 1);
+    let checked = holder.cli(&["check"]).says(&["fleet.redis: `redis://:${file:", "does not answer", "without it no build gets past"]);
+    assert!(!checked.out.contains(PASSWORD), "{checked:?}");
     fleet.go();
     fleet.redis.start_again();
     fleet.all_live(&revision);
@@ -320,7 +322,7 @@ fn a_step_of_the_primary_is_done_by_one_of_those_that_may_and_all_others_wait() 
     fleet.nodes[1..].iter().for_each(start);
     let ran = fleet.ran_times(1);
     assert!(ran.root != root(app), "{ran:?}");
-    app.told(0, "build_step", "does it; its result is waited for");
+    app.told(0, "build_step", "does it, for this revision or another");
     app.same(app.live().0, String::new());
     fleet.go();
     fleet.all_live(&revision);
