@@ -593,6 +593,18 @@ impl Agent {
         self.recall_pools(saved);
         let (workers, helpers): (Vec<Child>, Vec<Child>) = children.into_iter().partition(|child| minding::is_worker(&child.key));
         self.deploying.workers_found = workers.iter().any(|worker| !exits.contains_key(&worker.key));
+        if self.this_start() == Start::Boot {
+            // Before any worker is started: one that outlives this run must not make of the next one a start that is no trigger.
+            self.deploying.boot_is_due = match gate::write_file(self.layout.boot_due(), "") {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::debug!("that a boot is due is not written down: {error}");
+                    false
+                }
+            };
+        } else if fs_err::symlink_metadata(self.layout.boot_due()).is_ok() {
+            let _stays = gate::remove_file(self.layout.boot_due());
+        }
         self.workers_recalled(workers, &exits);
         for Child { key, streams, .. } in helpers {
             self.errands.adopt(key.clone());
@@ -615,6 +627,18 @@ impl Agent {
         }
     }
 
+    /// Whether this is a start that is a trigger.
+    fn this_start(&self) -> Start {
+        let run = minding::this_run(self.welcome.keeper_pid);
+        // Not the first agent only: it may have been killed before it could write down that this run is to be deployed to.
+        let taken = if run.is_some() { self.deploying.last_run == run } else { self.welcome.agent_starts > 1 };
+        // Workers that a later agent of this run finds may be what the one before has started itself.
+        let adopted = self.deploying.workers_found && self.welcome.agent_starts == 1;
+        // A run that was killed as a whole, but for a worker, before its boot was taken: this one takes it.
+        let due = fs_err::symlink_metadata(self.layout.boot_due()).is_ok();
+        if taken || (adopted && !due) { Start::Again } else { Start::Boot }
+    }
+
     /// Gives the machine of deploys what the disk says, once nothing of a former agent's helpers is left.
     pub(crate) fn begin_deploys(&mut self) {
         if !self.is_tidy() {
@@ -628,11 +652,7 @@ impl Agent {
         prune::clean_marks(&self.layout);
         let running = self.any_worker();
         let run = minding::this_run(self.welcome.keeper_pid);
-        // Not the first agent only: it may have been killed before it could write down that this run is to be deployed to.
-        let taken = if run.is_some() { self.deploying.last_run == run } else { self.welcome.agent_starts > 1 };
-        // Workers that a later agent of this run finds may be what the one before has started itself.
-        let adopted = self.deploying.workers_found && self.welcome.agent_starts == 1;
-        let start = if taken || adopted { Start::Again } else { Start::Boot };
+        let start = self.this_start();
         let pools = if running { PoolsFound::Running } else { PoolsFound::NotRunning };
         let mode = if self.drained { Mode::Drained } else { Mode::Minding };
         match look(&self.layout, start, pools, mode, run) {

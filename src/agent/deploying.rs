@@ -58,6 +58,8 @@ pub(crate) struct Deploying {
     pub(crate) booted: bool,
     /// The last run of `selfstart run` whose boot was taken.
     pub(crate) last_run: Option<String>,
+    /// Whether [`Layout::boot_due`] is there, until the journal says that this run's boot was taken.
+    pub(crate) boot_is_due: bool,
     /// Whether workers were there when this agent came.
     pub(crate) workers_found: bool,
     /// What was told last of releases that cannot be removed: it is tried again and again, and told when it changes.
@@ -93,6 +95,7 @@ impl Deploying {
             last_line: None,
             booted: false,
             last_run,
+            boot_is_due: false,
             workers_found: false,
             prune_trouble: String::new(),
             unsure: Vec::new(),
@@ -271,7 +274,12 @@ impl Agent {
             };
             self.telling.release_removed(id, why);
         }
-        self.deploy_event(Event::Pruned { gone, kept });
+        if self.deploying.prune_trouble.is_empty() || kept.is_empty() {
+            self.deploy_event(Event::Pruned { gone, kept });
+        } else {
+            self.deploy_event(Event::Pruned { gone, kept: vec![] });
+            self.deploy_event(Event::NotPruned { ids: kept });
+        }
     }
 
     /// Looks whether the releases are still there: people may remove old ones, and nobody can go back to those.
@@ -313,6 +321,9 @@ impl Agent {
             for event in events {
                 self.deploy_event(event);
             }
+        } else if std::mem::take(&mut self.deploying.boot_is_due) {
+            // The first that is saved is what became of the boot. A mark that stays is one look at the source too many.
+            let _stays = gate::remove_file(self.layout.boot_due());
         }
         self.carry_out_deploy();
     }

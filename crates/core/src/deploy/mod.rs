@@ -477,10 +477,11 @@ pub enum Event {
     Pruned {
         /// These are gone.
         gone: Vec<ReleaseId>,
-        /// These stay: in use, or not removable. They are asked for again after some minutes.
+        /// These stay, as they are in use. They are asked for again after some minutes.
         kept: Vec<ReleaseId>,
     },
-    /// Answers [`Effect::Prune`] that was not carried out, since what came before it could not be saved.
+    /// Answers [`Effect::Prune`] that was not carried out, since what came before it could not be saved, or that failed (a disk that
+    /// is full or broken). They are asked for again after some seconds.
     NotPruned {
         /// What stays for now.
         ids: Vec<ReleaseId>,

@@ -24,8 +24,8 @@ const QUARANTINE_LENGTH: usize = 50;
 /// and looking through /proc is not free.
 const SWEEP_AFTER: Duration = Duration::from_secs(600);
 
-/// What could not be removed since its removal could not be recorded is asked for again after that: a full disk has room again any moment.
-const UNSAVED_SWEEP_AFTER: Duration = Duration::from_secs(5);
+/// What could not be removed or recorded since the disk refused is asked for again after that: a full one has room again any moment.
+const REFUSED_SWEEP_AFTER: Duration = Duration::from_secs(10);
 
 /// Decides what to do about one event. Pure: same inputs, same answer. An event that does not apply changes nothing.
 #[must_use]
@@ -1020,7 +1020,7 @@ impl Turn<'_> {
     /// Nothing was looked at: what keeps the disk from being written may well be that they are still there.
     fn take_not_pruned(&mut self, ids: &[ReleaseId]) {
         self.take_pruned(&[], ids);
-        self.deploy.sweep_at = Some(self.now.mono + UNSAVED_SWEEP_AFTER);
+        self.deploy.sweep_at = Some(self.now.mono + REFUSED_SWEEP_AFTER);
     }
 
     /// Somebody removed whole releases: nobody can go back to them.

@@ -265,10 +265,12 @@ impl World {
         let crash = self.crash_amid.take();
         let mut unsaved = vec![];
         let mut save_failed = false;
-        for (index, effect) in effects.into_iter().enumerate() {
+        let mut effects = effects.into_iter().enumerate();
+        while let Some((index, effect)) = effects.next() {
             if let Some((start, after)) = crash
                 && index >= usize::from(after)
             {
+                self.remember_untold(std::iter::once(effect).chain(effects.map(|(_, effect)| effect)));
                 return self.crash(start, true);
             }
             if save_failed && let Some(event) = effect.unsaved("no space left") {
@@ -292,6 +294,18 @@ impl World {
             self.send(event)?;
         }
         self.invariants()
+    }
+
+    /// What is live since now, if that is on disk and a crash comes before it is told.
+    fn remember_untold(&mut self, cut: impl Iterator<Item = Effect>) {
+        let saved = self.disk == self.deploy.saved();
+        for effect in cut {
+            if let Effect::Tell(News::Live { release, .. }) = effect
+                && saved
+            {
+                self.live_since = Some((release, self.now.mono));
+            }
+        }
     }
 
     fn begin(&mut self, effect: Effect) -> Check {
@@ -641,4 +655,29 @@ proptest! {
     fn whatever_happens_the_newest_wish_is_live_in_the_end_and_current_is_always_whole(ops in ops()) {
         live(Mistake::None, ops)?;
     }
+}
+
+/// Found by the random ones: a deploy that is on disk as over, and whose end was not told any more.
+#[test]
+fn what_went_live_unseen_is_on_probation_from_then_on() {
+    use Op::{CrashAmid, End, Flow, Push, Reach, RollbackTo, Unhold, Unwell};
+    let crash = Op::Crash { start: Start::Boot, done: false };
+    let amid = |effects| CrashAmid { start: Start::Boot, effects };
+    let ops = vec![
+        Reach(true),
+        Flow(6),
+        crash,
+        RollbackTo(1),
+        Push,
+        Flow(2),
+        Unhold,
+        Flow(7),
+        amid(1),
+        End(Ending::Well),
+        amid(0),
+        Reach(true),
+        Flow(2),
+        Unwell,
+    ];
+    live(Mistake::None, ops).expect("as it should be");
 }
