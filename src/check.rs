@@ -482,22 +482,18 @@ fn of_queues(settings: &Settings) -> Vec<Finding> {
             .filter(|pool| pool.queue != settings.queue)
             .map(|pool| (format!("pools.{}.queue", pool.policy.name), &pool.queue)),
     );
-    let mut found = Vec::new();
-    for (key, queue) in urls.into_iter().filter(|(_, queue)| queue.kind != QueueKind::None) {
-        let Some(url) = &queue.url else { continue };
-        let shown = url.to_string();
-        let answer = url
-            .resolve(&format!("{key}.url"), &process_env)
-            .map_err(|error| agent::chain(&error))
-            .and_then(|url| ping(url.expose()).map_err(|error| error.to_string()));
-        found.push(match answer {
-            Ok(()) => finding(Weight::Good, format!("{key}: `{shown}` answers"), None),
-            Err(error) => {
-                finding(Weight::Warning, format!("{key}.url: `{shown}` does not answer: {error}"), Some("workers start all the same"))
-            }
-        });
-    }
-    found
+    let queues = urls.into_iter().filter(|(_, queue)| queue.kind != QueueKind::None);
+    let queues = queues.filter_map(|(key, queue)| Some((format!("{key}.url"), queue.url.as_ref()?, "workers start all the same")));
+    let fleet =
+        settings.fleet.iter().map(|fleet| ("fleet.redis".to_owned(), &fleet.redis, "without it no build gets past what is done once"));
+    let asked = queues.chain(fleet).map(|(key, url, hint)| {
+        let answer = url.resolve(&key, &process_env).map_err(|error| agent::chain(&error));
+        match answer.and_then(|url| ping(url.expose()).map_err(|error| error.to_string())) {
+            Ok(()) => finding(Weight::Good, format!("{key}: `{url}` answers"), None),
+            Err(error) => finding(Weight::Warning, format!("{key}: `{url}` does not answer: {error}"), Some(hint)),
+        }
+    });
+    asked.collect()
 }
 
 fn ping(url: &str) -> redis::RedisResult<()> {

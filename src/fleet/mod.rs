@@ -150,9 +150,9 @@ impl Shared {
     pub(crate) fn step(url: &str, app: &str, revision: &Revision, run: &str, asker: Asker) -> Result<Self, FleetError> {
         // FNV-1a, 64 bits: nobody gains by a collision in their own configuration.
         let hash = run.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        // In braces: all on one server of a cluster.
-        let key = |what: &str| format!("selfstart:{{{app}}}:once:{revision}:{hash:016x}:{what}");
-        let keys = ["lease", "fence", "result", "news"].map(key);
+        // In braces: all on one server of a cluster. The lease is for all revisions: an older one's step may still run when a newer one comes.
+        let key = |what: &str| format!("selfstart:{{{app}}}:once:{hash:016x}:{what}");
+        let keys = [key("lease"), key("fence"), key(revision.as_str()), key("news")];
         Ok(Self { client: redis::Client::open(url)?, keys, asker, ttl: policy().ttl })
     }
 
@@ -255,23 +255,4 @@ pub(crate) fn holder(root: &std::path::Path) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(words: &[&str]) -> Option<Event> {
-        understood(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>(), MonoTime::ZERO)
-    }
-
-    #[test]
-    fn answers_are_understood_and_nonsense_is_none() {
-        let asked = MonoTime::ZERO;
-        assert_eq!(answer(&["taken", "1790000000123456"]), Some(Event::Taken { token: Token(1_790_000_000_123_456), asked }));
-        assert_eq!(answer(&["held", "i-1", "250"]), Some(Event::Held { by: "i-1".into(), lasts: Duration::from_millis(250) }));
-        // It ended while it was asked: PTTL of what is not there.
-        assert_eq!(answer(&["held", "i-1", "-2"]), Some(Event::Held { by: "i-1".into(), lasts: Duration::from_millis(1) }));
-        assert_eq!(answer(&["known", "done", "i-1", ""]), Some(Event::Known(Known { by: "i-1".into(), verdict: Verdict::Done })));
-        for words in [&["taken"][..], &["taken", "x"], &["held", "i-1", "soon"], &[], &["known", "done"]] {
-            assert_eq!(answer(words), None, "{words:?}");
-        }
-    }
-}
+mod tests;

@@ -288,6 +288,8 @@ fn a_redis_out_of_reach_ends_the_step_before_its_lease_does_and_fails_no_revisio
     let other = fleet.nodes.iter().find(|node| root(node) != first.root).expect("another");
     other.until("the reason", || other.look("/deploy/last_error").as_str()?.contains("Redis cannot be asked").then_some(()));
     assert_eq!(fleet.ran().len(), 1);
+    let checked = holder.cli(&["check"]).says(&["fleet.redis: `redis://:${file:", "does not answer", "without it no build gets past"]);
+    assert!(!checked.out.contains(PASSWORD), "{checked:?}");
     fleet.go();
     fleet.redis.start_again();
     fleet.all_live(&revision);
@@ -304,18 +306,52 @@ fn a_step_of_the_primary_is_done_by_one_of_those_that_may_and_all_others_wait() 
         fleet.configure(node, "e2e", UNTIL_TOLD, how, roles);
     }
     let app = fleet.first();
+    let patient = app.text("config.yaml");
+    app.write("config.yaml", &patient.replace("build:\n", "build:\n  timeout: 2s\n"));
     let revision = app.git(&["rev-parse", "HEAD"]);
     app.cli(&["check", "--offline", "--json"]).exits(0).says(&["not for this node, which waits for its result"]);
     start(app);
     app.told(0, "build_step", "no node that may do it has begun");
+    // A wait that is longer than its build may take is no fault of the revision.
+    app.until("the reason", || {
+        app.look("/deploy/last_error").as_str()?.contains("had not done it in the time of this build").then_some(())
+    });
+    app.same(app.look("/deploy/quarantined"), serde_json::json!([]));
+    app.write("config.yaml", &patient);
+    app.cli(&["reload", "--no-wait"]).exits(0);
     fleet.nodes[1..].iter().for_each(start);
     let ran = fleet.ran_times(1);
     assert!(ran.root != root(app), "{ran:?}");
-    app.told(0, "build_step", "does it; its result is waited for");
+    app.told(0, "build_step", "does it, for this revision or another");
     app.same(app.live().0, String::new());
     fleet.go();
     fleet.all_live(&revision);
     assert_eq!(fleet.ran().len(), 1);
+}
+
+#[test]
+fn a_node_that_is_stopped_frees_its_lease_and_a_signal_from_outside_is_no_verdict() {
+    let fleet = Fleet::new(UNTIL_TOLD);
+    let revision = fleet.first().git(&["rev-parse", "HEAD"]);
+    fleet.start();
+    let first = fleet.ran_times(1);
+    // As who ends a machine does it.
+    signal_to(first.pid, Signal::TERM);
+    let second = fleet.ran_times(2);
+    assert!(second.token > first.token);
+    let holder = fleet.by_root(&second.root);
+    let others: Vec<&Node> = fleet.nodes.iter().filter(|node| root(node) != second.root).collect();
+    others.iter().for_each(|node| node.signal_keeper(Signal::TERM));
+    others.iter().for_each(|node| node.same(node.ended(), Some(0)));
+    holder.signal_keeper(Signal::TERM);
+    holder.same(holder.ended(), Some(0));
+    assert_eq!(fleet.redis.ask(&["keys", "*:lease"]), "", "it would last for some seconds");
+    assert!(!alive(second.pid));
+    fleet.go();
+    fleet.start();
+    fleet.all_live(&revision);
+    assert_eq!(fleet.ran().len(), 3);
+    fleet.nodes.iter().for_each(|node| node.same(node.look("/deploy/quarantined"), serde_json::json!([])));
 }
 
 #[test]

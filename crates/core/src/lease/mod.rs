@@ -239,7 +239,7 @@ impl std::fmt::Display for News {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::WaitsFor { by } if by.is_empty() => f.write_str("no node that may do it has begun; its result is waited for"),
-            Self::WaitsFor { by } => write!(f, "node {by} does it; its result is waited for"),
+            Self::WaitsFor { by } => write!(f, "node {by} does it, for this revision or another; it is waited for"),
             Self::WaitsForStore { wait } => {
                 write!(f, "the fleet's Redis was just started and may have forgotten who does it: waits for {} s", wait.as_secs().max(1))
             }
