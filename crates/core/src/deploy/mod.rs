@@ -43,6 +43,7 @@
 //! 4. At start: `Deploy::new(saved)`, then [`Event::Booted`] before any other event.
 
 mod book;
+mod chores;
 mod name;
 mod news;
 mod recover;
@@ -53,6 +54,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
@@ -63,6 +65,7 @@ use crate::retention::KeepPolicy;
 use crate::time::{MonoTime, WallTime};
 
 pub use book::{Book, Entry, Fingerprint, ReleaseState};
+pub use chores::{Chore, HookCounts, Task, Then};
 pub use news::News;
 pub use retry::{Jitter, RetryPolicy};
 pub use rollback::{RollbackError, RollbackTo, resolve_rollback};
@@ -78,6 +81,10 @@ pub struct DeployPolicy {
     pub build: Fingerprint,
     /// How many build steps they have; may be 0.
     pub steps: u32,
+    /// Those of them that have `on_rollback`.
+    pub undo: BTreeSet<u32>,
+    /// `hooks:`.
+    pub hooks: HookCounts,
     /// `build.timeout`: all steps together.
     pub build_timeout: Duration,
     /// `release.keep` and `release.keep_failed`.
@@ -205,6 +212,9 @@ pub struct Trigger {
     /// The release that was made for it already, before something came between: it is switched to, forced or not.
     #[serde(default)]
     pub made: Option<ReleaseId>,
+    /// The build steps of that one that were run here: what is undone if it fails after all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ran: Vec<u32>,
 }
 
 /// What an operator asks.
@@ -424,6 +434,33 @@ pub enum Event {
         /// Which step, from 1.
         step: u32,
     },
+    /// Answers [`Effect::RunStep`]: it need not be run here, as another node did it for all, or what it made was carried over.
+    StepSkipped {
+        /// Which release.
+        release: ReleaseId,
+        /// Which step, from 1.
+        step: u32,
+    },
+    /// Answers [`Effect::RunChore`].
+    ChoreDone {
+        /// In which release.
+        release: ReleaseId,
+        /// Which.
+        chore: Chore,
+    },
+    /// Answers [`Effect::RunChore`].
+    ChoreFailed {
+        /// In which release.
+        release: ReleaseId,
+        /// Which.
+        chore: Chore,
+        /// Whose fault.
+        blame: Blame,
+        /// The command and its end, for people.
+        what: String,
+        /// The last lines of its output, oldest first.
+        last_lines: Vec<String>,
+    },
     /// Answers [`Effect::RunStep`].
     StepFailed {
         /// Which release.
@@ -539,6 +576,15 @@ pub enum Effect {
         /// Of the settings with this fingerprint, which a reload may have replaced meanwhile.
         build: Fingerprint,
     },
+    /// Run a hook, or what undoes a step; answered by [`Event::ChoreDone`] or [`Event::ChoreFailed`].
+    RunChore {
+        /// Where.
+        release: ReleaseId,
+        /// Of what.
+        revision: Revision,
+        /// Which.
+        chore: Chore,
+    },
     /// End the running step with its tree: the whole build took too long, or a rollback waits. The step's own answer follows.
     EndStep {
         /// Where.
@@ -608,7 +654,8 @@ impl Effect {
             Self::Switch { release } => Some(Event::SwitchFailed { release: release.clone(), text }),
             Self::Prune { ids } => Some(Event::NotPruned { ids: ids.clone() }),
             Self::Save(_) | Self::Fetch { .. } | Self::EndStep { .. } | Self::StartPools { .. } => None,
-            Self::RollOut { .. } | Self::Answer { .. } | Self::Tell(_) => None,
+            // A chore may run again after a kill anyway: better than not at all.
+            Self::RunChore { .. } | Self::RollOut { .. } | Self::Answer { .. } | Self::Tell(_) => None,
         }
     }
 }
@@ -687,6 +734,8 @@ pub struct Plan {
     pub build: Fingerprint,
     /// How many steps they have.
     pub steps: u32,
+    /// Those that were run here, and not only skipped.
+    pub ran: Vec<u32>,
 }
 
 /// A move of `current` and of the pools to a whole release.
@@ -808,6 +857,15 @@ pub enum Phase {
         ids: Vec<RequestId>,
         /// How far it is.
         step: BackStep,
+        /// What is to be run when it is there.
+        after: Vec<Task>,
+    },
+    /// Hooks or `on_rollback` run.
+    Chores {
+        /// What is left; the first runs.
+        left: VecDeque<Task>,
+        /// What follows.
+        then: Then,
     },
     /// After [`Event::Shutdown`].
     Ending(Option<Journal>),
@@ -914,7 +972,9 @@ impl Deploy {
         match &self.phase {
             Phase::Asleep(Some(Journal::Preparing { .. })) => PhaseName::Staging,
             Phase::Asleep(Some(Journal::Changing { why: ChangeKind::Deploy(_) | ChangeKind::Repair, .. })) => PhaseName::Switching,
-            Phase::Asleep(Some(Journal::Changing { why: ChangeKind::Rollback, .. } | Journal::Returning { .. })) => PhaseName::RollingBack,
+            Phase::Asleep(Some(
+                Journal::Changing { why: ChangeKind::Rollback, .. } | Journal::Returning { .. } | Journal::Chores { .. },
+            )) => PhaseName::RollingBack,
             Phase::Asleep(None) if self.next.is_some() && self.held.is_none() => PhaseName::Fetching,
             Phase::Asleep(None) | Phase::Idle | Phase::Ending(_) => PhaseName::Idle,
             Phase::Waiting { why: WaitWhy::NothingLive, .. } => PhaseName::Idle,
@@ -925,6 +985,12 @@ impl Deploy {
             Phase::Switching(_) => PhaseName::Switching,
             Phase::RollingOut(_) => PhaseName::RollingOut,
             Phase::RollingBack { .. } => PhaseName::RollingBack,
+            Phase::Chores { then: Then::Switch(_), .. } => PhaseName::Building,
+            Phase::Chores { then: Then::Follow(_), .. } => PhaseName::Switching,
+            Phase::Chores { then: Then::Done(_), left } if left.iter().all(|task| matches!(task.chore, Chore::AfterRollout(_))) => {
+                PhaseName::RollingOut
+            }
+            Phase::Chores { .. } => PhaseName::RollingBack,
         }
     }
 
@@ -944,6 +1010,7 @@ impl Deploy {
             Phase::Staging(plan) | Phase::Linking(plan) | Phase::Sealing(plan) | Phase::Building { plan, .. } => Some(&plan.release),
             Phase::Switching(change) | Phase::RollingOut(change) => Some(&change.release),
             Phase::RollingBack { to, .. } => Some(to),
+            Phase::Chores { left, .. } => left.front().map(|task| &task.release),
             Phase::Asleep(_) | Phase::Idle | Phase::Waiting { .. } | Phase::Fetching { .. } | Phase::Ending(_) => None,
         }
     }
@@ -963,6 +1030,7 @@ impl Deploy {
                 }
                 ChangeWhy::Repair => return None,
             },
+            Phase::Chores { then, .. } => then.job()?,
             Phase::Asleep(_) | Phase::Idle | Phase::RollingBack { .. } | Phase::Ending(_) => return None,
         };
         Some(Asker { origin: job.trigger.origin, by: job.trigger.by.clone() })

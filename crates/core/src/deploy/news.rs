@@ -105,6 +105,11 @@ pub enum News {
         /// The verdict.
         why: String,
     },
+    /// A hook or `on_rollback` that others do not depend on failed.
+    ChoreFailed {
+        /// Which, and how.
+        text: String,
+    },
     /// It is back.
     WentBack {
         /// To what.
@@ -154,6 +159,7 @@ impl News {
             Self::Live { .. } => "live",
             Self::StaysFailing { .. } => "rollout_failed",
             Self::GoingBack { .. } => "rolling_back",
+            Self::ChoreFailed { .. } => "hook_failed",
             Self::WentBack { .. } => "rolled_back",
             Self::PoolsStart { .. } => "pools_start",
             Self::Recovered { .. } => "deploy_recovered",
@@ -181,6 +187,7 @@ impl News {
             | Self::StaysFailing { .. }
             | Self::GoingBack { .. } => true,
             Self::SourceBack { .. }
+            | Self::ChoreFailed { .. }
             | Self::WentBack { .. }
             | Self::PoolsStart { .. }
             | Self::Recovered { .. }
@@ -217,6 +224,7 @@ impl fmt::Display for News {
                 write!(f, "the pools do not come up on {release}, and there is nothing to go back to: they keep trying: {why}")
             }
             Self::GoingBack { from, to, why } => write!(f, "going back from {from} to {to}: {why}"),
+            Self::ChoreFailed { text } => f.write_str(text),
             Self::WentBack { to } => write!(f, "all pools are back on {to}"),
             Self::PoolsStart { release, why } => write!(f, "the pools start on {release}: {why}"),
             Self::Recovered { text } => write!(f, "after the end of the former agent: {text}"),

@@ -131,6 +131,9 @@ fn resume(turn: &mut Turn<'_>, journal: Journal) -> bool {
             tell(turn, text);
             trigger.cuts = trigger.cuts.saturating_add(1);
             trigger.made = whole(turn, &release).then_some(release);
+            if trigger.made.is_none() {
+                trigger.ran.clear();
+            }
             again(turn, Job::of(trigger));
             false
         }
@@ -144,7 +147,7 @@ fn resume(turn: &mut Turn<'_>, journal: Journal) -> bool {
                 }
                 ChangeKind::Repair => ChangeWhy::Repair,
             };
-            turn.follow(Change { release, revision, previous, why });
+            turn.depart(Change { release, revision, previous, why });
             turn.deploy.phase != Phase::Idle
         }
         Journal::Changing { release, why: ChangeKind::Deploy(mut trigger), .. } => {
@@ -162,7 +165,12 @@ fn resume(turn: &mut Turn<'_>, journal: Journal) -> bool {
             false
         }
         Journal::Changing { why: ChangeKind::Repair, .. } => false,
-        Journal::Returning { from, to, text } if whole(turn, &to) => {
+        Journal::Chores { left, text } => {
+            tell(turn, "hooks were cut short: they are run again from there".to_owned());
+            turn.resume_chores(left, text);
+            turn.deploy.phase != Phase::Idle
+        }
+        Journal::Returning { from, to, text, after } if whole(turn, &to) => {
             tell(turn, format!("the way back to {to} was cut short: it is finished"));
             if is_live(turn, &to) {
                 turn.fail(&from, text.clone());
@@ -176,7 +184,7 @@ fn resume(turn: &mut Turn<'_>, journal: Journal) -> bool {
                 turn.roll_out(&to);
                 BackStep::RollingOut
             };
-            turn.deploy.phase = Phase::RollingBack { from, to, text, ids: vec![], step };
+            turn.deploy.phase = Phase::RollingBack { from, to, text, ids: vec![], step, after };
             true
         }
         Journal::Returning { .. } => false,

@@ -1,9 +1,11 @@
 //! What must outlive the agent.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use crate::deploy::{
-    BackStep, Book, Change, ChangeWhy, Deploy, Hold, Job, Mode, Phase, Plan, Pools, Probation, Quarantine, Said, Stamp, Trigger,
+    BackStep, Book, Change, ChangeWhy, Deploy, Hold, Job, Mode, Phase, Plan, Pools, Probation, Quarantine, Said, Stamp, Task, Then, Trigger,
 };
 use crate::id::{ReleaseId, Revision};
 use crate::time::MonoTime;
@@ -75,6 +77,16 @@ pub enum Journal {
         to: ReleaseId,
         /// The verdict.
         text: String,
+        /// What is to be run when they are back.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        after: Vec<Task>,
+    },
+    /// Hooks after a deploy, or what undoes one.
+    Chores {
+        /// What is left; the first may have run.
+        left: VecDeque<Task>,
+        /// The verdict of what failed; `None`: nothing did.
+        text: Option<String>,
     },
 }
 
@@ -131,7 +143,17 @@ pub(super) fn journal(phase: &Phase) -> Option<Journal> {
             };
             Some(Journal::Changing { release: release.clone(), revision: revision.clone(), previous: previous.clone(), why })
         }
-        Phase::RollingBack { from, to, text, .. } => Some(Journal::Returning { from: from.clone(), to: to.clone(), text: text.clone() }),
+        Phase::RollingBack { from, to, text, after, .. } => {
+            Some(Journal::Returning { from: from.clone(), to: to.clone(), text: text.clone(), after: after.clone() })
+        }
+        Phase::Chores { then: Then::Switch(plan), .. } => {
+            let Plan { job, release, revision, ran, .. } = plan;
+            let trigger = Trigger { ran: ran.clone(), ..job.trigger.clone() };
+            Some(Journal::Preparing { trigger, release: release.clone(), revision: revision.clone() })
+        }
+        Phase::Chores { then: Then::Follow(change), .. } => journal(&Phase::Switching(change.clone())),
+        Phase::Chores { left, then: Then::Done(_) } => Some(Journal::Chores { left: left.clone(), text: None }),
+        Phase::Chores { left, then: Then::Failed { text, .. } } => Some(Journal::Chores { left: left.clone(), text: Some(text.clone()) }),
         Phase::Asleep(journal) | Phase::Ending(journal) => journal.clone(),
         Phase::Idle | Phase::Waiting { .. } | Phase::Fetching { .. } => None,
     }

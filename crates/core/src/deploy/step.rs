@@ -7,7 +7,7 @@ use crate::deploy::name::release_name;
 use crate::deploy::{
     Asker, BackStep, Blame, BuildTime, Change, ChangeWhy, Complaint, Deploy, DeployPolicy, Effect, Entry, Event, FetchId, FetchTrouble,
     Force, Hold, Job, Mode, News, Now, Origin, Outcome, Phase, Plan, Pools, Probation, Quarantine, Refusal, ReleaseState, Request,
-    RequestId, RollbackTo, Said, Stamp, Trigger, WaitWhy, Wanted, recover, resolve_rollback, saved,
+    RequestId, RollbackTo, Said, Stamp, Task, Then, Trigger, WaitWhy, Wanted, recover, resolve_rollback, saved,
 };
 use crate::id::{ReleaseId, Revision};
 use crate::retention::prunable;
@@ -76,7 +76,7 @@ impl Job {
 
     pub(super) fn configured(asker: impl Into<Asker>) -> Self {
         let Asker { origin, by } = asker.into();
-        Self::of(Trigger { wanted: Wanted::Configured, force: Force::No, origin, by, cuts: 0, displaced: false, made: None })
+        Self::of(Trigger { wanted: Wanted::Configured, force: Force::No, origin, by, cuts: 0, displaced: false, made: None, ran: vec![] })
     }
 }
 
@@ -141,7 +141,10 @@ impl Turn<'_> {
             (phase, event @ (Event::Staged { .. } | Event::Linked { .. } | Event::PrepareFailed { .. } | Event::MarkedBuilt { .. })) => {
                 self.take_from_release(phase, event)
             }
-            (phase, event @ (Event::StepDone { .. } | Event::StepFailed { .. })) => self.take_from_build(phase, event),
+            (phase, event @ (Event::StepDone { .. } | Event::StepSkipped { .. } | Event::StepFailed { .. })) => {
+                self.take_from_build(phase, event)
+            }
+            (phase, event @ (Event::ChoreDone { .. } | Event::ChoreFailed { .. })) => self.take_from_chore(phase, event),
             (phase, event @ (Event::Switched { .. } | Event::SwitchFailed { .. })) => self.take_from_switch(phase, event),
             (phase, event @ (Event::RolledOut { .. } | Event::RolloutFailed { .. })) => self.take_from_pools(phase, event),
         }
@@ -154,9 +157,9 @@ impl Turn<'_> {
                 self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
                 self.deploy.phase = Phase::Building { plan, step, time: BuildTime::Over };
             }
-            Phase::RollingBack { from, to, text, ids, step: BackStep::Waiting { at, failures } } if self.now.mono >= at => {
+            Phase::RollingBack { from, to, text, ids, step: BackStep::Waiting { at, failures }, after } if self.now.mono >= at => {
                 self.effects.push(Effect::Switch { release: to.clone() });
-                self.deploy.phase = Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { failures } };
+                self.deploy.phase = Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { failures }, after };
             }
             phase => self.deploy.phase = phase,
         }
@@ -194,7 +197,7 @@ impl Turn<'_> {
                     entry.built_at = Some(self.now.wall);
                 }
                 if let Some(plan) = self.unless_blocked(plan) {
-                    self.switch(plan.release, plan.revision, ChangeWhy::Deploy(plan.job));
+                    self.approach(plan);
                 }
             }
             (Phase::Staging(plan) | Phase::Linking(plan) | Phase::Sealing(plan), Event::PrepareFailed { release, blame, text })
@@ -209,7 +212,12 @@ impl Turn<'_> {
     /// The answers to [`Effect::RunStep`]: how a step ended counts only while its build had time and was wanted.
     fn take_from_build(&mut self, phase: Phase, event: Event) {
         match (phase, event) {
-            (Phase::Building { plan, step, time }, Event::StepDone { release, step: done }) if plan.release == release && step == done => {
+            (Phase::Building { mut plan, step, time }, event @ (Event::StepDone { .. } | Event::StepSkipped { .. }))
+                if is_of_step(&event, &plan.release, step) =>
+            {
+                if matches!(event, Event::StepDone { .. }) {
+                    plan.ran.push(step);
+                }
                 match time {
                     BuildTime::Until(until) => self.run_step(plan, step + 1, until),
                     BuildTime::Over => self.take_overlong(plan, step),
@@ -244,20 +252,20 @@ impl Turn<'_> {
             (Phase::Switching(change), Event::SwitchFailed { release, text }) if change.release == release => {
                 self.take_switch_failure(change, text);
             }
-            (Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { .. } }, Event::Switched { release })
+            (Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { .. }, after }, Event::Switched { release })
                 if to == release =>
             {
                 self.deploy.book.set_live(&to, self.now.wall);
                 self.fail(&from, text.clone());
                 if self.deploy.mode == Mode::Drained {
-                    self.end_return(&ids, format!("{text}; {to} is live again, drained"));
+                    self.end_return(ids, format!("{text}; {to} is live again, drained"), after);
                 } else {
                     self.roll_out(&to);
-                    self.deploy.phase = Phase::RollingBack { from, to, text, ids, step: BackStep::RollingOut };
+                    self.deploy.phase = Phase::RollingBack { from, to, text, ids, step: BackStep::RollingOut, after };
                 }
             }
             (
-                Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { failures } },
+                Phase::RollingBack { from, to, text, ids, step: BackStep::Switching { failures }, after },
                 Event::SwitchFailed { release, text: trouble },
             ) if to == release => {
                 let failures = failures.saturating_add(1);
@@ -265,7 +273,7 @@ impl Turn<'_> {
                 self.complain(Complaint::Machine(trouble.clone()), News::Interrupted { text: trouble.clone(), again_in: wait });
                 self.deploy.last_error = Some(Said { at: self.now.wall, text: trouble });
                 let step = BackStep::Waiting { at: self.now.mono + wait, failures };
-                self.deploy.phase = Phase::RollingBack { from, to, text, ids, step };
+                self.deploy.phase = Phase::RollingBack { from, to, text, ids, step, after };
             }
             (phase, _) => self.deploy.phase = phase,
         }
@@ -278,15 +286,18 @@ impl Turn<'_> {
             (Phase::RollingOut(change), Event::RolloutFailed { release, text }) if change.release == release => {
                 self.take_rollout_failure(change, text);
             }
-            (Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. }, Event::RolledOut { release }) if to == release => {
-                self.effects.push(Effect::Tell(News::WentBack { to: to.clone() }));
-                self.end_return(&ids, format!("{text}; back on {to}"));
-            }
-            (Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. }, Event::RolloutFailed { release, text: trouble })
+            (Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, after, .. }, Event::RolledOut { release })
                 if to == release =>
             {
+                self.effects.push(Effect::Tell(News::WentBack { to: to.clone() }));
+                self.end_return(ids, format!("{text}; back on {to}"), after);
+            }
+            (
+                Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, after, .. },
+                Event::RolloutFailed { release, text: trouble },
+            ) if to == release => {
                 self.effects.push(Effect::Tell(News::StaysFailing { release: to.clone(), why: trouble.clone() }));
-                self.end_return(&ids, format!("{text}; back on {to}, on which the pools do not come up either: {trouble}"));
+                self.end_return(ids, format!("{text}; back on {to}, on which the pools do not come up either: {trouble}"), after);
             }
             // The answer to `StartPools` of a release that no roll out has proven, since a drain came between.
             (phase, Event::RolledOut { release }) => {
@@ -296,6 +307,24 @@ impl Turn<'_> {
                 {
                     entry.proven = true;
                 }
+            }
+            (phase, _) => self.deploy.phase = phase,
+        }
+    }
+
+    /// The answers to [`Effect::RunChore`].
+    fn take_from_chore(&mut self, phase: Phase, event: Event) {
+        match (phase, event) {
+            (Phase::Chores { left, then }, Event::ChoreDone { release, chore })
+                if left.front() == Some(&Task { release: release.clone(), chore }) =>
+            {
+                self.take_chore_done(left, then);
+            }
+            (Phase::Chores { left, then }, Event::ChoreFailed { release, chore, blame, what, last_lines })
+                if left.front() == Some(&Task { release: release.clone(), chore }) =>
+            {
+                let text = with_lines(format!("{chore} failed: {what}"), &last_lines);
+                self.take_chore_failed(left, then, blame, &text);
             }
             (phase, _) => self.deploy.phase = phase,
         }
@@ -350,7 +379,7 @@ impl Turn<'_> {
     }
 
     fn take_deploy(&mut self, id: RequestId, by: String, wanted: Wanted, force: Force) {
-        let trigger = Trigger { wanted, force, origin: Origin::Operator, by: Some(by), cuts: 0, displaced: false, made: None };
+        let trigger = Trigger { wanted, force, origin: Origin::Operator, by: Some(by), cuts: 0, displaced: false, made: None, ran: vec![] };
         let mut job = Job::of(trigger);
         match self.blocked() {
             Some(refusal) => self.refuse(&[id], &refusal),
@@ -622,7 +651,8 @@ impl Turn<'_> {
         {
             let release = made.clone();
             self.deploy.book.move_to_end(&release);
-            return self.switch(release, revision, ChangeWhy::Deploy(job));
+            let plan = self.plan_of_made(job, release, revision);
+            return self.approach(plan);
         }
         if job.trigger.force == Force::No {
             let build = &self.policy.build;
@@ -723,11 +753,11 @@ impl Turn<'_> {
         });
         self.effects.push(Effect::Tell(News::Begun { release: release.clone(), revision: revision.clone() }));
         self.effects.push(Effect::Stage { release: release.clone(), revision: revision.clone() });
-        self.deploy.phase = Phase::Staging(Plan { job, release, revision, build, steps: self.policy.steps });
+        self.deploy.phase = Phase::Staging(Plan { job, release, revision, build, steps: self.policy.steps, ran: vec![] });
     }
 
     /// Returns the plan if it may go on; else the deploy gives way here.
-    fn unless_blocked(&mut self, plan: Plan) -> Option<Plan> {
+    pub(super) fn unless_blocked(&mut self, plan: Plan) -> Option<Plan> {
         if self.may_begin() {
             return Some(plan);
         }
@@ -737,9 +767,10 @@ impl Turn<'_> {
 
     /// Ends a deploy that is not to blame for it: it is remembered, and so is what it made if that is whole.
     fn give_way(&mut self, plan: Plan) {
-        let Plan { mut job, release, revision, .. } = plan;
+        let Plan { mut job, release, revision, ran, .. } = plan;
         self.effects.push(Effect::Tell(News::GaveWay { revision: Some(revision) }));
         job.trigger.made = self.deploy.book.get(&release).filter(|entry| entry.is_whole()).map(|entry| entry.id.clone());
+        job.trigger.ran = if job.trigger.made.is_some() { ran } else { vec![] };
         self.give_back(job);
         self.end();
     }
@@ -766,17 +797,17 @@ impl Turn<'_> {
         self.take_failure(plan, Blame::Revision, text);
     }
 
-    fn take_failure(&mut self, plan: Plan, blame: Blame, text: String) {
-        let Plan { mut job, release, revision, build, .. } = plan;
+    pub(super) fn take_failure(&mut self, plan: Plan, blame: Blame, text: String) {
+        let Plan { mut job, release, revision, build, ran, .. } = plan;
         self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
         match blame {
             Blame::Revision => {
                 self.fail(&release, text.clone());
                 self.quarantine(revision.clone(), build, text.clone());
                 self.deploy.complaint = Some(Complaint::Quarantined(revision.clone()));
-                self.effects.push(Effect::Tell(News::Failed { release, revision, why: text.clone() }));
-                self.answer(&job.ids, &Outcome::Failed { text });
-                self.end();
+                self.effects.push(Effect::Tell(News::Failed { release: release.clone(), revision, why: text.clone() }));
+                let left = self.undoing(&release, &ran).into();
+                self.run_chores(left, Then::Failed { ids: job.ids, text });
             }
             Blame::Machine => {
                 job.failures = job.failures.saturating_add(1);
@@ -825,7 +856,7 @@ impl Turn<'_> {
             self.deploy.wanted = Some(Stamp { revision, at: self.now.wall });
             self.hold_rolled_back(&release);
         }
-        self.follow(change);
+        self.depart(change);
     }
 
     /// Lets the pools follow `current`, which has moved.
@@ -905,10 +936,9 @@ impl Turn<'_> {
         }
         self.deploy.quarantined.retain(|it| it.revision != revision);
         self.deploy.verdict = Some(Said { at: self.now.wall, text: format!("{} is live on all pools, as {release}", revision.short()) });
-        self.effects.push(Effect::Tell(News::Live { release, revision }));
+        self.effects.push(Effect::Tell(News::Live { release: release.clone(), revision }));
         self.all_is_well();
-        self.done(&ids_of(why), true);
-        self.end();
+        self.arrive(&release, why);
     }
 
     /// Workers crash again and again: of a release on probation that is the end, whatever else is under way. While the node is held it is
@@ -960,9 +990,10 @@ impl Turn<'_> {
         }
     }
 
-    fn go_back(&mut self, change: Change, text: String) {
+    pub(super) fn go_back(&mut self, change: Change, text: String) {
         let Change { release, revision, previous, why } = change;
         let asked_back = matches!(why, ChangeWhy::Rollback(_));
+        let after = previous.as_ref().map(|to| self.after_return(&release, to, &why)).unwrap_or_default();
         let ids = ids_of(why);
         self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
         let back = previous.filter(|id| self.deploy.book.get(id).is_some_and(Entry::is_whole));
@@ -981,13 +1012,12 @@ impl Turn<'_> {
         }
         self.effects.push(Effect::Tell(News::GoingBack { from: release.clone(), to: to.clone(), why: text.clone() }));
         self.effects.push(Effect::Switch { release: to.clone() });
-        self.deploy.phase = Phase::RollingBack { from: release, to, text, ids, step: BackStep::BEGIN };
+        self.deploy.phase = Phase::RollingBack { from: release, to, text, ids, step: BackStep::BEGIN, after };
     }
 
-    fn end_return(&mut self, ids: &[RequestId], text: String) {
+    fn end_return(&mut self, ids: Vec<RequestId>, text: String, after: Vec<Task>) {
         self.deploy.verdict = Some(Said { at: self.now.wall, text: text.clone() });
-        self.answer(ids, &Outcome::Failed { text });
-        self.end();
+        self.run_chores(after.into(), Then::Failed { ids, text });
     }
 
     // ---- ends ----
@@ -1014,6 +1044,12 @@ impl Turn<'_> {
             Phase::Waiting { job, .. } | Phase::Fetching { job, .. } => busy.extend(job.trigger.made.clone()),
             Phase::Switching(change) | Phase::RollingOut(change) => busy.extend(change.previous.clone()),
             Phase::RollingBack { from, .. } => busy.extend([from.clone()]),
+            Phase::Chores { left, then } => {
+                busy.extend(left.iter().map(|task| task.release.clone()));
+                if let Then::Follow(change) = then {
+                    busy.extend(change.previous.clone());
+                }
+            }
             _ => {}
         }
         let ids = prunable(&self.deploy.book, &self.policy.keep, &BTreeSet::new(), &busy);
@@ -1061,8 +1097,8 @@ impl Turn<'_> {
         self.deploy.mode = Mode::Drained;
         match phase {
             Phase::RollingOut(change) => self.stop_following(change),
-            Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, .. } => {
-                self.end_return(&ids, format!("{text}; {to} is live again, drained"));
+            Phase::RollingBack { to, text, ids, step: BackStep::RollingOut, after, .. } => {
+                self.end_return(ids, format!("{text}; {to} is live again, drained"), after);
             }
             other => self.deploy.phase = other,
         }
@@ -1096,6 +1132,7 @@ impl Turn<'_> {
             Phase::Staging(plan) | Phase::Linking(plan) | Phase::Building { plan, .. } | Phase::Sealing(plan) => ids.extend(plan.job.ids),
             Phase::Switching(change) | Phase::RollingOut(change) => ids.extend(ids_of(change.why)),
             Phase::RollingBack { ids: waiting, .. } => ids.extend(waiting),
+            Phase::Chores { then, .. } => ids.extend(then.ids()),
             Phase::Asleep(_) | Phase::Idle | Phase::Ending(_) => {}
         }
         self.refuse(&ids, &Refusal::Ending);
@@ -1133,7 +1170,7 @@ impl Turn<'_> {
         }
     }
 
-    fn done(&mut self, ids: &[RequestId], changed: bool) {
+    pub(super) fn done(&mut self, ids: &[RequestId], changed: bool) {
         let release = self.deploy.live().map(|entry| entry.id.clone());
         self.answer(ids, &Outcome::Done { release, changed });
     }
@@ -1142,7 +1179,7 @@ impl Turn<'_> {
         self.answer(ids, &Outcome::Refused(refusal.clone()));
     }
 
-    fn answer(&mut self, ids: &[RequestId], outcome: &Outcome) {
+    pub(super) fn answer(&mut self, ids: &[RequestId], outcome: &Outcome) {
         self.effects.extend(ids.iter().map(|id| Effect::Answer { id: *id, outcome: outcome.clone() }));
     }
 }
@@ -1169,6 +1206,7 @@ impl Trigger {
         }
         if newer.force == Force::No {
             newer.made.clone_from(&older.made);
+            newer.ran.clone_from(&older.ran);
         }
         newer.force = newer.force.max(older.force);
         newer.displaced |= older.displaced;
@@ -1178,7 +1216,10 @@ impl Trigger {
 
 /// What a failed build step is told as, with the last that it said.
 fn step_failed(step: u32, steps: u32, what: &str, last_lines: &[String]) -> String {
-    let mut text = format!("build step {step} of {steps} failed: {what}");
+    with_lines(format!("build step {step} of {steps} failed: {what}"), last_lines)
+}
+
+fn with_lines(mut text: String, last_lines: &[String]) -> String {
     for line in last_lines {
         text.push_str("\n  | ");
         text.push_str(line);
@@ -1186,7 +1227,11 @@ fn step_failed(step: u32, steps: u32, what: &str, last_lines: &[String]) -> Stri
     text
 }
 
-fn ids_of(why: ChangeWhy) -> Vec<RequestId> {
+fn is_of_step(event: &Event, of: &ReleaseId, number: u32) -> bool {
+    matches!(event, Event::StepDone { release, step } | Event::StepSkipped { release, step } if release == of && *step == number)
+}
+
+pub(super) fn ids_of(why: ChangeWhy) -> Vec<RequestId> {
     match why {
         ChangeWhy::Deploy(job) => job.ids,
         ChangeWhy::Rollback(ids) => ids,

@@ -136,7 +136,12 @@ impl World {
         Self {
             mistake,
             deploy: Deploy::new(Saved::default()),
-            policy: DeployPolicy { keep: KeepPolicy { keep: 2, keep_failed: 1 }, ..policy() },
+            policy: DeployPolicy {
+                keep: KeepPolicy { keep: 2, keep_failed: 1 },
+                undo: [1, 2].into(),
+                hooks: HookCounts { before_switch: 1, after_switch: 1, after_rollout: 1, after_rollback: 1, on_failed: 1 },
+                ..policy()
+            },
             now: Now { wall: WallTime::from_unix_millis(1_795_342_530_000), ..Now::default() },
             disk: Saved::default(),
             disk_full: false,
@@ -354,6 +359,7 @@ impl World {
                     prop_assert!(Some(id) != self.deploy.working_on(), "what is under way would be removed");
                 }
             }
+            Effect::RunChore { release, chore, .. } => self.chore_has_its_place(release, *chore)?,
             Effect::EndStep { .. } => {
                 let step = self.under_way.iter().any(|other| matches!(other, Effect::RunStep { .. }));
                 prop_assert!(step, "ends a step that does not run");
@@ -362,6 +368,21 @@ impl World {
             _ => {}
         }
         self.under_way.push_back(effect);
+        Ok(())
+    }
+
+    /// Each hook is run where `current` is as its name says, in a release that is there.
+    fn chore_has_its_place(&self, release: &ReleaseId, chore: Chore) -> Check {
+        prop_assert!(self.dirs.contains_key(release), "{} is run in {}, which is gone", chore, release);
+        let live = self.current.as_ref() == Some(release);
+        match chore {
+            Chore::BeforeSwitch(_) => {
+                prop_assert!(!live && matches!(self.dirs.get(release), Some(Some(_))), "{} of what is live or not whole", chore)
+            }
+            Chore::AfterSwitch(_) | Chore::AfterRollout(_) | Chore::AfterRollback(_) => prop_assert!(live, "{} of what is not live", chore),
+            Chore::Undo(_) => prop_assert!(!live, "what is live is undone"),
+            Chore::OnFailed(_) => {}
+        }
         Ok(())
     }
 
@@ -376,6 +397,7 @@ impl World {
                     | Effect::Stage { .. }
                     | Effect::LinkShared { .. }
                     | Effect::RunStep { .. }
+                    | Effect::RunChore { .. }
                     | Effect::MarkBuilt { .. }
                     | Effect::Switch { .. }
             )
@@ -424,6 +446,10 @@ impl World {
             (Effect::Stage { release, .. }, None) => Event::Staged { release },
             (Effect::LinkShared { release }, None) => Event::Linked { release },
             (Effect::RunStep { release, step, .. }, None) => Event::StepDone { release, step },
+            (Effect::RunChore { release, chore, .. }, Some(blame)) => {
+                Event::ChoreFailed { release, chore, blame, what: text, last_lines: vec![] }
+            }
+            (Effect::RunChore { release, chore, .. }, None) => Event::ChoreDone { release, chore },
             (Effect::MarkBuilt { release, .. }, None) => Event::MarkedBuilt { release },
             (Effect::Switch { release }, None) => Event::Switched { release },
             (Effect::StartPools { release, .. } | Effect::RollOut { release, .. }, None) => Event::RolledOut { release },

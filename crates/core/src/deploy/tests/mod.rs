@@ -1,10 +1,12 @@
 //! Tests of the machine of deploys: sentences, the whole table, and histories against a simulated world.
 
+mod chores;
 mod examples;
 mod histories;
 mod mistakes;
 mod table;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
@@ -28,6 +30,8 @@ fn policy() -> DeployPolicy {
         retry: RetryPolicy::default(),
         probation: Duration::from_secs(300),
         supersede: false,
+        undo: BTreeSet::new(),
+        hooks: HookCounts::default(),
     }
 }
 

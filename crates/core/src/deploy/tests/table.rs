@@ -201,6 +201,7 @@ fn phase(phase: &Phase) -> String {
         Phase::Switching(change) => format!("switching ({})", why(change)),
         Phase::RollingOut(change) => format!("rolling out ({})", why(change)),
         Phase::RollingBack { step, .. } => format!("rolling back ({step:?})"),
+        Phase::Chores { left, .. } => format!("chores ({})", left.len()),
         Phase::Ending(_) => "ending".to_owned(),
     }
 }
@@ -221,6 +222,7 @@ fn effect(effect: &Effect) -> String {
         Effect::Stage { .. } => "Stage".to_owned(),
         Effect::LinkShared { .. } => "LinkShared".to_owned(),
         Effect::RunStep { step, .. } => format!("RunStep({step})"),
+        Effect::RunChore { chore, .. } => format!("RunChore({chore})"),
         Effect::EndStep { step, .. } => format!("EndStep({step})"),
         Effect::MarkBuilt { .. } => "MarkBuilt".to_owned(),
         Effect::Switch { release } => format!("Switch({release})"),
