@@ -43,7 +43,7 @@ impl Redis {
         self.ask(&["shutdown"]);
         let _ended = self.child.borrow_mut().wait();
         if keeps == Keeps::Nothing {
-            fs_err::remove_dir_all(self.dir.path().join("appendonlydir")).expect("forgotten");
+            fs_err::remove_dir_all(self.dir.path().join("appendonlydir")).expect("its files");
         }
     }
 
