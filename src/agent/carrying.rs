@@ -107,7 +107,7 @@ impl Agent {
                 let what = if made.made.is_empty() { "it made nothing".to_owned() } else { format!("{} copied from there", list(&made)) };
                 self.telling.step_skipped(&release, step, &format!("unchanged since {from}, {what}"));
                 self.deploying.carrying.made.entry(release.clone()).or_default().push(made);
-                Event::StepDone { release, step }
+                Event::StepSkipped { release, step }
             }
             Ok(Reply::Run { key, why, since }) => {
                 tracing::info!("{release}: step {step} runs: {why}");

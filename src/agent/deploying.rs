@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use selfstart_core::deploy::{
-    self, Asker, Blame, Deploy, DeployPolicy, Effect, Event, FetchTrouble, Fingerprint, Found, FoundRelease, Jitter, Mode, Now, Origin,
-    Outcome, PoolsFound, RequestId, RetryPolicy, Saved, Start, Wanted,
+    self, Asker, Blame, Chore, Deploy, DeployPolicy, Effect, Event, FetchTrouble, Fingerprint, Found, FoundRelease, HookCounts, Jitter,
+    Mode, Now, Origin, Outcome, PoolsFound, RequestId, RetryPolicy, Saved, Start, Wanted,
 };
 use selfstart_core::id::{ReleaseId, Revision};
 use selfstart_core::lease::Token;
@@ -23,7 +23,7 @@ use super::launch;
 use super::run::{Agent, Worked};
 use super::runtime::{Runtimes, missing_venv};
 use super::store;
-use crate::config::settings::{Credentials, Settings, SourceSettings, SshAgent, WantedRef};
+use crate::config::settings::{BuildStep, Credentials, Hooks, Settings, SourceSettings, SshAgent, WantedRef};
 use crate::keeper::protocol::Ask;
 use crate::release::carry::StepMade;
 use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
@@ -125,12 +125,28 @@ impl Deploying {
     }
 }
 
+fn count(steps: &[BuildStep]) -> u32 {
+    u32::try_from(steps.len()).unwrap_or(u32::MAX)
+}
+
+fn hook_counts(hooks: &Hooks) -> HookCounts {
+    HookCounts {
+        before_switch: count(&hooks.before_switch),
+        after_switch: count(&hooks.after_switch),
+        after_rollout: count(&hooks.after_rollout),
+        after_rollback: count(&hooks.after_rollback),
+        on_failed: count(&hooks.on_failed),
+    }
+}
+
 /// What the machine must know of the configuration.
 pub(crate) fn policy(settings: &Settings) -> DeployPolicy {
     DeployPolicy {
         boot_timeout: settings.source.boot_timeout,
         build: fingerprint(settings),
-        steps: u32::try_from(settings.build.steps.len()).unwrap_or(u32::MAX),
+        steps: count(&settings.build.steps),
+        undo: (1..).zip(&settings.build.steps).filter(|(_, step)| step.on_rollback.is_some()).map(|(number, _)| number).collect(),
+        hooks: hook_counts(&settings.hooks),
         build_timeout: settings.build.timeout,
         keep: KeepPolicy { keep: settings.release.keep, keep_failed: settings.release.keep_failed },
         retry: RetryPolicy::default(),
@@ -365,6 +381,7 @@ impl Agent {
                 }
             }
             Effect::LinkShared { release } => self.begin_naming(release),
+            Effect::RunChore { release, revision, chore } => self.begin_chore(release, &revision, chore),
             Effect::RunStep { release, revision, step, build } => {
                 self.deploying.last_line = None;
                 self.begin_step(release, revision, step, &build);
@@ -579,6 +596,62 @@ impl Agent {
         }
     }
 
+    /// What a chore runs; `None`: a reload has taken it out.
+    fn chore(&self, release: &ReleaseId, chore: Chore) -> Result<Option<BuildStep>, String> {
+        let hooks = &self.settings.hooks;
+        let (list, number) = match chore {
+            Chore::Undo(step) => {
+                let built = self.deploying.machine().book().get(release).map(|entry| &entry.build);
+                if built != Some(&self.deploying.policy.build) {
+                    return Err("`build:` has changed since: what undoes the step is not known any more".to_owned());
+                }
+                (&self.settings.build.steps, step)
+            }
+            Chore::BeforeSwitch(number) => (&hooks.before_switch, number),
+            Chore::AfterSwitch(number) => (&hooks.after_switch, number),
+            Chore::AfterRollout(number) => (&hooks.after_rollout, number),
+            Chore::AfterRollback(number) => (&hooks.after_rollback, number),
+            Chore::OnFailed(number) => (&hooks.on_failed, number),
+        };
+        let found = usize::try_from(number).ok().and_then(|number| list.get(number.checked_sub(1)?)).cloned();
+        Ok(match (chore, found) {
+            (Chore::Undo(_), Some(step)) => step.on_rollback.clone().map(|run| BuildStep { run, ..step }),
+            (_, found) => found,
+        })
+    }
+
+    /// Runs a hook, or what undoes a step, as a step of its release is run.
+    fn begin_chore(&mut self, release: ReleaseId, revision: &Revision, chore: Chore) {
+        let failed = |release, what| Event::ChoreFailed { release, chore, blame: Blame::Machine, what, last_lines: Vec::new() };
+        let wanted = match self.chore(&release, chore) {
+            Ok(Some(wanted)) => wanted,
+            Ok(None) => return self.deploy_event(Event::ChoreDone { release, chore }),
+            Err(text) => return self.deploy_event(failed(release, text)),
+        };
+        let settings = self.settings.clone();
+        let env = |name: &str| std::env::var(name).ok();
+        let started =
+            self.from(&release, revision).and_then(|from| launch::step(&settings, &self.known, &wanted, &from, String::new(), &env));
+        match started {
+            Ok(start) => {
+                let deadline = Some(clock::now() + wanted.timeout.unwrap_or(settings.build.timeout));
+                let key = self.errands.begin("hook", What::Chore { release: release.clone(), chore, run: wanted.run.clone() }, deadline);
+                self.telling.chore(&release, chore, &wanted.run);
+                let start = Box::new(crate::keeper::protocol::Start { key, ..start });
+                self.ask(Ask::SpawnIn { start, settings: Vec::new() });
+            }
+            Err(error) => self.deploy_event(failed(release, chain(&error))),
+        }
+    }
+
+    fn chore_over(&self, release: ReleaseId, chore: Chore, run: &str, over: &Over) -> Event {
+        match self.step_over(release, 0, run, over) {
+            Event::StepFailed { release, blame, what, last_lines, .. } => Event::ChoreFailed { release, chore, blame, what, last_lines },
+            Event::StepDone { release, .. } => Event::ChoreDone { release, chore },
+            other => other,
+        }
+    }
+
     /// A line that the git helper said before its last.
     pub(crate) fn helper_line(&mut self, line: &str) {
         if let Ok(Reply::Progress(progress)) = serde_json::from_str(line) {
@@ -600,6 +673,7 @@ impl Agent {
                     _ => return self.step_over_for_all(Some(&over), event),
                 }
             }
+            What::Chore { release, chore, run } => self.chore_over(release, chore, &run, &over),
             What::Carry { release, revision, step } => return self.carry_over(release, revision, step, &over),
             What::Made { release, step, key } => return self.made_over(release, step, key, &over),
             What::Name(release) => Self::named(release, &over, tidied(&over).err()),

@@ -64,6 +64,15 @@ pub(crate) enum What {
         /// What it runs, for its verdict.
         run: String,
     },
+    /// A hook, or what undoes a step; its output goes where that of the build goes.
+    Chore {
+        /// Of which release.
+        release: ReleaseId,
+        /// Which.
+        chore: selfstart_core::deploy::Chore,
+        /// What it runs, for its verdict.
+        run: String,
+    },
     /// It is looked whether a step may be skipped.
     Carry {
         /// Of which release.

@@ -36,6 +36,8 @@ struct OnceRun {
     revision: Revision,
     step: u32,
     build: Fingerprint,
+    /// Whether it was run here, and not only waited for.
+    here: bool,
     /// Listens already, from before it was asked.
     news: Option<Listening>,
     listener: Option<AbortHandle>,
@@ -103,7 +105,7 @@ impl Agent {
         self.onces.next += 1;
         let number = self.onces.next;
         let (release, revision, build) = (release.clone(), revision.clone(), build.clone());
-        let run = OnceRun { machine: Some(machine), shared, release, revision, step, build, news: None, listener: None };
+        let run = OnceRun { machine: Some(machine), shared, release, revision, step, build, here: false, news: None, listener: None };
         self.onces.runs.insert(number, run);
         self.onces.forget();
         self.carry_out_once(number, effects);
@@ -177,7 +179,7 @@ impl Agent {
     fn carry_out_once(&mut self, number: u64, effects: Vec<Effect>) {
         for effect in effects {
             let Some(run) = self.onces.runs.get_mut(&number) else { return };
-            let (release, step) = (run.release.clone(), run.step);
+            let (release, step, here) = (run.release.clone(), run.step, run.here);
             match effect {
                 Effect::Start { token } => self.begin_held(number, token),
                 Effect::End => self.end_step(&release, step),
@@ -186,7 +188,8 @@ impl Agent {
                         listener.abort();
                     }
                 }
-                Effect::Answer(StepEnd::Done) => self.deploy_event(DeployEvent::StepDone { release, step }),
+                Effect::Answer(StepEnd::Done) if here => self.deploy_event(DeployEvent::StepDone { release, step }),
+                Effect::Answer(StepEnd::Done) => self.deploy_event(DeployEvent::StepSkipped { release, step }),
                 Effect::Answer(StepEnd::Failed { blame, what, last_lines }) => {
                     self.deploy_event(DeployEvent::StepFailed { release, step, blame, what, last_lines });
                 }
@@ -201,7 +204,8 @@ impl Agent {
 
     /// It is ours: begins the step, as the configuration has it that asked for it.
     fn begin_held(&mut self, number: u64, token: Token) {
-        let Some(run) = self.onces.runs.get(&number) else { return };
+        let Some(run) = self.onces.runs.get_mut(&number) else { return };
+        run.here = true;
         let (release, revision, step) = (run.release.clone(), run.revision.clone(), run.step);
         if run.build != self.deploying.policy.build || self.ending == Ending::Leaving {
             let what = if self.ending == Ending::Leaving { "selfstart ends" } else { "the configuration has changed" };

@@ -306,7 +306,7 @@ impl Agent {
 
     /// The keeper may forget a helper: its exit is known. Comes before the errand is over, so that its last lines are in its verdict. What it said last is in our own copies of its pipes.
     fn errand_gone(&mut self, key: &str) {
-        if matches!(self.errands.what(key), Some(What::Step { .. })) {
+        if matches!(self.errands.what(key), Some(What::Step { .. } | What::Chore { .. })) {
             let now = output::Now { mono: clock::now(), wall: clock::wall() };
             match self.outputs.finish(key, now) {
                 Ok((_, progress)) => self.output_progress(progress),
@@ -341,7 +341,7 @@ impl Agent {
             return self.worker_started(&key, process, streams);
         }
         match self.errands.what(&key) {
-            Some(What::Step { release, .. }) => {
+            Some(What::Step { release, .. } | What::Chore { release, .. }) => {
                 let sink = output::Sink {
                     file: self.layout.build_log(release),
                     label: None,

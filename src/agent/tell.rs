@@ -142,6 +142,7 @@ impl Telling {
             News::Switched { .. } => Happening::new(Kind::Switched, text),
             News::Live { .. } => Happening::new(Kind::DeployFinished, text),
             News::GoingBack { .. } => Happening::new(Kind::DeployFailed, text).verdict("deploy"),
+            News::ChoreFailed { .. } => Happening::new(Kind::HookFailed, text),
             News::WentBack { .. } => Happening::new(Kind::RolledBack, text),
             News::Held { .. } => Happening::new(Kind::Held, text),
             News::Unheld { .. } => Happening::new(Kind::Unheld, text),
@@ -202,6 +203,10 @@ impl Telling {
 
     pub(crate) fn rollout(&mut self, pool: &PoolName, text: &str) {
         self.tell(Happening::new(Kind::Rollout, text).pool(pool));
+    }
+
+    pub(crate) fn chore(&mut self, release: &ReleaseId, chore: selfstart_core::deploy::Chore, run: &str) {
+        self.tell(Happening::new(Kind::BuildStep, format!("{release}, {chore}: {run}")).with("release", release.as_str()));
     }
 
     pub(crate) fn build_step(&mut self, release: &ReleaseId, step: u32, of: u32, run: &str) {

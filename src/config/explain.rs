@@ -332,7 +332,8 @@ fn step(step: &BuildStep) -> Shown {
         }
         _ => None,
     };
-    let more: Vec<_> = timeout.into_iter().chain(unchanged).chain(once).chain(only).collect();
+    let undo = step.on_rollback.clone().map(|text| ("on_rollback".to_owned(), Shown::Text(text)));
+    let more: Vec<_> = timeout.into_iter().chain(unchanged).chain(once).chain(only).chain(undo).collect();
     if more.is_empty() { run } else { Shown::Map([("run".to_owned(), run)].into_iter().chain(more).collect()) }
 }
 
@@ -458,6 +459,7 @@ impl Collector<'_> {
             notify,
             log,
             fleet,
+            hooks,
         } = settings;
         self.add(&["app"], Shown::Text(app.clone()));
         self.add(&["root"], path(root));
@@ -508,6 +510,9 @@ impl Collector<'_> {
         self.add(&["build", "runtime"], runtime(&build.runtime));
         self.add(&["build", "timeout"], Shown::Duration(build.timeout));
         self.add(&["build", "steps"], Shown::List(build.steps.iter().map(step).collect()));
+        for (name, hooks) in hooks.all() {
+            self.add(&["hooks", name], Shown::List(hooks.iter().map(step).collect()));
+        }
         self.queue(&["queue"], queue);
         for pool in pools {
             self.pool(pool);

@@ -23,7 +23,7 @@ use super::raw::{Node, Value, join};
 use super::reader::{At, Between, Map, Reader, duration, size};
 use super::secret::{Plain, Text, is_variable_name};
 use super::settings::{
-    BuildSettings, BuildStep, Command, ControlSettings, Credentials, FleetSettings, Limits, LogFormat, LogSettings, Once, PoolLog,
+    BuildSettings, BuildStep, Command, ControlSettings, Credentials, FleetSettings, Hooks, Limits, LogFormat, LogSettings, Once, PoolLog,
     PoolSettings, QueueKind, QueueSettings, ReleaseSettings, Settings, SourceSettings, SshAgent, UserSpec, WantedRef,
 };
 
@@ -120,6 +120,7 @@ impl Reader<'_> {
         let triggers = self.triggers(&top);
         let release = self.release(&top);
         let build = self.build(&top);
+        let hooks = self.hooks(&top);
         let queue = self.queue(&top, &QueueSettings { kind: QueueKind::None, url: None, namespace: None });
         let mut pools = self.pools(&top, &queue);
         for pool in &mut pools {
@@ -141,6 +142,7 @@ impl Reader<'_> {
             triggers,
             release,
             build,
+            hooks,
             queue,
             pools,
             elsewhere,
@@ -501,7 +503,7 @@ impl Reader<'_> {
             runtime: self.or(&map, "runtime", Setting::Auto, Self::runtime),
             timeout: self.or(&map, "timeout", Duration::from_secs(15 * 60), |reader, at| reader.duration(at, SECOND)),
             steps: self.or(&map, "steps", Vec::new(), |reader, at| {
-                reader.each(at, "texts or {run, timeout, unless_unchanged, once_per, only}", Self::step)
+                reader.each(at, "texts or {run, timeout, unless_unchanged, once_per, only, on_rollback}", Self::step)
             }),
         }
     }
@@ -516,16 +518,41 @@ impl Reader<'_> {
             let (only, primary) = self.or(&map, "only", (Only::default(), None), Self::only_of_step);
             let once = self.opt(&map, "once_per", |reader, at| reader.choice(at, &[("revision", Once::PerRevision)])).or(primary);
             let run = self.opt(&map, "run", Self::run);
+            let on_rollback = self.opt(&map, "on_rollback", Self::run);
             let unless_unchanged = self.or(&map, "unless_unchanged", Vec::new(), |reader, at| {
                 reader.each(at, "relative paths", |reader, at| reader.relative_path(at, "the release"))
             });
             if let Some(at) = map.get("unless_unchanged").filter(|_| once.is_some()) {
                 self.tell(&at, "not for a step that one node does for all", |problem| problem.hint("it is done once for each revision"));
             }
-            return Some(BuildStep { run: run?, timeout, unless_unchanged, only, once, is_here: true });
+            return Some(BuildStep { run: run?, timeout, unless_unchanged, only, once, on_rollback, is_here: true });
         }
-        let (unless_unchanged, only) = (Vec::new(), Only::default());
-        Some(BuildStep { run: self.run(at)?, timeout: None, unless_unchanged, only, once: None, is_here: true })
+        Some(BuildStep::plain(self.run(at)?))
+    }
+
+    fn hooks(&mut self, top: &Map<'_>) -> Hooks {
+        let map = self.section(top, "hooks");
+        let mut hooks = |name| self.or(&map, name, Vec::new(), |reader, at| reader.each(at, "texts or {run, timeout, only}", Self::hook));
+        Hooks {
+            before_switch: hooks("before_switch"),
+            after_switch: hooks("after_switch"),
+            after_rollout: hooks("after_rollout"),
+            after_rollback: hooks("after_rollback"),
+            on_failed: hooks("on_failed"),
+        }
+    }
+
+    fn hook(&mut self, at: &At<'_>) -> Option<BuildStep> {
+        if !matches!(at.node.value, Value::Map(_)) {
+            return Some(BuildStep::plain(self.run(at)?));
+        }
+        let map = self.map(at, "hooks[]");
+        if map.get("run").is_none() {
+            self.missing(&map, "run", "`run: COMMAND` says what the hook does");
+        }
+        let timeout = self.opt(&map, "timeout", |reader, at| reader.duration(at, SECOND));
+        let only = self.or(&map, "only", Only::default(), |reader, at| reader.only(at, "hooks[].only"));
+        Some(BuildStep { timeout, only, ..BuildStep::plain(self.opt(&map, "run", Self::run)?) })
     }
 
     /// `only:` of a step, which may leave it to the primary.

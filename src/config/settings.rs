@@ -33,6 +33,8 @@ pub struct Settings {
     pub release: ReleaseSettings,
     /// `build:`.
     pub build: BuildSettings,
+    /// `hooks:`.
+    pub hooks: Hooks,
     /// `queue:`.
     pub queue: QueueSettings,
     /// `pools:`, in the order in which they are written.
@@ -256,8 +258,46 @@ pub struct BuildStep {
     pub only: Only,
     /// What one node does for the fleet; `None`: each node does it.
     pub once: Option<Once>,
+    /// Undoes it, in the same way, when the deploy fails after it.
+    pub on_rollback: Option<String>,
     /// Whether `only` lets this node do it; of another's step that is done once the result is waited for.
     pub is_here: bool,
+}
+
+impl BuildStep {
+    /// One that is a text.
+    #[must_use]
+    pub fn plain(run: String) -> Self {
+        Self { run, timeout: None, unless_unchanged: Vec::new(), only: Only::default(), once: None, on_rollback: None, is_here: true }
+    }
+}
+
+/// `hooks:`; each is run as a build step is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    pub before_switch: Vec<BuildStep>,
+    pub after_switch: Vec<BuildStep>,
+    pub after_rollout: Vec<BuildStep>,
+    pub after_rollback: Vec<BuildStep>,
+    pub on_failed: Vec<BuildStep>,
+}
+
+impl Hooks {
+    /// Each with its key.
+    #[must_use]
+    pub fn all(&self) -> [(&'static str, &Vec<BuildStep>); 5] {
+        [
+            ("before_switch", &self.before_switch),
+            ("after_switch", &self.after_switch),
+            ("after_rollout", &self.after_rollout),
+            ("after_rollback", &self.after_rollback),
+            ("on_failed", &self.on_failed),
+        ]
+    }
+
+    pub(super) fn each_mut(&mut self) -> [&mut Vec<BuildStep>; 5] {
+        [&mut self.before_switch, &mut self.after_switch, &mut self.after_rollout, &mut self.after_rollback, &mut self.on_failed]
+    }
 }
 
 /// How a step is done once: both the same, in the words of who wrote it.
@@ -461,6 +501,9 @@ impl Settings {
         let shares = self.fleet.is_some();
         for step in &mut self.build.steps {
             step.is_here = step.only.is_for(node);
+        }
+        for hooks in self.hooks.each_mut() {
+            hooks.retain(|hook| hook.only.is_for(node));
         }
         let waits = |step: &BuildStep| step.once.is_some() && shares;
         let waited: Vec<BuildStep> = self.build.steps.iter().filter(|step| !step.is_here && waits(step)).cloned().collect();

@@ -338,7 +338,7 @@ fn explained_as_json_it_has_seconds_and_bytes_and_places() {
     );
     assert_eq!(of("log.buffer")["value"], 262_144);
     assert_eq!(of("pools.web.memory"), serde_json::json!({"key": "pools.web.memory", "value": null, "origin": "default"}));
-    assert_eq!(of("pools.checkins.queue.kind")["line"], 62, "inherited from the app's");
+    assert_eq!(of("pools.checkins.queue.kind")["line"], 70, "inherited from the app's");
 }
 
 #[test]

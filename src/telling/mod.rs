@@ -89,6 +89,8 @@ kinds! {
     DeployFailed = "deploy_failed", Error;
     /// A deploy was not begun, or was cut short, through no fault of its revision.
     DeployPostponed = "deploy_postponed", Warn;
+    /// A hook, or what undoes a step, failed; nothing depends on it.
+    HookFailed = "hook_failed", Error;
     /// Back to an older release.
     RolledBack = "rolled_back", Warn;
     /// A release went.

@@ -22,6 +22,7 @@ mod end;
 mod fleet;
 mod goals;
 mod holder;
+mod hooks;
 mod load;
 mod machines;
 mod node;
