@@ -5,6 +5,7 @@
 //! makes the release anew; a copy of which only a part was made is in no other release.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use selfstart_core::deploy::{Blame, Event, Force, Phase};
@@ -17,18 +18,21 @@ use super::run::{Agent, Ending};
 use super::store;
 use crate::config::settings::BuildStep;
 use crate::keeper::protocol::Ask;
-use crate::release::carry::{Candidate, Moment, Reply, Request, StepMade, VERB};
+use crate::release::carry::{Begun, CHANGED, Candidate, Reply, Request, StepMade, VERB};
 use crate::sys::clock;
 
 /// The longest that a helper may take for a step without a time-out of its own: a copy of the largest folders of packages takes a minute.
 const CARRY_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// The most that a helper is told of older releases: half of what it reads.
+const MOST_ASKED: usize = 4 << 20;
+
 /// What is known of the steps of the release that is being made.
 #[derive(Debug, Default)]
 pub(crate) struct Carrying {
     made: BTreeMap<ReleaseId, Vec<StepMade>>,
-    /// The step that runs, and since when.
-    running: Option<(ReleaseId, u32, String, Moment)>,
+    /// The step that runs, and how it began.
+    running: Option<(ReleaseId, u32, String, Begun)>,
 }
 
 impl Carrying {
@@ -57,16 +61,16 @@ impl Agent {
         let settings = self.settings.clone();
         let from = self.from(release, revision).map_err(|error| chain(&error))?;
         let path = from.path.display().to_string();
-        let env: String = settings.build.env.iter().map(|(name, text)| format!("{name}={text}\0")).collect();
         // The same in each release, but for the release's own name.
         let about = format!(
-            "{}\0\0{env}\0{}",
-            launch::step_line(&settings, wanted, &from),
+            "{}\0{}",
+            launch::step_in_any_release(&settings, wanted, &from),
             from.runtime.identity().replace(&path, "{release_path}")
         );
         let forced = matches!(self.deploying.machine().phase(), Phase::Building { plan, .. } if plan.job.trigger.force == Force::Yes);
         let candidates = if forced { Vec::new() } else { self.candidates(release) };
-        let request = Request::Before { release: from.path, inputs: wanted.unless_unchanged.clone(), about, candidates };
+        let programs = from.runtime.tools.iter().map(|tool| tool.program.clone().into()).filter(|it: &PathBuf| it.is_absolute()).collect();
+        let request = Request::Before { release: from.path, inputs: wanted.unless_unchanged.clone(), about, programs, candidates };
         let what = What::Carry { release: release.clone(), revision: revision.clone(), step };
         self.ask_carrier(what, wanted.timeout, &request)?;
         Ok(true)
@@ -83,7 +87,7 @@ impl Agent {
             let Ok(store::Loaded::State(mark)) = loaded else { return None };
             Some(Candidate { name: id.to_string(), path: self.layout.release(id), steps: mark.steps })
         };
-        entries.iter().filter_map(|entry| candidate(&entry.id)).filter(|it| !it.steps.is_empty()).collect()
+        newest(entries.iter().filter_map(|entry| candidate(&entry.id)))
     }
 
     fn ask_carrier(&mut self, what: What, timeout: Option<Duration>, request: &Request) -> Result<(), String> {
@@ -109,9 +113,15 @@ impl Agent {
                 self.deploying.carrying.made.entry(release.clone()).or_default().push(made);
                 Event::StepDone { release, step }
             }
-            Ok(Reply::Run { key, why, since }) => {
-                tracing::info!("{release}: step {step} runs: {why}");
-                self.deploying.carrying.running = since.map(|since| (release.clone(), step, key, since));
+            Ok(Reply::Run { key, why, begun }) => {
+                match why.as_str() {
+                    CHANGED => tracing::info!("{release}: step {step} runs: {why}"),
+                    _ => self.telling.step_runs(&release, step, &why),
+                }
+                match begun {
+                    Ok(begun) => self.deploying.carrying.running = Some((release.clone(), step, key, begun)),
+                    Err(why) => self.telling.step_not_skipped(&release, step, &why),
+                }
                 return self.run_step(release, revision, step, None);
             }
             Ok(_) => failed(release, step, "the helper answered something else".into()),
@@ -122,11 +132,13 @@ impl Agent {
 
     /// A step is done: looks what it made, if that is wanted; `false`: it is not.
     pub(super) fn begin_made(&mut self, done: &ReleaseId, done_step: u32) -> bool {
-        let Some((release, step, key, since)) = self.deploying.carrying.running.take() else { return false };
+        let Some((release, step, key, begun)) = self.deploying.carrying.running.take() else { return false };
         if release != *done || step != done_step || self.ending == Ending::Leaving {
             return false;
         }
-        let request = Request::After { release: self.layout.release(&release), since };
+        let shared = &self.settings.release;
+        let linked = shared.linked_dirs.iter().chain(&shared.linked_files).cloned().collect();
+        let request = Request::After { release: self.layout.release(&release), begun, linked };
         let what = What::Made { release: release.clone(), step, key };
         match self.ask_carrier(what, None, &request) {
             Ok(()) => true,
@@ -140,13 +152,27 @@ impl Agent {
     /// A helper has looked at what a step made. What it could not tell costs a run of the step, no more.
     pub(super) fn made_over(&mut self, release: ReleaseId, step: u32, key: String, over: &Over) {
         match reply(over) {
-            Ok(Reply::Made(made)) => self.deploying.carrying.made.entry(release.clone()).or_default().push(StepMade { key, made }),
+            Ok(Reply::Made(made, left)) => {
+                self.deploying.carrying.made.entry(release.clone()).or_default().push(StepMade { key, made, left: Some(left) });
+            }
             Ok(Reply::Unclear(why)) => self.telling.step_not_skipped(&release, step, &why),
             Ok(_) => self.telling.step_not_skipped(&release, step, "the helper answered something else"),
             Err(text) => self.telling.step_not_skipped(&release, step, &text),
         }
         self.deploy_event(Event::StepDone { release, step });
     }
+}
+
+/// As many of the newest as fit into a request, by what they say in it.
+fn newest(candidates: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
+    let mut room = MOST_ASKED;
+    let fits = |candidate: &Candidate| {
+        let len = serde_json::to_vec(candidate).map_or(usize::MAX, |text| text.len());
+        let left = room.checked_sub(len);
+        room = left.unwrap_or(room);
+        left.is_some()
+    };
+    candidates.filter(|it| !it.steps.is_empty()).take_while(fits).collect()
 }
 
 fn reply(over: &Over) -> Result<Reply, String> {
@@ -169,4 +195,21 @@ fn list(made: &StepMade) -> String {
         shown.push(format!("{} more", made.made.len() - MOST));
     }
     shown.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_is_told_of_as_many_of_the_newest_releases_as_fit() {
+        let of = |name: &str, paths: usize| {
+            let made = (0..paths).map(|i| format!("{}{i:04}", "x".repeat(1_000)).into()).collect();
+            Candidate { name: name.into(), path: "/r".into(), steps: vec![StepMade { key: String::new(), made, left: None }] }
+        };
+        let empty = Candidate { name: "empty".into(), path: "/r".into(), steps: Vec::new() };
+        let all = [of("a", 2_000), empty, of("b", 1_500), of("c", 1_500), of("d", 1)];
+        let names: Vec<_> = newest(all.into_iter()).into_iter().map(|it| it.name).collect();
+        assert_eq!(names, ["a", "b"]);
+    }
 }
