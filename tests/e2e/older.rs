@@ -176,9 +176,9 @@ fn a_step_is_skipped_only_where_it_alone_made_what_is_copied_and_nothing_else() 
     };
     ready();
     for text in ["step 2 of", "it changes `w`, which is not its own"] {
-        node.told(0, "warning", text);
+        node.told(0, "trouble", text);
     }
-    node.told(0, "warning", "meanwhile `vendor/installed` was written, which is shared");
+    node.told(0, "trouble", "meanwhile `vendor` was written, which is shared");
     let skipped = |mark: usize| {
         let told = node.since(mark, &["build_step"]);
         told.iter()
@@ -196,7 +196,7 @@ fn a_step_is_skipped_only_where_it_alone_made_what_is_copied_and_nothing_else() 
     assert_ne!(node.text("root/current/made/server.pid"), pid);
     assert_eq!(node.text("root/current/made/one"), "1\n");
 
-    // Somebody changed it in the newest release, but it is in the first as it was. If that one goes too, the step runs, and says why.
+    // Somebody changed it wherever it is: the step runs, and says why.
     let mark = node.mark();
     let (_, second) = node.live();
     for release in fs_err::read_dir(node.root("releases")).expect("releases").flatten() {
