@@ -477,7 +477,8 @@ impl World {
         let Some(release) = self.current.clone() else { return Ok(()) };
         let ends = Duration::from_secs(300);
         let lasts = self.live_since.as_ref().is_some_and(|(live, since)| *live == release && self.now.mono < *since + ends);
-        let on_probation = self.deploy.probation().is_some_and(|it| it.release == release && it.failed.is_none());
+        let whole = |id: &ReleaseId| self.deploy.book().get(id).is_some_and(Entry::is_whole);
+        let on_probation = self.deploy.probation().is_some_and(|it| it.release == release && it.failed.is_none() && whole(&it.previous));
         let free = self.deploy.held().is_none() && self.mode == Mode::Minding && self.crash_amid.is_none();
         let before = self.deploy.phase().clone();
         self.allowance += 1;
@@ -600,7 +601,8 @@ impl World {
                 continue;
             }
             match self.deploy.phase() {
-                Phase::Waiting { why: WaitWhy::NothingLive, .. } => return Ok(()),
+                // It would ask for ever; but what could not be removed comes sooner.
+                Phase::Waiting { why: WaitWhy::NothingLive, at, .. } if next_deadline(&self.deploy) == Some(*at) => return Ok(()),
                 _ if next_deadline(&self.deploy).is_some() => self.apply(Op::Deadline)?,
                 _ => return Ok(()),
             }
