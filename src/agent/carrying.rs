@@ -24,9 +24,6 @@ use crate::sys::clock;
 /// The longest that a helper may take for a step without a time-out of its own: a copy of the largest folders of packages takes a minute.
 const CARRY_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The most that a helper is told of older releases: half of what it reads.
-const MOST_ASKED: usize = 4 << 20;
-
 /// What is known of the steps of the release that is being made.
 #[derive(Debug, Default)]
 pub(crate) struct Carrying {
@@ -44,6 +41,22 @@ impl Carrying {
         self.made.clear();
         made
     }
+}
+
+/// The most that a helper is told of the steps of all releases together: half of what it takes, so that the rest fits, too.
+const MOST_STEPS: usize = 4 << 20;
+
+/// Takes the newest as long as they fit into a request: of what is left out, no step is skipped.
+fn fitting(candidates: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
+    let mut left = MOST_STEPS;
+    candidates
+        .take_while(|candidate| {
+            let size = serde_json::to_vec(candidate).map_or(usize::MAX, |text| text.len());
+            let fits = size <= left;
+            left = left.saturating_sub(size);
+            fits
+        })
+        .collect()
 }
 
 impl Agent {
@@ -87,7 +100,7 @@ impl Agent {
             let Ok(store::Loaded::State(mark)) = loaded else { return None };
             Some(Candidate { name: id.to_string(), path: self.layout.release(id), steps: mark.steps })
         };
-        newest(entries.iter().filter_map(|entry| candidate(&entry.id)))
+        fitting(entries.iter().filter_map(|entry| candidate(&entry.id)).filter(|it| !it.steps.is_empty()))
     }
 
     fn ask_carrier(&mut self, what: What, timeout: Option<Duration>, request: &Request) -> Result<(), String> {
@@ -163,18 +176,6 @@ impl Agent {
     }
 }
 
-/// As many of the newest as fit into a request, by what they say in it.
-fn newest(candidates: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
-    let mut room = MOST_ASKED;
-    let fits = |candidate: &Candidate| {
-        let len = serde_json::to_vec(candidate).map_or(usize::MAX, |text| text.len());
-        let left = room.checked_sub(len);
-        room = left.unwrap_or(room);
-        left.is_some()
-    };
-    candidates.filter(|it| !it.steps.is_empty()).take_while(fits).collect()
-}
-
 fn reply(over: &Over) -> Result<Reply, String> {
     match over.last_message.as_deref().and_then(|line| serde_json::from_str(line).ok()) {
         Some(Reply::Failed(text)) => Err(text),
@@ -202,14 +203,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_helper_is_told_of_as_many_of_the_newest_releases_as_fit() {
-        let of = |name: &str, paths: usize| {
-            let made = (0..paths).map(|i| format!("{}{i:04}", "x".repeat(1_000)).into()).collect();
-            Candidate { name: name.into(), path: "/r".into(), steps: vec![StepMade { key: String::new(), made, left: None }] }
+    fn a_request_holds_the_newest_releases_that_fit_into_it() {
+        // A step of 2000 paths of 250 bytes is half a megabyte, and fifty releases are kept.
+        let steps = vec![StepMade { key: "k".into(), made: vec!["x".repeat(250).into(); 2_000], left: None }];
+        let of = |number: u32| Candidate { name: number.to_string(), path: "/r".into(), steps: steps.clone() };
+        let chosen = fitting((1..=50).map(of));
+        let names: Vec<&str> = chosen.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["1", "2", "3", "4", "5", "6", "7", "8"]);
+        let request = Request::Before {
+            release: "/r".into(),
+            inputs: Vec::new(),
+            about: "a".repeat(1 << 20),
+            programs: Vec::new(),
+            candidates: chosen,
         };
-        let empty = Candidate { name: "empty".into(), path: "/r".into(), steps: Vec::new() };
-        let all = [of("a", 2_000), empty, of("b", 1_500), of("c", 1_500), of("d", 1)];
-        let names: Vec<_> = newest(all.into_iter()).into_iter().map(|it| it.name).collect();
-        assert_eq!(names, ["a", "b"]);
+        assert!(serde_json::to_vec(&request).expect("text").len() < 8 << 20);
+        assert_eq!(fitting((1..=2).map(of)).len(), 2);
     }
 }
