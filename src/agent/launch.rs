@@ -173,6 +173,14 @@ pub(crate) fn worker(
     })
 }
 
+/// What a step says of itself, the same in each release unless it names the release or the revision; secrets as they are written.
+pub(crate) fn step_in_any_release(settings: &Settings, step: &BuildStep, from: &From) -> String {
+    // Where the release is makes no difference: a copy of what was made elsewhere names the new place.
+    let values = Values { release_path: None, ..release_values(settings, from) };
+    let env = settings.build.env.iter().map(|(name, text)| format!("{name}={}\0", text.expand(&values)));
+    std::iter::once(format!("{}\0\0", expand(&step.run, &values))).chain(env).collect()
+}
+
 /// Looks whether what was captured for a release is still installed: without it the next of that name along PATH would be run, of
 /// whatever version. Not before a build step, since a virtual environment is made by one.
 fn runtime_is_there(from: &From) -> Result<(), LaunchError> {
@@ -184,11 +192,6 @@ fn runtime_is_there(from: &From) -> Result<(), LaunchError> {
         }
     }
     Ok(())
-}
-
-/// Returns the line of a step that the shell is given.
-pub(crate) fn step_line(settings: &Settings, step: &BuildStep, from: &From) -> String {
-    expand(&step.run, &release_values(settings, from))
 }
 
 /// Returns what a build step is started with, in a release that is not live yet.
