@@ -132,7 +132,7 @@ class Article(Clone):
         if self.number == 1:
             git("clone", "-q", "--depth", "1", self.url, work)
         else:
-            git("pull", "-q", "--depth", "1", "--rebase", cwd=work)
+            git("pull", "-q", "--ff-only", cwd=work)
         subprocess.run(["cp", "-apR", work, os.path.join(self.base, f"r{self.number}")], check=True)
         syncfs(self.base)
         return time.monotonic() - began
