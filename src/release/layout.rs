@@ -12,6 +12,8 @@ use crate::sys::links;
 
 /// What goes before the name of a release that is being removed.
 pub(super) const TRASH_PREFIX: &str = ".trash-";
+/// What goes before the name of a release that went and is kept as the base of the next one.
+pub(super) const SPARE_PREFIX: &str = ".spare-";
 /// What goes behind the name of a release that is being staged.
 pub(super) const STAGING_SUFFIX: &str = ".tmp";
 

@@ -21,6 +21,7 @@ use git2::{
 use selfstart_core::id::Revision;
 use selfstart_core::units::Bytes;
 
+use super::base;
 use super::git::{Done, ErrorKind, Failure, Fetch, Fetched, Out, Progress, Wanted};
 use super::modules;
 use super::signed::{self, Signer, Signers, Unsigned};
@@ -642,7 +643,7 @@ fn take_place(mirror: &Path, mut point: impl FnMut() -> io::Result<()>) -> io::R
     links::remove_tree(&mirror.join("HEAD"))?;
     for entry in fs_err::read_dir(mirror)? {
         let entry = entry?;
-        if entry.file_name() != NEW && entry.file_name() != modules::FOLDER {
+        if ![NEW, modules::FOLDER, base::FOLDER].iter().any(|kept| entry.file_name() == *kept) {
             point()?;
             links::remove_tree(&entry.path())?;
         }
