@@ -84,11 +84,23 @@ pub(crate) struct Fetch {
     /// `source.submodules`.
     #[serde(default)]
     pub submodules: bool,
+    /// What must be free before anything is received; `None`: nothing.
+    #[serde(default)]
+    pub min_free: Option<MinFree>,
     /// Of how many repositories it is a submodule.
     #[serde(default)]
     pub level: u32,
     /// The longest that it may take, in milliseconds; then it ends with [`ErrorKind::Timeout`].
     pub timeout_millis: u64,
+}
+
+/// `release.min_free`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MinFree {
+    /// `<root>`.
+    pub root: PathBuf,
+    /// In bytes.
+    pub bytes: u64,
 }
 
 /// What is deployed.

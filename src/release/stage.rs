@@ -415,8 +415,10 @@ impl Plan {
             Ok(adjusted) => Some(adjusted),
             Err(error) => {
                 // A build can leave what only root removes; the release must not fail for it.
-                let name = destination.file_name().unwrap_or_default().to_string_lossy();
-                let _tried_again = base::discard(destination, &format!("{name}-base"));
+                if links::remove_tree(destination).is_err() {
+                    let name = destination.file_name().unwrap_or_default().to_string_lossy();
+                    let _tried_again = base::discard(destination, &format!("{name}-base"));
+                }
                 log.push(format!("all files are written anew: of the release that went, nothing can be used: {error}"));
                 None
             }
