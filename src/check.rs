@@ -11,8 +11,8 @@ use crate::agent;
 use crate::cli::check::{Checkup, Finding, Weight};
 use crate::config::problem::Problem;
 use crate::config::secret::read_secret;
-use crate::config::settings::{Credentials, PoolSettings, QueueKind, Settings};
-use crate::config::{ConfigErrors, Loaded, process_env};
+use crate::config::settings::{Credentials, Elsewhere, Once, PoolSettings, QueueKind, Settings, What};
+use crate::config::{ConfigErrors, For, Loaded, process_env};
 use crate::release::layout::Layout;
 use crate::release::switch;
 use crate::release::transport::ssh;
@@ -33,9 +33,9 @@ fn finding(weight: Weight, text: impl Into<String>, hint: Option<&str>) -> Findi
 }
 
 /// Returns everything that was looked at. `offline`: nobody else is asked.
-pub(crate) fn checkup(path: &Path, offline: bool) -> Checkup {
+pub(crate) fn checkup(path: &Path, roles: &[String], offline: bool) -> Checkup {
     let refused = |findings| Checkup { findings, explained: None };
-    let loaded = match agent::load(path) {
+    let loaded = match agent::load(path, For::This(roles)) {
         Ok(loaded) => loaded,
         Err(ConfigErrors::Unreadable { path, source }) => {
             let text = format!("{}: cannot be read: {source}", path.display());
@@ -45,15 +45,18 @@ pub(crate) fn checkup(path: &Path, offline: bool) -> Checkup {
     };
     let mut found: Vec<Finding> = loaded.warnings.iter().map(|problem| problem_finding(Weight::Warning, problem)).collect();
     found.extend(unusable(path, &loaded).iter().map(|problem| problem_finding(Weight::Problem, problem)));
-    found.extend(of_agent(path, &loaded.settings));
+    found.extend(of_agent(path, roles, &loaded.settings));
     found.extend(of_second_names(&loaded.settings, fs_err::read_to_string(PROTECTED_HARDLINKS).ok().as_deref()));
     found.extend(of_folders_of_env_files(&loaded.settings));
+    found.extend(of_node(&loaded.settings));
     found.extend(of_machine(&loaded.settings));
     let runs = found.iter().all(|finding| finding.weight != Weight::Problem);
     if runs && !offline {
         found.push(of_source(&loaded.settings));
     }
-    Checkup { findings: found, explained: Some(loaded.explained) }
+    // Explained is what the file says, for whatever node.
+    let whole = agent::load(path, For::Any).unwrap_or(loaded);
+    Checkup { findings: found, explained: Some(whole.explained) }
 }
 
 /// A problem prints its own hint on a line of its own.
@@ -96,12 +99,12 @@ pub(crate) fn unusable(path: &Path, loaded: &Loaded) -> Vec<Problem> {
 }
 
 /// Whom the agent runs as, which `run` decides in the same way when root starts it.
-fn of_agent(path: &Path, settings: &Settings) -> Option<Finding> {
+fn of_agent(path: &Path, roles: &[String], settings: &Settings) -> Option<Finding> {
     // Where builds and workers are root, nothing is won; that is said of `user`.
     if !rustix::process::geteuid().is_root() || settings.user.is_none() {
         return None;
     }
-    let (weight, why) = match rights::outlook(path) {
+    let (weight, why) = match rights::outlook(path, roles) {
         Outlook::NoUser => {
             let text = format!("agent: there is no system user `{AGENT_USER}`, so the agent runs as root");
             let hint = format!("`selfstart install` makes it; or `useradd --system --user-group --no-create-home {AGENT_USER}`");
@@ -116,6 +119,38 @@ fn of_agent(path: &Path, settings: &Settings) -> Option<Finding> {
     };
     let (text, hint) = why.split_once("\nhint: ").map_or((why.as_str(), None), |(text, hint)| (text, Some(hint)));
     Some(finding(weight, text, hint))
+}
+
+/// What the configuration has for other nodes, and what is for none like this by mistake.
+fn of_node(settings: &Settings) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for Elsewhere { what, only } in &settings.elsewhere {
+        let key = match what {
+            What::Pool(name) => format!("pools.{name}.only"),
+            What::Step(run) | What::WaitedStep(run) => format!("build.steps: `{}`: only", run.lines().next().unwrap_or_default()),
+        };
+        let not_here = if let What::WaitedStep(_) = what { "not for this node, which waits for its result" } else { "not for this node" };
+        let unknown: Vec<&str> = only.unknown(&settings.node).collect();
+        if unknown.is_empty() {
+            found.push(finding(Weight::Good, format!("{key}: {only}: {not_here}"), None));
+        } else {
+            let names = unknown.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let text = format!("{key}: {only}: {not_here}; it has no attribute {names}");
+            found.push(finding(Weight::Warning, text, Some("`attributes:` says what a node is; write there what it is not, too")));
+        }
+    }
+    for step in settings.build.steps.iter().filter(|step| step.once.is_some() && settings.fleet.is_none()) {
+        let run = step.run.lines().next().unwrap_or_default();
+        let key = if step.once == Some(Once::ByPrimary) { "only.primary" } else { "once_per" };
+        let text = format!("build.steps: `{run}`: {key}: there is no `fleet.redis`, so each node does it for itself");
+        let hint = format!("`fleet: {{redis: URL}}` lets the nodes agree on one; of a node that is alone, leave `{key}` out");
+        found.push(finding(Weight::Warning, text, Some(&hint)));
+    }
+    if settings.pools.is_empty() {
+        let text = "pools: none is for this node: it deploys, and runs no worker";
+        found.push(finding(Weight::Warning, text, Some("`roles:` or `--role` says what this node is for")));
+    }
+    found
 }
 
 /// Whether users can give others' files second names (`proc_sys_fs(5)`).
@@ -447,22 +482,18 @@ fn of_queues(settings: &Settings) -> Vec<Finding> {
             .filter(|pool| pool.queue != settings.queue)
             .map(|pool| (format!("pools.{}.queue", pool.policy.name), &pool.queue)),
     );
-    let mut found = Vec::new();
-    for (key, queue) in urls.into_iter().filter(|(_, queue)| queue.kind != QueueKind::None) {
-        let Some(url) = &queue.url else { continue };
-        let shown = url.to_string();
-        let answer = url
-            .resolve(&format!("{key}.url"), &process_env)
-            .map_err(|error| agent::chain(&error))
-            .and_then(|url| ping(url.expose()).map_err(|error| error.to_string()));
-        found.push(match answer {
-            Ok(()) => finding(Weight::Good, format!("{key}: `{shown}` answers"), None),
-            Err(error) => {
-                finding(Weight::Warning, format!("{key}.url: `{shown}` does not answer: {error}"), Some("workers start all the same"))
-            }
-        });
-    }
-    found
+    let queues = urls.into_iter().filter(|(_, queue)| queue.kind != QueueKind::None);
+    let queues = queues.filter_map(|(key, queue)| Some((format!("{key}.url"), queue.url.as_ref()?, "workers start all the same")));
+    let fleet =
+        settings.fleet.iter().map(|fleet| ("fleet.redis".to_owned(), &fleet.redis, "without it no build gets past what is done once"));
+    let asked = queues.chain(fleet).map(|(key, url, hint)| {
+        let answer = url.resolve(&key, &process_env).map_err(|error| agent::chain(&error));
+        match answer.and_then(|url| ping(url.expose()).map_err(|error| error.to_string())) {
+            Ok(()) => finding(Weight::Good, format!("{key}: `{url}` answers"), None),
+            Err(error) => finding(Weight::Warning, format!("{key}: `{url}` does not answer: {error}"), Some(hint)),
+        }
+    });
+    asked.collect()
 }
 
 fn ping(url: &str) -> redis::RedisResult<()> {
@@ -494,7 +525,7 @@ mod tests {
                 folder.display()
             );
             fs_err::write(&config, text).expect("written");
-            agent::load(&config).expect("in order").settings
+            agent::load(&config, For::Any).expect("in order").settings
         };
         let divided = settings("user: nobody\n");
         assert!(of_second_names(&divided, Some("0\n")).is_some_and(|found| found.weight == Weight::Warning && found.hint.is_some()));

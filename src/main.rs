@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod config;
 mod control;
+mod fleet;
 mod holder;
 mod http;
 mod install;
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
         Some(telling::notify::VERB) => return telling::notify::main(),
         Some("internal-holder") => return holder::main(arguments.next().is_some_and(|word| word == "--stop")),
         Some("internal-rights") => return rights::main(arguments),
-        Some("internal-agent") => return agent::main(Path::new(&arguments.next().unwrap_or_default())),
+        Some("internal-agent") => return agent::main(arguments),
         Some(cli::demo::worker::VERB) => return cli::demo::worker::main(arguments),
         _ => {}
     }
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
 
 /// Reads what the command line must know of a configuration.
 fn load(path: &Path) -> Result<Loaded, Vec<String>> {
-    match agent::load(path) {
+    match agent::load(path, config::For::Any) {
         Ok(loaded) => {
             let settings = loaded.settings;
             let shared = |pool: &config::settings::PoolSettings| {
@@ -79,14 +80,14 @@ fn load(path: &Path) -> Result<Loaded, Vec<String>> {
 }
 
 /// Becomes the keeper.
-fn run(config: &Path, _args: &cli::run::RunArgs) -> Result<Exit, Stop> {
+fn run(config: &Path, args: &cli::run::RunArgs) -> Result<Exit, Stop> {
     // The agent would say so too, but not what to do about it.
     if fs_err::File::open(config).is_err() {
         return Err(cli::site::broken(config, &[]).into());
     }
     // The agent may be started from another working directory than ours is later.
     let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
-    let words: Vec<OsString> = vec![config.into()];
+    let words: Vec<OsString> = [config.into()].into_iter().chain(args.role.iter().map(OsString::from)).collect();
     let words = words.iter().filter_map(|word| CString::new(word.as_bytes()).ok()).collect();
     match keeper::run(words) {
         Ok(0) => Ok(Exit::Done),

@@ -207,12 +207,16 @@ _selfstart() {
             return 0
             ;;
         selfstart__subcmd__check)
-            opts="-h --json --offline --explain --config --app --help"
+            opts="-h --json --offline --role --explain --config --app --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --role)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --explain)
                     COMPREPLY=($(compgen -W "origins yaml" -- "${cur}"))
                     return 0
@@ -977,12 +981,16 @@ _selfstart() {
             return 0
             ;;
         selfstart__subcmd__run)
-            opts="-h --config --app --help"
+            opts="-h --role --config --app --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --role)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -55,9 +55,11 @@ complete -c selfstart -n "__fish_selfstart_needs_command" -f -a "install" -d 'Ha
 complete -c selfstart -n "__fish_selfstart_needs_command" -f -a "uninstall" -d 'Take away what `install` made'
 complete -c selfstart -n "__fish_selfstart_needs_command" -f -a "demo" -d 'Show a whole life on this machine, in a temporary folder'
 complete -c selfstart -n "__fish_selfstart_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c selfstart -n "__fish_selfstart_using_subcommand run" -l role -d 'A role of this node, on top of `roles:`; may be repeated' -r
 complete -c selfstart -n "__fish_selfstart_using_subcommand run" -l config -d 'The configuration; default: $SELFSTART_CONFIG, else /etc/selfstart/config.yaml' -r -F
 complete -c selfstart -n "__fish_selfstart_using_subcommand run" -l app -d 'The app, where there are several: its configuration is /etc/selfstart/APP.yaml' -r
 complete -c selfstart -n "__fish_selfstart_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c selfstart -n "__fish_selfstart_using_subcommand check" -l role -d 'As for `run`: a role on top of `roles:`; may be repeated' -r
 complete -c selfstart -n "__fish_selfstart_using_subcommand check" -l explain -d 'Show each value first, and whether the file or a default says so; or all of them as a file that means the same' -r -f -a "origins\t'A line each, with where it comes from'
 yaml\t'The configuration with its defaults written out'"
 complete -c selfstart -n "__fish_selfstart_using_subcommand check" -l config -d 'The configuration; default: $SELFSTART_CONFIG, else /etc/selfstart/config.yaml' -r -F

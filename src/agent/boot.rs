@@ -1,6 +1,7 @@
 //! The agent's start: the configuration, what the keeper holds, what the disk remembers, and then the loop.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use super::tell::Telling;
 use super::triggering::Triggering;
 use crate::cli::exit::Exit;
 use crate::config::settings::Settings;
-use crate::config::{self, Loaded, Surroundings};
+use crate::config::{self, For, Loaded, Surroundings};
 use crate::control::server::serve;
 use crate::control::socket;
 use crate::keeper::protocol::{Ask, Errand, Key, PROTOCOL, Tell, Upgraded, Welcome};
@@ -71,7 +72,9 @@ fn doing<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: impl Into<Stri
 }
 
 /// Runs the agent; the keeper hears whether to end too, and starts it again if not.
-pub(crate) fn main(config: &Path) -> ExitCode {
+pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let config = PathBuf::from(arguments.next().unwrap_or_default());
+    let at = At { config, roles: arguments.map(|role| role.to_string_lossy().into_owned()).collect() };
     crate::sys::small_heap();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().enable_time().max_blocking_threads(8).build() {
         Ok(runtime) => runtime,
@@ -80,7 +83,7 @@ pub(crate) fn main(config: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(start(config));
+    let result = runtime.block_on(start(&at));
     // Work that hangs (a sync on a dead disk) must not keep an agent that has ended from making room for the next.
     runtime.shutdown_background();
     crate::telling::log::finish();
@@ -162,12 +165,12 @@ impl Found {
     }
 }
 
-async fn start(config: &Path) -> Result<u8, BootError> {
-    start_on(Line::open()?, config).await
+async fn start(at: &At) -> Result<u8, BootError> {
+    start_on(Line::open()?, at).await
 }
 
 /// Starts at the end of this line.
-async fn start_on(mut line: Line, config: &Path) -> Result<u8, BootError> {
+async fn start_on(mut line: Line, at: &At) -> Result<u8, BootError> {
     let mut found = Found::default();
     let mut backlog = VecDeque::new();
     line.ask(&Ask::Hello { protocol: PROTOCOL }, None)?;
@@ -177,7 +180,7 @@ async fn start_on(mut line: Line, config: &Path) -> Result<u8, BootError> {
         return Err(BootError::Protocol(welcome.protocol));
     }
     let first = welcome.agent_starts == 1;
-    let (loaded, notes) = match configuration(config) {
+    let (loaded, notes) = match configuration(at) {
         Ok(loaded) => loaded,
         Err(error) => {
             // Only a first start ends on it; an agent that came back is started again by the keeper until somebody mends the file.
@@ -194,7 +197,7 @@ async fn start_on(mut line: Line, config: &Path) -> Result<u8, BootError> {
             return Ok(Exit::Configuration.code());
         }
     };
-    match assemble(config, loaded, notes, line, found, backlog, welcome).await {
+    match assemble(at, loaded, notes, line, found, backlog, welcome).await {
         Ok(agent) => Ok(agent.run().await?),
         Err((error, mut line)) => {
             if first {
@@ -213,11 +216,12 @@ async fn start_on(mut line: Line, config: &Path) -> Result<u8, BootError> {
 }
 
 /// Loads the configuration; when it is broken and the node has something to keep running, the last good one, with a note.
-fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::error::Error + Send + Sync>> {
+fn configuration(at: &At) -> Result<(Loaded, Vec<String>), Box<dyn std::error::Error + Send + Sync>> {
+    let path = at.config.as_path();
     if let Some((root, why)) = super::apart::last_good() {
-        return last_good(path, &root, &why);
+        return last_good(at, &root, &why);
     }
-    let broken = match load_usable(path) {
+    let broken = match load_usable(at) {
         Ok(loaded) => return Ok((loaded, Vec::new())),
         Err(error) => error,
     };
@@ -226,7 +230,7 @@ fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::erro
     let Some(root) = glimpse.map(|glimpse| glimpse.root) else { return Err(broken.into()) };
     let layout = Layout::new(root);
     let good = layout.good_config();
-    match load(&good) {
+    match load(&good, For::This(&at.roles)) {
         Ok(loaded) if layout.current().is_symlink() => {
             let note = format!("`{}` cannot be used, so `{}` is run: {}", path.display(), good.display(), chain(&broken));
             complain(&format!("warning: {note}"));
@@ -236,28 +240,37 @@ fn configuration(path: &Path) -> Result<(Loaded, Vec<String>), Box<dyn std::erro
     }
 }
 
+/// What a node was started with.
+#[derive(Clone, Debug)]
+pub(crate) struct At {
+    /// Its configuration.
+    pub(crate) config: PathBuf,
+    /// `--role`: what comes on top of the configured roles, whatever the file says later.
+    pub(crate) roles: Vec<String>,
+}
+
 /// Loads what was run last: others could have written the configuration, so nothing of it is read.
-fn last_good(path: &Path, root: &Path, why: &str) -> Result<(Loaded, Vec<String>), Box<dyn std::error::Error + Send + Sync>> {
+fn last_good(at: &At, root: &Path, why: &str) -> Result<(Loaded, Vec<String>), Box<dyn std::error::Error + Send + Sync>> {
     let good = Layout::new(root.to_owned()).good_config();
-    let loaded = load_usable(&good)?;
+    let loaded = load_usable(&At { config: good.clone(), roles: at.roles.clone() })?;
     if loaded.settings.root != root {
         return Err(format!("`{}` is of another `root`; and {why}", good.display()).into());
     }
-    let note = format!("`{}` is not believed, so `{}` is run: {why}", path.display(), good.display());
+    let note = format!("`{}` is not believed, so `{}` is run: {why}", at.config.display(), good.display());
     complain(&format!("warning: {note}"));
     Ok((loaded, vec![note]))
 }
 
 /// Reads a configuration against this machine.
-pub(crate) fn load(path: &Path) -> Result<Loaded, config::ConfigErrors> {
+pub(crate) fn load(path: &Path, node: For<'_>) -> Result<Loaded, config::ConfigErrors> {
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
-    config::load(path, &Surroundings { env: &config::process_env, cpus, memory: total_memory() })
+    config::load(path, &Surroundings { env: &config::process_env, cpus, memory: total_memory(), node })
 }
 
 /// Reads a configuration that can be run here: it names nobody who is not there.
-pub(crate) fn load_usable(path: &Path) -> Result<Loaded, config::ConfigErrors> {
-    let loaded = load(path)?;
-    let problems = crate::check::unusable(path, &loaded);
+pub(crate) fn load_usable(at: &At) -> Result<Loaded, config::ConfigErrors> {
+    let loaded = load(&at.config, For::This(&at.roles))?;
+    let problems = crate::check::unusable(&at.config, &loaded);
     if problems.is_empty() { Ok(loaded) } else { Err(config::ConfigErrors::Invalid(problems)) }
 }
 
@@ -270,7 +283,7 @@ pub(crate) fn total_memory() -> Bytes {
 
 /// Puts the agent together from what the keeper holds and the disk remembers.
 async fn assemble(
-    config: &Path,
+    at: &At,
     loaded: Loaded,
     notes: Vec<String>,
     line: Line,
@@ -279,7 +292,7 @@ async fn assemble(
     welcome: Welcome,
 ) -> Result<Agent, (BootError, Line)> {
     let mut line = line;
-    match put_together(config, loaded, notes, &mut line, found, backlog, &welcome).await {
+    match put_together(at, loaded, notes, &mut line, found, backlog, &welcome).await {
         Ok(parts) => Ok(parts.into_agent(line, welcome)),
         Err(error) => Err((error, line)),
     }
@@ -287,7 +300,7 @@ async fn assemble(
 
 /// Everything but the line.
 struct Parts {
-    config: PathBuf,
+    at: At,
     settings: Arc<Settings>,
     notes: Vec<String>,
     layout: Layout,
@@ -305,7 +318,7 @@ struct Parts {
 }
 
 async fn put_together(
-    config: &Path,
+    at: &At,
     loaded: Loaded,
     mut notes: Vec<String>,
     line: &mut Line,
@@ -354,7 +367,7 @@ async fn put_together(
     let journal: DeploySaved = remembered(&layout.journal().join("deploy.json"), &mut notes)?;
     let deploying = Deploying::new(journal, &settings);
     Ok(Parts {
-        config: config.to_owned(),
+        at: at.clone(),
         layout,
         errands: Errands::new(0),
         outputs,
@@ -494,7 +507,7 @@ impl Parts {
         let good = self.layout.good_config();
         let bytes = self.bytes;
         let mut agent = Agent {
-            config: self.config,
+            at: self.at,
             settings: self.settings,
             notes: self.notes,
             layout: self.layout,
@@ -507,6 +520,7 @@ impl Parts {
             deploying: self.deploying,
             triggering,
             notifying,
+            onces: super::once::Onces::default(),
             pools: BTreeMap::new(),
             serving,
             calls,
@@ -579,6 +593,18 @@ impl Agent {
         self.recall_pools(saved);
         let (workers, helpers): (Vec<Child>, Vec<Child>) = children.into_iter().partition(|child| minding::is_worker(&child.key));
         self.deploying.workers_found = workers.iter().any(|worker| !exits.contains_key(&worker.key));
+        if self.this_start() == Start::Boot {
+            // Before any worker is started: one that outlives this run must not make of the next one a start that is no trigger.
+            self.deploying.boot_is_due = match gate::write_file(self.layout.boot_due(), "") {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::debug!("that a boot is due is not written down: {error}");
+                    false
+                }
+            };
+        } else if fs_err::symlink_metadata(self.layout.boot_due()).is_ok() {
+            let _stays = gate::remove_file(self.layout.boot_due());
+        }
         self.workers_recalled(workers, &exits);
         for Child { key, streams, .. } in helpers {
             self.errands.adopt(key.clone());
@@ -601,6 +627,18 @@ impl Agent {
         }
     }
 
+    /// Whether this is a start that is a trigger.
+    fn this_start(&self) -> Start {
+        let run = minding::this_run(self.welcome.keeper_pid);
+        // Not the first agent only: it may have been killed before it could write down that this run is to be deployed to.
+        let taken = if run.is_some() { self.deploying.last_run == run } else { self.welcome.agent_starts > 1 };
+        // Workers that a later agent of this run finds may be what the one before has started itself.
+        let adopted = self.deploying.workers_found && self.welcome.agent_starts == 1;
+        // A run that was killed as a whole, but for a worker, before its boot was taken: this one takes it.
+        let due = fs_err::symlink_metadata(self.layout.boot_due()).is_ok();
+        if taken || (adopted && !due) { Start::Again } else { Start::Boot }
+    }
+
     /// Gives the machine of deploys what the disk says, once nothing of a former agent's helpers is left.
     pub(crate) fn begin_deploys(&mut self) {
         if !self.is_tidy() {
@@ -614,11 +652,7 @@ impl Agent {
         prune::clean_marks(&self.layout);
         let running = self.any_worker();
         let run = minding::this_run(self.welcome.keeper_pid);
-        // Not the first agent only: it may have been killed before it could write down that this run is to be deployed to.
-        let taken = if run.is_some() { self.deploying.last_run == run } else { self.welcome.agent_starts > 1 };
-        // Workers that a later agent of this run finds may be what the one before has started itself.
-        let adopted = self.deploying.workers_found && self.welcome.agent_starts == 1;
-        let start = if taken || adopted { Start::Again } else { Start::Boot };
+        let start = self.this_start();
         let pools = if running { PoolsFound::Running } else { PoolsFound::NotRunning };
         let mode = if self.drained { Mode::Drained } else { Mode::Minding };
         match look(&self.layout, start, pools, mode, run) {
@@ -738,7 +772,7 @@ mod tests {
             }
             let keeper = std::thread::spawn(move || keep(&ours));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().expect("a runtime");
-            let config = self.dir.path().join("config.yaml");
+            let config = At { config: self.dir.path().join("config.yaml"), roles: Vec::new() };
             let ended = runtime.block_on(async { start_on(Line::on(theirs).expect("a line"), &config).await });
             let asked = keeper.join().expect("a keeper");
             assert!(matches!(ended, Ok(0)), "{ended:?}; asked: {asked:#?}");

@@ -112,7 +112,7 @@ impl Agent {
             Ok(Reply::Run { key, why, since }) => {
                 tracing::info!("{release}: step {step} runs: {why}");
                 self.deploying.carrying.running = since.map(|since| (release.clone(), step, key, since));
-                return self.run_step(release, revision, step);
+                return self.run_step(release, revision, step, None);
             }
             Ok(_) => failed(release, step, "the helper answered something else".into()),
             Err(text) => failed(release, step, text),

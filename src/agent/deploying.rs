@@ -10,6 +10,7 @@ use selfstart_core::deploy::{
     Outcome, PoolsFound, RequestId, RetryPolicy, Saved, Start, Wanted,
 };
 use selfstart_core::id::{ReleaseId, Revision};
+use selfstart_core::lease::Token;
 use selfstart_core::retention::KeepPolicy;
 use selfstart_core::runtime::{Captured, Setting};
 use selfstart_core::time::MonoTime;
@@ -57,6 +58,8 @@ pub(crate) struct Deploying {
     pub(crate) booted: bool,
     /// The last run of `selfstart run` whose boot was taken.
     pub(crate) last_run: Option<String>,
+    /// Whether [`Layout::boot_due`] is there, until the journal says that this run's boot was taken.
+    pub(crate) boot_is_due: bool,
     /// Whether workers were there when this agent came.
     pub(crate) workers_found: bool,
     /// What was told last of releases that cannot be removed: it is tried again and again, and told when it changes.
@@ -92,6 +95,7 @@ impl Deploying {
             last_line: None,
             booted: false,
             last_run,
+            boot_is_due: false,
             workers_found: false,
             prune_trouble: String::new(),
             unsure: Vec::new(),
@@ -270,7 +274,12 @@ impl Agent {
             };
             self.telling.release_removed(id, why);
         }
-        self.deploy_event(Event::Pruned { gone, kept });
+        if self.deploying.prune_trouble.is_empty() || kept.is_empty() {
+            self.deploy_event(Event::Pruned { gone, kept });
+        } else {
+            self.deploy_event(Event::Pruned { gone, kept: vec![] });
+            self.deploy_event(Event::NotPruned { ids: kept });
+        }
     }
 
     /// Looks whether the releases are still there: people may remove old ones, and nobody can go back to those.
@@ -312,6 +321,9 @@ impl Agent {
             for event in events {
                 self.deploy_event(event);
             }
+        } else if std::mem::take(&mut self.deploying.boot_is_due) {
+            // The first that is saved is what became of the boot. A mark that stays is one look at the source too many.
+            let _stays = gate::remove_file(self.layout.boot_due());
         }
         self.carry_out_deploy();
     }
@@ -358,14 +370,8 @@ impl Agent {
                 self.begin_step(release, revision, step, &build);
             }
             Effect::EndStep { release, step } => {
-                let of = |what: &What| match what {
-                    What::Step { release: r, step: s, .. }
-                    | What::Carry { release: r, step: s, .. }
-                    | What::Made { release: r, step: s, .. } => *r == release && *s == step,
-                    _ => false,
-                };
-                for key in self.errands.keys(of) {
-                    self.end_errand(&key);
+                if !self.cancel_once(&release, step) {
+                    self.end_step(&release, step);
                 }
             }
             Effect::MarkBuilt { release, revision, build } => {
@@ -520,6 +526,18 @@ impl Agent {
         Ok(())
     }
 
+    pub(super) fn end_step(&mut self, release: &ReleaseId, step: u32) {
+        let of = |what: &What| match what {
+            What::Step { release: r, step: s, .. } | What::Carry { release: r, step: s, .. } | What::Made { release: r, step: s, .. } => {
+                r == release && *s == step
+            }
+            _ => false,
+        };
+        for key in self.errands.keys(of) {
+            self.end_errand(&key);
+        }
+    }
+
     fn begin_step(&mut self, release: ReleaseId, revision: Revision, step: u32, build: &Fingerprint) {
         let settings = self.settings.clone();
         let failed = |release, what| Event::StepFailed { release, step, blame: Blame::Machine, what, last_lines: Vec::new() };
@@ -528,31 +546,38 @@ impl Agent {
             // The configuration changed under the build: the machine begins it anew.
             return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
         };
+        if self.begin_once(&release, &revision, step, build, wanted) {
+            return;
+        }
         match self.begin_carrying(&release, &revision, step, wanted) {
             Ok(true) => {}
-            Ok(false) => self.run_step(release, revision, step),
+            Ok(false) => self.run_step(release, revision, step, None),
             Err(text) => self.deploy_event(failed(release, text)),
         }
     }
 
-    /// Runs a step of the settings as they are now, which those who ask have compared with the build's.
-    pub(super) fn run_step(&mut self, release: ReleaseId, revision: Revision, step: u32) {
+    /// Runs a step of the settings as they are now, which those who ask have compared with the build's; `fence`: for the whole fleet.
+    pub(super) fn run_step(&mut self, release: ReleaseId, revision: Revision, step: u32, fence: Option<Token>) {
         let settings = self.settings.clone();
         let failed = |release, what| Event::StepFailed { release, step, blame: Blame::Machine, what, last_lines: Vec::new() };
         let Some(wanted) = usize::try_from(step).ok().and_then(|step| settings.build.steps.get(step.checked_sub(1)?)) else {
-            return self.deploy_event(failed(release, "the configuration has changed".to_owned()));
+            return self.step_over_for_all(None, failed(release, "the configuration has changed".to_owned()));
         };
         let env = |name: &str| std::env::var(name).ok();
         let from = self.from(&release, &revision);
         match from.and_then(|from| launch::step(&settings, &self.known, wanted, &from, String::new(), &env)) {
-            Ok(start) => {
+            Ok(mut start) => {
+                if let Some(Token(token)) = fence {
+                    start.env.push(("SELFSTART_FENCE".to_owned(), token.to_string()));
+                    start.env.push(("SELFSTART_NODE".to_owned(), super::showing::machine_id()));
+                }
                 let deadline = wanted.timeout.map(|timeout| clock::now() + timeout);
                 let key = self.errands.begin("build", What::Step { release: release.clone(), step, run: wanted.run.clone() }, deadline);
                 self.telling.build_step(&release, step, self.deploying.policy.steps, &wanted.run);
                 let start = Box::new(crate::keeper::protocol::Start { key, ..start });
                 self.ask(Ask::SpawnIn { start, settings: Vec::new() });
             }
-            Err(error) => self.deploy_event(failed(release, chain(&error))),
+            Err(error) => self.step_over_for_all(None, failed(release, chain(&error))),
         }
     }
 
@@ -570,11 +595,11 @@ impl Agent {
             What::Stage(release) => self.stage_over(release, &over),
             What::Runtime { release, build } => self.runtime_over(release, build, &over),
             What::Step { release, step, run } => {
-                let event = self.step_over(release, step, &run, over);
+                let event = self.step_over(release, step, &run, &over);
                 // What it made is looked at first.
                 match &event {
                     Event::StepDone { release, step } if self.begin_made(release, *step) => return,
-                    _ => event,
+                    _ => return self.step_over_for_all(Some(&over), event),
                 }
             }
             What::Carry { release, revision, step } => return self.carry_over(release, revision, step, &over),
@@ -621,7 +646,7 @@ impl Agent {
         }
     }
 
-    fn step_over(&self, release: ReleaseId, step: u32, run: &str, over: Over) -> Event {
+    fn step_over(&self, release: ReleaseId, step: u32, run: &str, over: &Over) -> Event {
         if over.how == Some(Ended::Code(0)) {
             return Event::StepDone { release, step };
         }
@@ -633,7 +658,7 @@ impl Agent {
         };
         let why = if over.timed_out { "it took longer than its `timeout`".to_owned() } else { how(over.how) };
         let what = format!("`{run}`: {why}; its output is in `{}`", self.layout.build_log(&release).display());
-        Event::StepFailed { release, step, blame, what, last_lines: over.last_lines }
+        Event::StepFailed { release, step, blame, what, last_lines: over.last_lines.clone() }
     }
 
     fn answer_deploy(&mut self, id: RequestId, outcome: Outcome) {

@@ -662,6 +662,7 @@ impl Agent {
 
     fn add_gone(&mut self, name: &PoolName, machine: Pool) {
         let settings = PoolSettings {
+            only: selfstart_core::only::Only::default(),
             policy: gone_policy(name),
             command: Command::Words(vec!["false".into()]),
             group: None,

@@ -12,6 +12,7 @@ mod launch;
 mod line;
 mod minding;
 mod notifying;
+mod once;
 pub(crate) mod output;
 mod readers;
 mod run;
@@ -24,7 +25,7 @@ mod tell;
 mod triggering;
 
 pub(crate) use apart::is_apart;
-pub(crate) use boot::{load, main, total_memory, tree_name};
+pub(crate) use boot::{At, load, main, total_memory, tree_name};
 pub(crate) use deploying::{allowed_signers, ask_source, chain};
 pub(crate) use launch::PATH;
 pub(crate) use runtime::ask_runtime;

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,6 +70,10 @@ pub(crate) enum Worked {
     AskReady(SlotId, StartNo),
     /// The configuration was kept as a good one, or not.
     ConfigKept(Result<(), String>),
+    /// The fleet's Redis was asked, or has said something.
+    Leased(super::once::Leased),
+    /// A lease of the fleet was let go.
+    LetGo,
     /// The control socket is served no more.
     Served,
     /// A reader or the like has ended.
@@ -92,7 +95,7 @@ pub(crate) enum Ending {
 
 /// The agent.
 pub(crate) struct Agent {
-    pub(crate) config: PathBuf,
+    pub(crate) at: super::boot::At,
     pub(crate) settings: Arc<Settings>,
     /// What an operator must see in the status.
     pub(crate) notes: Vec<String>,
@@ -106,6 +109,7 @@ pub(crate) struct Agent {
     pub(crate) deploying: Deploying,
     pub(crate) triggering: Triggering,
     pub(crate) notifying: Notifying,
+    pub(crate) onces: super::once::Onces,
     pub(crate) pools: BTreeMap<PoolName, PoolRun>,
     pub(crate) serving: Serving,
     pub(crate) calls: mpsc::Receiver<Call>,
@@ -382,6 +386,8 @@ impl Agent {
             Worked::Answers(slot, start) => self.probed(&slot, start, true),
             Worked::Unreached { slot, start, address, met } => self.unreached(&slot, start, address, met),
             Worked::AskReady(slot, start) => self.ask_ready(&slot, start),
+            Worked::Leased(leased) => self.leased(leased),
+            Worked::LetGo => self.let_go(),
             Worked::ConfigKept(result) => {
                 if let Err(error) = result {
                     self.telling.warn(&format!("the good configuration could not be kept: {error}"));
@@ -418,6 +424,7 @@ impl Agent {
             self.deploying.next_deadline(),
             self.trigger_deadline(),
             self.notifying.next_deadline(),
+            self.onces.next_deadline(),
             self.errands.next_deadline(),
             self.outputs.next_retry(),
             self.save_again,
@@ -438,6 +445,7 @@ impl Agent {
             self.trigger_event(TriggerEvent::DeadlineReached);
         }
         self.notify_deadline(now);
+        self.once_deadlines(now);
         let (kill, over) = self.errands.due(now);
         for key in kill {
             self.ask(Ask::KillTree { key });

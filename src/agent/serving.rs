@@ -527,7 +527,9 @@ impl Agent {
             let (were, names) = (if stopped.len() == 1 { "was" } else { "were" }, stopped.join(" "));
             return Some(Err(format!("{} {were} stopped by an operator\nhint: `selfstart start {names}`", stopped.join(", "))));
         }
-        if pools.clone().all(|(_, run)| run.machine().is_ready()) {
+        // Without any pool, as `only:` may have it, what is ready is the release.
+        let whole = !self.pools.is_empty() || self.deploying.machine().live().is_some();
+        if whole && pools.clone().all(|(_, run)| run.machine().is_ready()) {
             return Some(Ok(()));
         }
         if matches!(self.ending, Ending::Draining | Ending::Drained) {
@@ -889,7 +891,13 @@ impl Agent {
                 self.telling.drained();
                 self.answer_pending();
             }
-            Ending::Leaving if self.errands.is_empty() && !self.deploying.busy() && !self.dirty && !self.saving_state => {
+            Ending::Leaving
+                if self.errands.is_empty()
+                    && !self.onces.is_letting_go()
+                    && !self.deploying.busy()
+                    && !self.dirty
+                    && !self.saving_state =>
+            {
                 self.telling.left();
                 self.quit = Some(0);
             }
@@ -928,7 +936,7 @@ impl Agent {
     // ---- configuration
 
     fn reload_plan(&mut self, peer: &Peer, reply: Reply) {
-        match super::boot::load_usable(&self.config) {
+        match super::boot::load_usable(&self.at) {
             Ok(loaded) => {
                 let changes = Settings::changes(&self.settings, &loaded.settings);
                 let differences = Explained::of(&self.settings).differences(&loaded.explained);
@@ -959,12 +967,13 @@ impl Agent {
                 reply.finish(outcome);
             }
         };
-        let loaded = match super::boot::load_usable(&self.config) {
+        let loaded = match super::boot::load_usable(&self.at) {
             Ok(loaded) => loaded,
             Err(error) => {
                 let text = chain(&error);
                 self.telling.config_refused(&text);
-                self.notes = vec![format!("the running configuration is kept, because `{}` cannot be used: {text}", self.config.display())];
+                self.notes =
+                    vec![format!("the running configuration is kept, because `{}` cannot be used: {text}", self.at.config.display())];
                 return finish(reply, refused(RefusalCode::Configuration, text, Some("the running configuration is kept")));
             }
         };
@@ -1342,6 +1351,9 @@ fn describe(changes: &Changes, differences: &[Difference], env: EnvValues) -> Ve
         (changes.build_changed, "build", "a new release of the same revision is made"),
         (changes.source_changed, "source", "fetched, and deployed if it is new"),
         (changes.retention_changed, "release", "counts from the next deploy on"),
+        (changes.roles_changed, "roles", "pools and steps come and go by it, as is said of them"),
+        (changes.attributes_changed, "attributes", "pools and steps come and go by it, as is said of them"),
+        (changes.fleet_changed, "fleet", "counts from the next step on"),
         (changes.control_changed, "control", "in force from now on; who is connected stays so"),
         (changes.triggers_changed, "source", "triggers count as it says from now on"),
         (changes.http_changed, "http", "served as it says from now on; who is connected is cut off"),

@@ -14,6 +14,7 @@ use selfstart_core::worker;
 
 use super::minding::PoolRun;
 use super::run::{Agent, Ending};
+use crate::config::settings::{Elsewhere, What};
 use crate::keeper::protocol::{HowUpgraded, Upgraded};
 use crate::sys::clock;
 
@@ -23,7 +24,7 @@ impl Agent {
         Status {
             schema: SCHEMA,
             app: self.settings.app.clone(),
-            node: NodeStatus { id: machine_id(), roles: Vec::new() },
+            node: self.node_status(),
             agent: AgentStatus {
                 pid: rustix::process::getpid().as_raw_nonzero().get(),
                 keeper_pid: self.welcome.keeper_pid,
@@ -47,6 +48,15 @@ impl Agent {
                 .map(pool_status)
                 .collect(),
             notes: self.notes_now(),
+        }
+    }
+
+    fn node_status(&self) -> NodeStatus {
+        let pool = |elsewhere: &Elsewhere| if let What::Pool(name) = &elsewhere.what { Some(name.to_string()) } else { None };
+        NodeStatus {
+            id: machine_id(),
+            roles: self.settings.node.roles.iter().cloned().collect(),
+            pools_elsewhere: self.settings.elsewhere.iter().filter_map(pool).collect(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 
 use selfstart_core::deploy::{Asker, News};
 use selfstart_core::id::{PoolName, ReleaseId, SlotId, StartNo};
+use selfstart_core::lease;
 use selfstart_core::time::Human;
 use selfstart_core::worker;
 
@@ -207,6 +208,11 @@ impl Telling {
         self.tell(
             Happening::new(Kind::BuildStep, format!("building {release}, step {step} of {of}: {run}")).with("release", release.as_str()),
         );
+    }
+
+    /// Of a step that one node of the fleet does for all.
+    pub(crate) fn once(&mut self, release: &ReleaseId, step: u32, news: &lease::News) {
+        self.tell(Happening::new(Kind::BuildStep, format!("building {release}, step {step}: {news}")).with("release", release.as_str()));
     }
 
     pub(crate) fn step_skipped(&mut self, release: &ReleaseId, step: u32, why: &str) {

@@ -18,6 +18,9 @@ pub(crate) struct CheckArgs {
     /// Do not ask the source whether it has what is wanted
     #[arg(long)]
     pub(super) offline: bool,
+    /// As for `run`: a role on top of `roles:`; may be repeated
+    #[arg(long, value_name = "ROLE", value_parser = super::run::role)]
+    pub(super) role: Vec<String>,
     /// Show each value first, and whether the file or a default says so; or all of them as a file that means the same
     #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "origins")]
     explain: Option<Explain>,

@@ -95,6 +95,9 @@ fn failure(error: &InstallError, what: &str) -> Stop {
         InstallError::Record { .. } => failed(Exit::Failed).hint("remove that file; `uninstall` then knows no more what is selfstart's"),
         InstallError::Tree(tree) => match tree.kind() {
             std::io::ErrorKind::PermissionDenied => failed(Exit::Failed).hint("run it as root"),
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory if tree.is_root() => {
+                failed(Exit::Failed).hint("--root takes the folder where the image's file system is mounted, such as /mnt/image")
+            }
             std::io::ErrorKind::ReadOnlyFilesystem => failed(Exit::Failed).hint("mount it writable, or do it in the image with --root"),
             _ => failed(Exit::Failed),
         },

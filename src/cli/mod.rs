@@ -38,8 +38,8 @@ use look::Paint;
 pub(crate) struct Wiring {
     /// Reads a configuration.
     pub(crate) load: site::Load,
-    /// Looks at a configuration and at the machine; true: asks nobody else.
-    pub(crate) check: fn(&Path, bool) -> check::Checkup,
+    /// Looks at a configuration and at the machine; for a node with these roles too; true: asks nobody else.
+    pub(crate) check: fn(&Path, &[String], bool) -> check::Checkup,
     /// Keeps this node, until told to stop.
     pub(crate) run: fn(&Path, &run::RunArgs) -> Result<Exit, Stop>,
     /// Plays a whole life.
@@ -232,7 +232,7 @@ fn dispatch(cli: &Cli, wiring: &Wiring) -> Result<Exit, Stop> {
     }
     match &cli.verb {
         Verb::Run(args) => return (wiring.run)(&config, args),
-        Verb::Check(args) => return check::check(&(wiring.check)(&config, args.offline), args),
+        Verb::Check(args) => return check::check(&(wiring.check)(&config, &args.role, args.offline), args),
         Verb::Demo(args) => return (wiring.demo)(*args),
         Verb::Install(args) => return install::install(args),
         Verb::Uninstall(args) => return install::uninstall(args),

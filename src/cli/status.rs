@@ -120,6 +120,9 @@ pub(crate) fn render(status: &Status, look: &Look) -> String {
     };
     let roles = if status.node.roles.is_empty() { String::new() } else { format!(" ({})", status.node.roles.join(", ")) };
     lines.push(("app", vec![Cell::new(Style::Strong, &status.app), format!("on {}{roles}", status.node.id).into()]));
+    if !status.node.pools_elsewhere.is_empty() {
+        lines.push(("not here", vec![format!("{} (`only:` is for other nodes)", status.node.pools_elsewhere.join(", ")).into()]));
+    }
     lines.push((
         "agent",
         vec![

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use selfstart_core::only::Only;
 use selfstart_core::policy::{MemoryAction, MemoryRung, ReadyHow, StopLadder, UpdateHow};
 use selfstart_core::runtime::{Pick, Setting};
 use selfstart_core::time::Human;
@@ -20,8 +21,8 @@ use super::raw::{Node, Value, join};
 use super::schema::{self, Left};
 use super::secret::Text;
 use super::settings::{
-    Command, Credentials, HttpSettings, NotifySettings, NotifyTo, PoolSettings, QueueSettings, Settings, SshAgent, TriggerSettings,
-    UserSpec, WantedRef,
+    BuildStep, Command, Credentials, HttpSettings, NotifySettings, NotifyTo, Once, PoolSettings, QueueSettings, Settings, SshAgent,
+    TriggerSettings, UserSpec, WantedRef,
 };
 
 /// Each value of a configuration and where it comes from, in the order of the reference.
@@ -307,6 +308,34 @@ impl Shown {
     }
 }
 
+fn texts_by_name(texts: &BTreeMap<String, String>) -> Shown {
+    Shown::Map(texts.iter().map(|(name, text)| (name.clone(), Shown::Text(text.clone()))).collect())
+}
+
+fn only(only: &Only) -> Shown {
+    let roles = Shown::List(only.roles.iter().cloned().map(Shown::Text).collect());
+    let roles = (!only.roles.is_empty()).then(|| ("roles".to_owned(), roles));
+    let attributes = only.attributes.iter().map(|(name, text)| (name.clone(), Shown::Text(text.clone())));
+    Shown::Map(roles.into_iter().chain(attributes).collect())
+}
+
+fn step(step: &BuildStep) -> Shown {
+    let run = Shown::Text(step.run.clone());
+    let timeout = step.timeout.map(|timeout| ("timeout".to_owned(), Shown::Duration(timeout)));
+    let unchanged = (!step.unless_unchanged.is_empty())
+        .then(|| ("unless_unchanged".to_owned(), Shown::List(step.unless_unchanged.iter().map(|it| path(it)).collect())));
+    let once = (step.once == Some(Once::PerRevision)).then(|| ("once_per".to_owned(), Shown::Text("revision".to_owned())));
+    let primary = (step.once == Some(Once::ByPrimary)).then(|| ("primary".to_owned(), Shown::Bool(true)));
+    let only = match (only(&step.only), primary) {
+        (Shown::Map(said), primary) if !said.is_empty() || primary.is_some() => {
+            Some(("only".to_owned(), Shown::Map(said.into_iter().chain(primary).collect())))
+        }
+        _ => None,
+    };
+    let more: Vec<_> = timeout.into_iter().chain(unchanged).chain(once).chain(only).collect();
+    if more.is_empty() { run } else { Shown::Map([("run".to_owned(), run)].into_iter().chain(more).collect()) }
+}
+
 /// A size as it might be written, to the byte.
 fn exact(size: Bytes) -> String {
     let units = [
@@ -412,10 +441,29 @@ impl Collector<'_> {
     }
 
     fn settings(&mut self, settings: &Settings) {
-        let Settings { app, root, user: app_user, source, triggers, release, build, queue, pools, control, http, notify, log } = settings;
+        let Settings {
+            app,
+            root,
+            user: app_user,
+            node,
+            source,
+            triggers,
+            release,
+            build,
+            queue,
+            pools,
+            elsewhere: _,
+            control,
+            http,
+            notify,
+            log,
+            fleet,
+        } = settings;
         self.add(&["app"], Shown::Text(app.clone()));
         self.add(&["root"], path(root));
         self.add(&["user"], or_nothing(app_user.as_ref(), user));
+        self.add(&["roles"], Shown::List(node.roles.iter().cloned().map(Shown::Text).collect()));
+        self.add(&["attributes"], texts_by_name(&node.attributes));
         self.add(&["source", "repository"], text(&source.repository));
         let (name, wanted) = match &source.wanted {
             WantedRef::Branch(name) => ("branch", name),
@@ -459,15 +507,7 @@ impl Collector<'_> {
         self.env(&["build", "env"], &build.env);
         self.add(&["build", "runtime"], runtime(&build.runtime));
         self.add(&["build", "timeout"], Shown::Duration(build.timeout));
-        let steps = build.steps.iter().map(|step| {
-            let mut shown = vec![("run".to_owned(), Shown::Text(step.run.clone()))];
-            shown.extend(step.timeout.map(|timeout| ("timeout".into(), Shown::Duration(timeout))));
-            if !step.unless_unchanged.is_empty() {
-                shown.push(("unless_unchanged".into(), Shown::List(step.unless_unchanged.iter().map(|it| path(it)).collect())));
-            }
-            if shown.len() == 1 { Shown::Text(step.run.clone()) } else { Shown::Map(shown) }
-        });
-        self.add(&["build", "steps"], Shown::List(steps.collect()));
+        self.add(&["build", "steps"], Shown::List(build.steps.iter().map(step).collect()));
         self.queue(&["queue"], queue);
         for pool in pools {
             self.pool(pool);
@@ -476,6 +516,10 @@ impl Collector<'_> {
         self.add(&["control", "group"], or_nothing(control.group.clone(), Shown::Text));
         self.add(&["control", "workers"], Shown::Bool(control.workers));
         self.doors(http.as_ref(), notify);
+        match fleet {
+            None => self.add(&["fleet"], Shown::Nothing),
+            Some(fleet) => self.add(&["fleet", "redis"], text(&fleet.redis)),
+        }
         let format = LOG_FORMATS.iter().find(|(_, format)| *format == log.format).map_or("", |(name, _)| name);
         self.add(&["log", "format"], Shown::Text(format.to_owned()));
         self.add(&["log", "level"], Shown::Text(log.level.clone()));
@@ -541,7 +585,8 @@ impl Collector<'_> {
     }
 
     fn pool(&mut self, pool: &PoolSettings) {
-        let PoolSettings { policy, command, group, user: pool_user, queue, queues, env, env_files, port, limits, log } = pool;
+        let PoolSettings { policy, command, group, only: pool_only, user: pool_user, queue, queues, env, env_files, port, limits, log } =
+            pool;
         let worker = &policy.worker;
         let pool = ["pools", policy.name.as_str()];
         let at = |names: &[&'static str]| [&pool, names].concat();
@@ -551,6 +596,7 @@ impl Collector<'_> {
         }
         let texts = |list: &mut dyn Iterator<Item = String>| Shown::List(list.map(Shown::Text).collect());
         self.add(&at(&["group"]), or_nothing(group.as_ref(), |group| Shown::Text(group.to_string())));
+        self.add(&at(&["only"]), if pool_only.is_empty() { Shown::Nothing } else { only(pool_only) });
         self.add(&at(&["count"]), number(policy.count));
         self.add(&at(&["after"]), texts(&mut policy.after.iter().map(ToString::to_string)));
         self.queue(&at(&["queue"]), queue);

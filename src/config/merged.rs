@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use selfstart_core::id::{PoolName, Revision};
+use selfstart_core::only::{Only, Traits};
 use selfstart_core::policy::{
     FlappingPolicy, MAX_COUNT, MemoryAction, MemoryPolicy, MemoryRung, PoolPolicy, ReadyHow, ReadyPolicy, RestartPolicy, StalePolicy,
     StopLadder, StopRung, UpdateHow, UpdatePolicy, WorkerPolicy,
@@ -22,8 +23,8 @@ use super::raw::{Node, Value, join};
 use super::reader::{At, Between, Map, Reader, duration, size};
 use super::secret::{Plain, Text, is_variable_name};
 use super::settings::{
-    BuildSettings, BuildStep, Command, ControlSettings, Credentials, Limits, LogFormat, LogSettings, PoolLog, PoolSettings, QueueKind,
-    QueueSettings, ReleaseSettings, Settings, SourceSettings, SshAgent, UserSpec, WantedRef,
+    BuildSettings, BuildStep, Command, ControlSettings, Credentials, FleetSettings, Limits, LogFormat, LogSettings, Once, PoolLog,
+    PoolSettings, QueueKind, QueueSettings, ReleaseSettings, Settings, SourceSettings, SshAgent, UserSpec, WantedRef,
 };
 
 /// The longest `root`: `<root>/run/control.sock` with its NUL must fit into the 108 bytes of `sun_path` (`unix(7)`).
@@ -114,6 +115,7 @@ impl Reader<'_> {
         let default_root = PathBuf::from(format!("/var/lib/selfstart/{}", app.as_deref().unwrap_or_default()));
         let root = self.or(&top, "root", default_root, Self::root);
         let user = self.opt(&top, "user", Self::user);
+        let node = self.traits(&top);
         let source = self.source(&top);
         let triggers = self.triggers(&top);
         let release = self.release(&top);
@@ -128,7 +130,26 @@ impl Reader<'_> {
         self.check_triggers(&top, &triggers, http.as_ref());
         let notify = self.notify(&top);
         let log = self.log(&top);
-        Some(Settings { app: app?, root, user, source: source?, triggers, release, build, queue, pools, control, http, notify, log })
+        let fleet = self.fleet(&top);
+        let elsewhere = Vec::new();
+        Some(Settings {
+            app: app?,
+            root,
+            user,
+            node,
+            source: source?,
+            triggers,
+            release,
+            build,
+            queue,
+            pools,
+            elsewhere,
+            control,
+            http,
+            notify,
+            log,
+            fleet,
+        })
     }
 
     fn app(&mut self, top: &Map<'_>) -> Option<String> {
@@ -172,6 +193,56 @@ impl Reader<'_> {
             return None;
         }
         Some(UserSpec { user: user.to_owned(), group: group.map(str::to_owned) })
+    }
+
+    /// `roles:` and `attributes:`.
+    fn traits(&mut self, top: &Map<'_>) -> Traits {
+        let roles = self.or(top, "roles", Vec::new(), |reader, at| reader.each(at, "names", Self::role));
+        let attributes = self.or(top, "attributes", BTreeMap::new(), |reader, at| reader.attributes(at, "attributes"));
+        Traits { roles: roles.into_iter().collect(), attributes }
+    }
+
+    fn role(&mut self, at: &At<'_>) -> Option<String> {
+        self.name(at, "[a-z][a-z0-9_-]*", |b| b == b'-' || b == b'_')
+    }
+
+    /// Names and texts; what is decided elsewhere is no attribute of anybody's choosing.
+    fn attributes(&mut self, at: &At<'_>, pattern: &str) -> Option<BTreeMap<String, String>> {
+        let map = self.free_map(at, pattern);
+        let mut attributes = BTreeMap::new();
+        for (entry, at) in map.named() {
+            let refused = match entry.key.as_str() {
+                "roles" => Some(("not an attribute", "`roles:` stands at the top")),
+                "primary" if pattern == "attributes" => Some(("not an attribute", "who is the primary is not decided by a configuration")),
+                "primary" => Some(("only for build steps yet", "a role says which node has this pool: `only: {roles: [clock]}`")),
+                name if !is_name(name, |b| b == b'-' || b == b'_') => Some(("not a name", "lower-case letters, digits, `-` and `_`")),
+                _ => None,
+            };
+            if let Some((what, hint)) = refused {
+                self.problems.push(self.problem(entry.key_at, &at.key, what).hint(hint));
+                continue;
+            }
+            if let Some(text) = self.text(&at) {
+                attributes.insert(entry.key.clone(), text.to_owned());
+            }
+        }
+        Some(attributes)
+    }
+
+    /// `only:`: `roles`, and attributes by their names.
+    fn only(&mut self, at: &At<'_>, pattern: &str) -> Option<Only> {
+        let map = self.free_map(at, pattern);
+        let roles = self.or(&map, "roles", Vec::new(), |reader, at| reader.each(at, "names", Self::role));
+        if let Some(at) = map.get("roles").filter(|at| matches!(&at.node.value, Value::List(items) if items.is_empty())) {
+            self.tell(&at, "names no role, and so is for no node", |problem| problem.hint("leave it out: whatever the roles"));
+        }
+        let rest: Vec<_> = map.entries.iter().filter(|entry| entry.key != "roles").cloned().collect();
+        let node = Node { at: at.node.at, value: Value::Map(rest) };
+        let attributes = self.attributes(&At { key: at.key.clone(), node: &node }, pattern)?;
+        if map.entries.is_empty() && !map.refused {
+            self.tell(at, "says nothing", |problem| problem.hint("such as `{roles: [db]}`; leave it out for every node"));
+        }
+        Some(Only { roles: roles.into_iter().collect(), attributes })
     }
 
     fn account(&mut self, at: &At<'_>, what: &str) -> Option<String> {
@@ -429,8 +500,9 @@ impl Reader<'_> {
             env: self.or(&map, "env", BTreeMap::new(), |reader, at| reader.env(at, "build.env", false, &allowed)),
             runtime: self.or(&map, "runtime", Setting::Auto, Self::runtime),
             timeout: self.or(&map, "timeout", Duration::from_secs(15 * 60), |reader, at| reader.duration(at, SECOND)),
-            steps: self
-                .or(&map, "steps", Vec::new(), |reader, at| reader.each(at, "texts or {run, timeout, unless_unchanged}", Self::step)),
+            steps: self.or(&map, "steps", Vec::new(), |reader, at| {
+                reader.each(at, "texts or {run, timeout, unless_unchanged, once_per, only}", Self::step)
+            }),
         }
     }
 
@@ -441,13 +513,36 @@ impl Reader<'_> {
                 self.missing(&map, "run", "`run: COMMAND` says what the step does");
             }
             let timeout = self.opt(&map, "timeout", |reader, at| reader.duration(at, SECOND));
-            let run = self.opt(&map, "run", Self::run)?;
+            let (only, primary) = self.or(&map, "only", (Only::default(), None), Self::only_of_step);
+            let once = self.opt(&map, "once_per", |reader, at| reader.choice(at, &[("revision", Once::PerRevision)])).or(primary);
+            let run = self.opt(&map, "run", Self::run);
             let unless_unchanged = self.or(&map, "unless_unchanged", Vec::new(), |reader, at| {
                 reader.each(at, "relative paths", |reader, at| reader.relative_path(at, "the release"))
             });
-            return Some(BuildStep { run, timeout, unless_unchanged });
+            if let Some(at) = map.get("unless_unchanged").filter(|_| once.is_some()) {
+                self.tell(&at, "not for a step that one node does for all", |problem| problem.hint("it is done once for each revision"));
+            }
+            return Some(BuildStep { run: run?, timeout, unless_unchanged, only, once, is_here: true });
         }
-        Some(BuildStep { run: self.run(at)?, timeout: None, unless_unchanged: Vec::new() })
+        let (unless_unchanged, only) = (Vec::new(), Only::default());
+        Some(BuildStep { run: self.run(at)?, timeout: None, unless_unchanged, only, once: None, is_here: true })
+    }
+
+    /// `only:` of a step, which may leave it to the primary.
+    fn only_of_step(&mut self, at: &At<'_>) -> Option<(Only, Option<Once>)> {
+        const PATTERN: &str = "build.steps[].only";
+        let map = self.free_map(at, PATTERN);
+        let Some(primary) = map.get("primary") else { return Some((self.only(at, PATTERN)?, None)) };
+        if !self.boolean(&primary)? {
+            self.tell(&primary, "would be for all nodes but one", |problem| problem.allowed("true").hint("leave it out for every node"));
+            return None;
+        }
+        let rest: Vec<_> = map.entries.iter().filter(|entry| entry.key != "primary").cloned().collect();
+        if rest.is_empty() {
+            return Some((Only::default(), Some(Once::ByPrimary)));
+        }
+        let node = Node { at: at.node.at, value: Value::Map(rest) };
+        Some((self.only(&At { key: at.key.clone(), node: &node }, PATTERN)?, Some(Once::ByPrimary)))
     }
 
     fn run(&mut self, at: &At<'_>) -> Option<String> {
@@ -511,6 +606,25 @@ impl Reader<'_> {
             group: self.opt(&map, "group", |reader, at| reader.account(at, "group")),
             workers: self.or(&map, "workers", false, Self::boolean),
         }
+    }
+
+    fn fleet(&mut self, top: &Map<'_>) -> Option<FleetSettings> {
+        top.get("fleet")?;
+        let map = self.section(top, "fleet");
+        if map.get("redis").is_none() && !map.refused {
+            self.missing(&map, "redis", "`redis://HOST/DB`: what the nodes of the fleet share");
+        }
+        Some(FleetSettings { redis: self.opt(&map, "redis", Self::fleet_redis)? })
+    }
+
+    fn fleet_redis(&mut self, at: &At<'_>) -> Option<Text> {
+        let text = self.secret_text(at, Plain::Shown)?;
+        let start = text.plain_start();
+        if !start.is_empty() && !["redis://", "unix://"].iter().any(|scheme| start.starts_with(scheme)) {
+            self.tell(at, "not the URL of a Redis that can be used here", |problem| problem.allowed("redis://, unix://"));
+            return None;
+        }
+        Some(text)
     }
 
     fn log(&mut self, top: &Map<'_>) -> LogSettings {
@@ -585,6 +699,7 @@ impl Reader<'_> {
         let group_name =
             |reader: &mut Self, at: &At<'_>| reader.name(at, "[a-z][a-z0-9_-]*", |b| b == b'-' || b == b'_').map(PoolName::from);
         let group = self.opt(map, "group", group_name);
+        let only = self.or(map, "only", Only::default(), |reader, at| reader.only(at, "pools.NAME.only"));
         let user = self.opt(map, "user", Self::user);
         let one = |reader: &mut Self, at: &At<'_>| reader.text(at).map(str::to_owned);
         let queues = self.or(map, "queues", Vec::new(), |reader, at| reader.each(at, "texts", one));
@@ -594,7 +709,7 @@ impl Reader<'_> {
         let mut policy = policy;
         policy.worker.memory = with_hard_limit(policy.worker.memory, limits.memory);
         let log = self.pool_log(map);
-        Some(PoolSettings { policy, command: command?, group, user, queue, queues, env, env_files, port, limits, log })
+        Some(PoolSettings { policy, command: command?, group, only, user, queue, queues, env, env_files, port, limits, log })
     }
 
     fn port(&mut self, at: &At<'_>) -> Option<u16> {

@@ -36,6 +36,17 @@ pub struct Surroundings<'a> {
     pub cpus: u32,
     /// For `count: {per_memory: SIZE}`: all of the machine's memory (or of the container's).
     pub memory: Bytes,
+    /// For which node it is read.
+    pub node: For<'a>,
+}
+
+/// For which node a configuration is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For<'a> {
+    /// For none in particular: all that it says.
+    Any,
+    /// For this one: what its `only:` keeps for others is left out. These roles come on top of the configured ones.
+    This(&'a [String]),
 }
 
 /// Returns a variable of this process's environment; `None` if it is not set or not UTF-8.
@@ -121,7 +132,10 @@ pub fn parse(path: &Path, bytes: Vec<u8>, around: &Surroundings<'_>) -> Result<L
         let problem = reader.problem(at, &key, what);
         reader.problems.push(Problem { hint: hint.map(str::to_owned), ..problem });
     }
-    let settings = tree.as_ref().and_then(|tree| reader.settings(tree));
+    let mut settings = tree.as_ref().and_then(|tree| reader.settings(tree));
+    if let (Some(settings), For::This(roles)) = (&mut settings, around.node) {
+        settings.keep_for_node(roles);
+    }
     let (mut problems, warnings) = (reader.problems, reader.warnings);
     match (settings, tree) {
         (Some(settings), Some(tree)) if problems.is_empty() => {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use selfstart_core::id::PoolName;
+use selfstart_core::only::{Only, Traits};
 use selfstart_core::policy::PoolPolicy;
 use selfstart_core::runtime::Setting;
 use selfstart_core::trigger::Debounce;
@@ -22,6 +23,8 @@ pub struct Settings {
     pub root: PathBuf,
     /// `user:`; `None`: who runs the agent.
     pub user: Option<UserSpec>,
+    /// `roles:`, `attributes:` and what `--role` adds.
+    pub node: Traits,
     /// `source:`, without what says when it is looked at.
     pub source: SourceSettings,
     /// `source.poll`, `source.webhook`, `source.debounce`.
@@ -34,6 +37,8 @@ pub struct Settings {
     pub queue: QueueSettings,
     /// `pools:`, in the order in which they are written.
     pub pools: Vec<PoolSettings>,
+    /// What the configuration has for other nodes.
+    pub elsewhere: Vec<Elsewhere>,
     /// `control:`.
     pub control: ControlSettings,
     /// `http:`; `None`: nothing listens.
@@ -42,6 +47,28 @@ pub struct Settings {
     pub notify: Vec<NotifySettings>,
     /// `log:`.
     pub log: LogSettings,
+    /// `fleet:`.
+    pub fleet: Option<FleetSettings>,
+}
+
+/// A pool or step that is not for this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Which.
+    pub what: What,
+    /// Its `only:`.
+    pub only: Only,
+}
+
+/// What may be for some nodes only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A pool.
+    Pool(PoolName),
+    /// A build step, as it is written.
+    Step(String),
+    /// A build step that is done once, so that its result is waited for.
+    WaitedStep(String),
 }
 
 /// What makes a deploy begin, beside boots and operators.
@@ -225,6 +252,21 @@ pub struct BuildStep {
     pub timeout: Option<Duration>,
     /// Skipped if these are as at its last success; empty: never.
     pub unless_unchanged: Vec<PathBuf>,
+    /// `only:`.
+    pub only: Only,
+    /// What one node does for the fleet; `None`: each node does it.
+    pub once: Option<Once>,
+    /// Whether `only` lets this node do it; of another's step that is done once the result is waited for.
+    pub is_here: bool,
+}
+
+/// How a step is done once: both the same, in the words of who wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Once {
+    /// `once_per: revision`.
+    PerRevision,
+    /// `only: {primary: true}`.
+    ByPrimary,
 }
 
 /// `queue:`; pools may override it.
@@ -260,6 +302,8 @@ pub struct PoolSettings {
     pub command: Command,
     /// `group:`.
     pub group: Option<PoolName>,
+    /// `only:`.
+    pub only: Only,
     /// `user:`; `None`: the app's.
     pub user: Option<UserSpec>,
     /// `queue:`, the app's where the pool says nothing.
@@ -320,6 +364,13 @@ pub struct PoolLog {
     pub keep: u32,
 }
 
+/// `fleet:`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FleetSettings {
+    /// `redis:`: what the nodes share.
+    pub redis: Text,
+}
+
 /// `control:`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ControlSettings {
@@ -369,6 +420,10 @@ pub struct Changes {
     pub by_release: BTreeSet<PoolName>,
     /// The same revision would be built differently: `build:`, or what is linked into each release.
     pub build_changed: bool,
+    /// `roles:`.
+    pub roles_changed: bool,
+    /// `attributes:`.
+    pub attributes_changed: bool,
     /// `source:`.
     pub source_changed: bool,
     /// `release.keep`, `keep_failed`, `min_free`, `confirm`, `probation`.
@@ -381,6 +436,8 @@ pub struct Changes {
     pub http_changed: bool,
     /// `notify:`.
     pub notify_changed: bool,
+    /// `fleet:`.
+    pub fleet_changed: bool,
     /// `log:` of the agent; a new `buffer` counts for workers started from now on.
     pub log_changed: bool,
     /// Keys that a reload cannot change.
@@ -396,6 +453,30 @@ impl Changes {
 }
 
 impl Settings {
+    /// Makes of what the configuration says what holds for this node: adds roles to its own, and puts aside the pools and steps that are
+    /// for others. A pool that is not here is no obstacle to those `after` it.
+    pub(super) fn keep_for_node(&mut self, roles: &[String]) {
+        self.node.roles.extend(roles.iter().cloned());
+        let node = &self.node;
+        let shares = self.fleet.is_some();
+        for step in &mut self.build.steps {
+            step.is_here = step.only.is_for(node);
+        }
+        let waits = |step: &BuildStep| step.once.is_some() && shares;
+        let waited: Vec<BuildStep> = self.build.steps.iter().filter(|step| !step.is_here && waits(step)).cloned().collect();
+        let (steps, other_steps): (Vec<_>, Vec<_>) = self.build.steps.drain(..).partition(|step| step.is_here || waits(step));
+        let (pools, other_pools): (Vec<_>, Vec<_>) = self.pools.drain(..).partition(|pool| pool.only.is_for(node));
+        let steps_elsewhere = other_steps.into_iter().map(|step| Elsewhere { what: What::Step(step.run), only: step.only });
+        let steps_waited = waited.into_iter().map(|step| Elsewhere { what: What::WaitedStep(step.run), only: step.only });
+        let pools_elsewhere = other_pools.into_iter().map(|pool| Elsewhere { what: What::Pool(pool.policy.name), only: pool.only });
+        self.elsewhere = pools_elsewhere.chain(steps_elsewhere).chain(steps_waited).collect();
+        (self.build.steps, self.pools) = (steps, pools);
+        let here: BTreeSet<PoolName> = self.pools.iter().map(|pool| pool.policy.name.clone()).collect();
+        for pool in &mut self.pools {
+            pool.policy.after.retain(|other| here.contains(other));
+        }
+    }
+
     /// The files of `${file:...}` that the agent reads.
     #[must_use]
     pub fn secret_files(&self) -> Vec<PathBuf> {
@@ -408,7 +489,8 @@ impl Settings {
         let http = self.http.iter().filter_map(|http| http.token.as_ref());
         let notify = self.notify.iter().filter_map(|it| if let NotifyTo::Webhook(url) = &it.to { Some(url) } else { None });
         let triggers = self.triggers.webhook.iter().chain(http).chain(notify);
-        let texts = env.chain(source).chain(triggers).chain(std::iter::once(&self.source.repository));
+        let fleet = self.fleet.iter().map(|fleet| &fleet.redis);
+        let texts = env.chain(source).chain(triggers).chain(fleet).chain(std::iter::once(&self.source.repository));
         texts.flat_map(Text::files).map(Path::to_owned).collect()
     }
 
@@ -424,6 +506,8 @@ impl Settings {
                 || old.user != new.user
                 || old.release.linked_dirs != new.release.linked_dirs
                 || old.release.linked_files != new.release.linked_files,
+            roles_changed: old.node.roles != new.node.roles,
+            attributes_changed: old.node.attributes != new.node.attributes,
             source_changed: old.source != new.source,
             retention_changed: (old.release.keep, old.release.keep_failed, old.release.min_free)
                 != (new.release.keep, new.release.keep_failed, new.release.min_free)
@@ -432,6 +516,7 @@ impl Settings {
             triggers_changed: old.triggers != new.triggers,
             http_changed: old.http != new.http,
             notify_changed: old.notify != new.notify,
+            fleet_changed: old.fleet != new.fleet,
             log_changed: old.log != new.log,
             ..Changes::default()
         };

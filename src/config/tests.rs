@@ -19,7 +19,74 @@ fn around() -> Surroundings<'static> {
         },
         cpus: 4,
         memory: Bytes(8 << 30),
+        node: For::Any,
     }
+}
+
+/// As read by a node that was started with these roles.
+fn read_as(roles: &[String], text: &str) -> Loaded {
+    parse(Path::new("config.yaml"), text.as_bytes().to_vec(), &Surroundings { node: For::This(roles), ..around() }).expect("in order")
+}
+
+#[test]
+fn what_is_for_other_nodes_is_put_aside() {
+    let text = "app: a\nroles: [worker]\nattributes: {slave: true}\nsource: {repository: /r, branch: m}\n\
+                build: {steps: [one, {run: two, only: {roles: [db]}}, {run: three, only: {slave: true}}]}\n\
+                pools:\n  w: {command: x, only: {roles: [worker, app]}, after: [web, any]}\n  web: {command: x, only: {roles: [app]}}\n  \
+                any: {command: x}\n  m: {command: x, only: {slave: false}}\n";
+    let shown = |settings: &Settings| {
+        let names = |it: &mut dyn Iterator<Item = String>| it.collect::<Vec<_>>().join(" ");
+        let pools = names(&mut settings.pools.iter().map(|pool| format!("{}{:?}", pool.policy.name, pool.policy.after.len())));
+        let steps = names(&mut settings.build.steps.iter().map(|step| step.run.clone()));
+        let elsewhere = names(&mut settings.elsewhere.iter().map(|it| match &it.what {
+            settings::What::Pool(name) => name.to_string(),
+            settings::What::Step(run) => format!("`{run}`"),
+            settings::What::WaitedStep(run) => format!("`{run}` waited"),
+        }));
+        format!("{pools}; {steps}; {elsewhere}")
+    };
+    assert_eq!(shown(&read_as(&[], text).settings), "w1 any0; one three; web m `two`");
+    let (app, db) = ("app".to_owned(), "db".to_owned());
+    let more = read_as(&[app, db], text).settings;
+    assert_eq!(shown(&more), "w2 web0 any0; one two three; m");
+    assert_eq!(more.node.roles.iter().map(String::as_str).collect::<Vec<_>>(), ["app", "db", "worker"]);
+    let any = parse(Path::new("c"), text.as_bytes().to_vec(), &Surroundings { node: For::Any, ..around() }).expect("in order");
+    assert_eq!(shown(&any.settings), "w2 web0 any0 m0; one two three; ");
+    // What a reload that adds a role does is shown as a pool that comes.
+    let changes = Settings::changes(&read_as(&[], text).settings, &more);
+    assert_eq!(changes.pools_added.iter().map(ToString::to_string).collect::<Vec<_>>(), ["web"]);
+    assert!(changes.build_changed && changes.pools_removed.is_empty(), "{changes:?}");
+}
+
+#[test]
+fn the_result_of_a_step_that_others_do_for_the_fleet_is_waited_for() {
+    let text = "app: a\nroles: [worker]\nsource: {repository: /r, branch: m}\nfleet: {redis: redis://h/1}\npools: {w: {command: x}}\n\
+                build: {steps: [one, {run: two, once_per: revision, only: {roles: [db]}}, {run: three, only: {roles: [db], primary: true}}, \
+                {run: four, only: {primary: true}}, {run: five, only: {roles: [db]}}]}\n";
+    let steps = |text: &str| {
+        let settings = read_as(&[], text).settings;
+        let step = |step: &settings::BuildStep| format!("{}{}{}", step.run, u8::from(step.once.is_some()), u8::from(step.is_here));
+        settings.build.steps.iter().map(step).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(steps(text), "one01 two10 three10 four11");
+    assert_eq!(steps(&text.replace("[worker]", "[db]")), "one01 two11 three11 four11 five01");
+    // Nobody could tell what came of it.
+    assert_eq!(steps(&text.replace("fleet: {redis: redis://h/1}\n", "")), "one01 four11");
+}
+
+#[test]
+fn an_only_that_means_nothing_is_refused() {
+    let told = |only: &str| {
+        let text = format!("app: a\nsource: {{repository: /r, branch: m}}\npools: {{w: {{command: x, only: {only}}}}}\n");
+        read(&text).expect_err("refused").problems()[0].to_string()
+    };
+    assert!(told("{}").contains("pools.w.only: says nothing"), "{}", told("{}"));
+    assert!(told("{roles: []}").contains("pools.w.only.roles: names no role"));
+    assert!(told("{roles: [DB]}").contains("not a name"));
+    assert!(told("{roles: db}").contains("a list of one is `[VALUE]`"));
+    assert!(told("{primary: true}").contains("pools.w.only.primary: only for build steps yet"));
+    assert!(told("{slave: [a]}").contains("not a text"));
+    assert!(told("db").contains("not a map"));
 }
 
 fn read(text: &str) -> Result<Loaded, ConfigErrors> {
@@ -267,11 +334,11 @@ fn explained_as_json_it_has_seconds_and_bytes_and_places() {
     let of = |key: &str| json.as_array().and_then(|all| all.iter().find(|value| value["key"] == key)).cloned().expect(key);
     assert_eq!(
         of("source.timeout"),
-        serde_json::json!({"key": "source.timeout", "value": 300.0, "origin": "file", "line": 26, "column": 12})
+        serde_json::json!({"key": "source.timeout", "value": 300.0, "origin": "file", "line": 28, "column": 12})
     );
     assert_eq!(of("log.buffer")["value"], 262_144);
     assert_eq!(of("pools.web.memory"), serde_json::json!({"key": "pools.web.memory", "value": null, "origin": "default"}));
-    assert_eq!(of("pools.checkins.queue.kind")["line"], 56, "inherited from the app's");
+    assert_eq!(of("pools.checkins.queue.kind")["line"], 62, "inherited from the app's");
 }
 
 #[test]

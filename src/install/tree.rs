@@ -17,6 +17,8 @@ use crate::sys::links;
 /// As many links in a row as the kernel follows (path_resolution(7)).
 const LINKS_MAX: usize = 40;
 
+const OPEN_ROOT: &str = "open the root";
+
 /// What could not be done with a file.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {doing} `{}`", .path.display())]
@@ -28,6 +30,11 @@ pub(crate) struct TreeError {
 }
 
 impl TreeError {
+    /// Whether it is the root itself that cannot be opened.
+    pub(crate) fn is_root(&self) -> bool {
+        self.doing == OPEN_ROOT
+    }
+
     /// The system's word for it.
     pub(crate) fn kind(&self) -> io::ErrorKind {
         self.source.kind()
@@ -64,7 +71,7 @@ impl Tree {
     /// It is no directory that may be read.
     pub(crate) fn open(root: &Path) -> Result<Self, TreeError> {
         let opened = links::open_directory(root);
-        Ok(Self { root: opened.map_err(|source| TreeError { doing: "open", path: root.to_owned(), source })?, shown: root.to_owned() })
+        Ok(Self { root: opened.map_err(|source| TreeError { doing: OPEN_ROOT, path: root.to_owned(), source })?, shown: root.to_owned() })
     }
 
     /// Whether it is the machine that runs.

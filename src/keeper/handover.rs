@@ -446,7 +446,7 @@ mod tests {
     fn keeper() -> Keeper {
         let mut keeper = Keeper::new(SignalFd::take().expect("signals"), vec![c"/etc/selfstart/config.yaml".to_owned()]).expect("a keeper");
         // Nobody is asked who may do what.
-        keeper.rights = crate::keeper::rights::Rights::new(None);
+        keeper.rights = crate::keeper::rights::Rights::new(&[]);
         keeper
     }
 
@@ -614,7 +614,7 @@ mod tests {
         std::mem::forget(former);
 
         let mut next = Keeper::new(SignalFd::take().expect("signals"), state.arguments()).expect("a keeper");
-        next.rights = crate::keeper::rights::Rights::new(None);
+        next.rights = crate::keeper::rights::Rights::new(&[]);
         next.restore(state).expect("taken over");
         assert!(next.emptying.contains_key("w/0#1"), "nobody would tell");
         assert!(next.table.next_look(clock::now()).is_some(), "nobody would look");

@@ -353,7 +353,7 @@ impl Keeper {
         let nofile = raise_descriptor_limit();
         let most = i32::try_from(nofile.1).unwrap_or(i32::MAX);
         Ok(Self {
-            rights: Rights::new(agent_arguments.first().cloned()),
+            rights: Rights::new(&agent_arguments),
             agent_command: [c"selfstart".to_owned(), c"internal-agent".to_owned()].into_iter().chain(agent_arguments).collect(),
             signals,
             epoll,

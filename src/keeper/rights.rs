@@ -88,6 +88,8 @@ pub(super) enum Ordered {
 pub(super) struct Rights {
     /// The configuration; `None`: the keeper is not root, and there is nothing to be divided.
     config: Option<CString>,
+    /// What the node is for, beside what that says.
+    roles: Vec<CString>,
     standing: Standing,
     /// Why the configuration is not to be believed now: an agent runs the last good one then.
     distrust: Option<String>,
@@ -102,11 +104,20 @@ pub(super) struct Rights {
 }
 
 impl Rights {
-    /// For a keeper with this configuration.
-    pub(super) fn new(config: Option<CString>) -> Self {
-        let config = config.filter(|_| rustix::process::geteuid().is_root());
+    /// For a keeper with these words for its agents: the configuration, and roles.
+    pub(super) fn new(words: &[CString]) -> Self {
+        let config = words.first().cloned().filter(|_| rustix::process::geteuid().is_root());
         let standing = if config.is_some() { Standing::Unknown } else { Standing::AsKeeper { why: String::new() } };
-        Self { config, standing, distrust: None, fresh: false, running: Vec::new(), waiting: VecDeque::new(), users: BTreeSet::new() }
+        Self {
+            config,
+            roles: words.iter().skip(1).cloned().collect(),
+            standing,
+            distrust: None,
+            fresh: false,
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            users: BTreeSet::new(),
+        }
     }
 
     /// Whether an agent may be started now.
@@ -225,9 +236,10 @@ impl Rights {
         let err = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 10)
             .or_else(|_| rustix::io::fcntl_dupfd_cloexec(&**null, 10))
             .map_err(|error| told(error.into()))?;
+        let words = [c"selfstart".to_owned(), c"internal-rights".to_owned(), verb.to_owned(), config];
         let started = starter.start_at_any_rate(Job {
             programs: vec![c"/proc/self/exe".to_owned()],
-            argv: vec![c"selfstart".to_owned(), c"internal-rights".to_owned(), verb.to_owned(), config],
+            argv: words.into_iter().chain(self.roles.iter().cloned()).collect(),
             env: super::own_environment(),
             own_pid_at: None,
             cwd: Some(c"/".to_owned()),
@@ -781,7 +793,7 @@ mod tests {
     #[test]
     fn a_look_at_memory_does_not_wait_for_a_release_that_is_removed() {
         let mut long: Vec<Child> = (0..2).map(|_| Command::new("sleep").arg("1000").spawn().expect("sleep")).collect();
-        let mut rights = Rights::new(None);
+        let mut rights = Rights::new(&[]);
         rights.config = Some(c"/nowhere/at/all".to_owned());
         rights.standing = Standing::Split(granted());
         let running = |child: &Child, errand| {
@@ -826,7 +838,7 @@ mod tests {
             let answer = crate::sys::memory_file(b"").expect("a file");
             rights.running = vec![Running { pid, errand: Errand::Order, answer, until: clock::now() }];
         };
-        let mut rights = Rights::new(None);
+        let mut rights = Rights::new(&[]);
         rights.config = Some(c"/etc/selfstart/config.yaml".to_owned());
         rights.standing = Standing::Unknown;
         hangs(&mut rights);
@@ -844,7 +856,7 @@ mod tests {
 
     #[test]
     fn a_configuration_that_others_can_write_is_not_read_again_until_it_is_in_order() {
-        let mut rights = Rights::new(None);
+        let mut rights = Rights::new(&[]);
         rights.standing = Standing::Unknown;
         let last_good = || Grant::LastGood { split: granted(), why: "others can write it".into() };
         // By root's record a keeper that knows nothing yet minds its workers.
@@ -868,7 +880,7 @@ mod tests {
             change(&mut split);
             Grant::Split(split)
         };
-        let mut rights = Rights::new(None);
+        let mut rights = Rights::new(&[]);
         rights.standing = Standing::Unknown;
         assert!(!rights.are_known() && rights.judge(&as_user("w/0#1", None)).is_err());
         assert_eq!(rights.ordered(Err("it ended".into())).0, Ordered::Again);

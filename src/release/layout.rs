@@ -148,6 +148,13 @@ impl Layout {
         self.run().join("journal")
     }
 
+    /// There from the start of a run whose boot is a trigger until the journal holds that it was taken. Never synced: it is for kills, and
+    /// after a power cut no worker is left that could hide that it was a boot.
+    #[must_use]
+    pub(crate) fn boot_due(&self) -> PathBuf {
+        self.journal().join("boot-due")
+    }
+
     /// The last configuration that was run.
     #[must_use]
     pub(crate) fn good_config(&self) -> PathBuf {

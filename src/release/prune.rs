@@ -264,7 +264,7 @@ pub(crate) struct Pruned {
     pub removed: Vec<ReleaseId>,
     /// They stay, and why.
     pub kept: Vec<(ReleaseId, Use)>,
-    /// They are out of the way under another name, but could not be removed whole; tried again at the next start.
+    /// What could not be removed, and why: out of the way under another name (tried again at the next start), or still there (soon).
     pub leftovers: Vec<String>,
 }
 
@@ -341,7 +341,7 @@ impl Hands {
 /// not be among `victims`; it is kept all the same.
 ///
 /// # Errors
-/// If it cannot be known who uses what, or a rename fails. What went before stays gone.
+/// If it cannot be known who uses what, or what is in use could not be moved back. What went before stays gone.
 pub(crate) fn prune(
     layout: &Layout,
     victims: &[ReleaseId],
@@ -385,7 +385,8 @@ pub(crate) fn prune(
             }
             // Of a lower layer of an overlay (it came with an image), which no folder can be moved out of.
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => away.push((id, from.clone(), from)),
-            Err(source) => return Err(PruneError::Remove { path: from, source }),
+            // Not the end of it: removing the others may be what makes room.
+            Err(error) => pruned.leftovers.push(format!("`{}` could not be moved away: {error}", from.display())),
         }
     }
     if away.is_empty() {
@@ -731,6 +732,17 @@ mod tests {
         drop(user);
         gone(&ids[2..]);
         assert_eq!(left(), [format!(".spare-{}", ids[2])]);
+    }
+
+    #[test]
+    fn one_that_cannot_be_moved_away_does_not_keep_the_others() {
+        let (_dir, layout, ids) = scene(3);
+        let away = layout.releases().join(format!("{TRASH_PREFIX}{}", ids[0]));
+        fs_err::create_dir_all(away.join("left")).expect("made");
+        let pruned = prune(&layout, &ids[..2], &Unreadable::KeepOf(BTreeSet::new()), None, &Hands::Own).expect("pruned");
+        assert_eq!(pruned.removed, [ids[1].clone()]);
+        assert!(pruned.leftovers[0].contains("could not be moved away"), "{:?}", pruned.leftovers);
+        assert!(layout.release(&ids[0]).exists());
     }
 
     #[test]

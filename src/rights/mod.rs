@@ -22,6 +22,7 @@ use selfstart_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{self, chain};
+use crate::config::For;
 use crate::config::settings::{Credentials as SourceCredentials, PoolSettings, Settings, UserSpec};
 use crate::control::socket;
 use crate::release::layout::{Layout, Owner};
@@ -139,11 +140,13 @@ impl Gone {
     }
 }
 
-/// Runs the helper: `VERB CONFIG`.
+/// Runs the helper: `VERB CONFIG ROLE...`.
 pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let verb = arguments.next().unwrap_or_default();
     let config = PathBuf::from(arguments.next().unwrap_or_default());
+    let roles = arguments.map(|role| role.to_string_lossy().into_owned()).collect();
+    let config = agent::At { config, roles };
     let answer = match verb.to_str() {
         Some("order") => order(&config).and_then(|grant| json(&grant)),
         Some("uses") => split(&config).and_then(|(split, _)| uses(&split)),
@@ -181,7 +184,8 @@ enum Standing {
 ///
 /// # Errors
 /// When that cannot be known now.
-fn standing(config: &Path) -> Result<Standing, String> {
+fn standing(at: &agent::At) -> Result<Standing, String> {
+    let config = at.config.as_path();
     let other = |why: String| Ok(Standing::Other(Grant::AsKeeper { why }));
     let agent = match users::user(AGENT_USER, None) {
         // Its own group alone: another one could be as good as root.
@@ -193,7 +197,7 @@ fn standing(config: &Path) -> Result<Standing, String> {
         let why = format!("the configuration says who may run what, so only root may write it: {}", chain(&error));
         return Ok(Standing::Untrusted(why));
     }
-    let Ok(settings) = agent::load(config).map(|loaded| loaded.settings) else { return Ok(Standing::Broken) };
+    let Ok(settings) = agent::load(config, For::This(&at.roles)).map(|loaded| loaded.settings) else { return Ok(Standing::Broken) };
     let specs: BTreeSet<Option<(&str, Option<&str>)>> = std::iter::once(settings.user.as_ref())
         .chain(settings.pools.iter().filter_map(|pool| pool.user.as_ref()).map(Some))
         .map(|spec| spec.map(names))
@@ -319,12 +323,12 @@ pub(crate) enum Outlook {
 }
 
 /// Says as whom the agent of this configuration would run, and changes nothing.
-pub(crate) fn outlook(config: &Path) -> Outlook {
+pub(crate) fn outlook(config: &Path, roles: &[String]) -> Outlook {
     let config = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
     if matches!(users::user(AGENT_USER, None), Err(UserError::NoUser(_))) {
         return if let Grant::Refused { why } = without_agents_user(&config) { Outlook::Refused(why) } else { Outlook::NoUser };
     }
-    match standing(&config) {
+    match standing(&agent::At { config, roles: roles.to_vec() }) {
         Ok(Standing::Split(..)) => Outlook::Split,
         Ok(Standing::Broken) => Outlook::MeantToBeRoot,
         Ok(Standing::Other(Grant::AsKeeper { why })) if why.is_empty() => Outlook::MeantToBeRoot,
@@ -336,15 +340,15 @@ pub(crate) fn outlook(config: &Path) -> Outlook {
 }
 
 /// Puts everything in order, and returns who may do what.
-fn order(config: &Path) -> Result<Grant, String> {
-    match standing(config)? {
+fn order(at: &agent::At) -> Result<Grant, String> {
+    match standing(at)? {
         Standing::Other(grant) => Ok(grant),
-        Standing::Untrusted(why) => Ok(match last_record(config, Said::ByOthers) {
+        Standing::Untrusted(why) => Ok(match last_record(&at.config, Said::ByOthers) {
             Ok(Some(split)) => Grant::LastGood { split, why },
             Ok(None) => Grant::Refused { why },
             Err(record) => Grant::Refused { why: format!("{why}; {record}") },
         }),
-        Standing::Broken => Ok(match last_record(config, Said::ByRoot) {
+        Standing::Broken => Ok(match last_record(&at.config, Said::ByRoot) {
             Ok(Some(split)) => Grant::Split(split),
             Ok(None) => Grant::AsKeeper { why: "the configuration cannot be understood".to_owned() },
             Err(why) => Grant::Refused { why },
@@ -369,7 +373,7 @@ fn order(config: &Path) -> Result<Grant, String> {
                     };
                 }
             }
-            keep(&settings.root, config, &split)
+            keep(&settings.root, &at.config, &split)
                 .map_err(|error| format!("failed to write `{}`: {error}", settings.root.join(RECORD).display()))?;
             Ok(Grant::Split(split))
         }
@@ -390,11 +394,11 @@ fn wanted(split: &Split, control: socket::Owner) -> Order {
 }
 
 /// As [`standing`], for the verbs that need an agent with a user of its own.
-fn split(config: &Path) -> Result<(Split, Layout), String> {
-    let split = match standing(config)? {
+fn split(at: &agent::At) -> Result<(Split, Layout), String> {
+    let split = match standing(at)? {
         Standing::Split(split, _) => split,
-        Standing::Broken => last_record(config, Said::ByRoot)?.ok_or("the configuration cannot be understood")?,
-        Standing::Untrusted(why) => last_record(config, Said::ByOthers)?.ok_or(why)?,
+        Standing::Broken => last_record(&at.config, Said::ByRoot)?.ok_or("the configuration cannot be understood")?,
+        Standing::Untrusted(why) => last_record(&at.config, Said::ByOthers)?.ok_or(why)?,
         Standing::Other(_) => return Err("the agent has no user of its own".to_owned()),
     };
     let layout = Layout::new(&split.root);

@@ -144,9 +144,14 @@ impl Node {
 
     /// As [`Self::start`], by these words in front.
     pub(crate) fn start_with(&self, prefix: &[&str]) {
+        self.start_as(prefix, &[]);
+    }
+
+    /// As [`Self::start_with`], with these words behind.
+    pub(crate) fn start_as(&self, prefix: &[&str], words: &[&str]) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("agent.log")).expect("a log");
         let mut command = Command::new("setsid");
-        command.args(prefix).arg(env!("CARGO_BIN_EXE_selfstart")).arg("--config").arg(self.path("config.yaml")).arg("run");
+        command.args(prefix).arg(env!("CARGO_BIN_EXE_selfstart")).arg("--config").arg(self.path("config.yaml")).arg("run").args(words);
         command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("OF_THE_AGENT", "must not be seen").current_dir("/");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("cloned")).stderr(log);
 

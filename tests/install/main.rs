@@ -463,3 +463,13 @@ fn an_image_gets_the_agents_user_once_and_keeps_it() {
     // Nothing of this machine's.
     assert_eq!(fs_err::read_to_string("/etc/passwd").expect("read"), ours);
 }
+
+#[test]
+fn a_root_that_is_not_there_is_told_with_what_root_means() {
+    let image = Image::with_systemd();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_selfstart"));
+    command.args(["install", "--systemd", "--root"]).arg(image.at("not/there")).stdin(Stdio::null());
+    let told = Told::from(command.output().expect("the binary"));
+    assert_eq!(told.code, 1, "{}", told.err);
+    assert!(told.err.contains("where the image's file system is mounted"), "{}", told.err);
+}

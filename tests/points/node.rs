@@ -13,6 +13,9 @@ use crate::waiting::{self, Changes, ended};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// So many points fail together when the disk is full (`FULL_FOR` of the gate).
+const FAIL_TOGETHER: usize = 6;
+
 /// A repository and a configuration, which many roots are made from, one after the other.
 pub(crate) struct Site {
     dir: tempfile::TempDir,
@@ -303,9 +306,10 @@ fn leftovers(root: &Path, removals: Removals) -> Vec<String> {
     marks.sort();
     let wanted: Vec<String> = releases.iter().map(|name| format!("{name}.json")).collect();
     if removals == Removals::MayHaveFailed {
-        // Told, and tried again: with the next deploy (or after ten minutes), or at the next start.
+        // Told, and tried again: with the next deploy, or after some seconds, or at the next start. So many points fail together, so in a
+        // chain as many prunes may fail one after the other.
         releases.retain(|name| !name.starts_with(".trash-"));
-        let too_many = releases.len() > 4 || releases.iter().any(|name| name.starts_with('.') || name.ends_with(".tmp"));
+        let too_many = releases.len() > 2 + FAIL_TOGETHER || releases.iter().any(|name| name.starts_with('.') || name.ends_with(".tmp"));
         if too_many || !wanted.iter().filter(|name| !name.starts_with('.')).all(|name| marks.contains(name)) {
             left.extend(releases.into_iter().chain(marks));
         }

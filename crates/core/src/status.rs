@@ -39,9 +39,12 @@ pub struct Status {
 pub struct NodeStatus {
     /// The instance id on EC2, else the machine-id.
     pub id: String,
-    /// `roles:`.
+    /// `roles:`, and what `--role` adds.
     #[serde(default)]
     pub roles: Vec<String>,
+    /// Pools that `only:` keeps for other nodes, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools_elsewhere: Vec<String>,
 }
 
 /// selfstart itself.

@@ -665,7 +665,7 @@ mod tests {
         for builds in [true, false] {
             let path = folder.path().join("config.yaml");
             fs_err::write(&path, configuration(folder.path(), builds)).expect("written");
-            let loaded = crate::agent::load(&path).expect("a configuration");
+            let loaded = crate::agent::load(&path, crate::config::For::Any).expect("a configuration");
             assert_eq!(loaded.settings.pools.len(), 4);
             assert_eq!(loaded.settings.build.steps.len(), usize::from(builds));
         }

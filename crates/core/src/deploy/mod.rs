@@ -477,10 +477,11 @@ pub enum Event {
     Pruned {
         /// These are gone.
         gone: Vec<ReleaseId>,
-        /// These stay: in use, or not removable. They are asked for again after some minutes.
+        /// These stay, as they are in use. They are asked for again after some minutes.
         kept: Vec<ReleaseId>,
     },
-    /// Answers [`Effect::Prune`] that was not carried out, since what came before it could not be saved.
+    /// Answers [`Effect::Prune`] that was not carried out, since what came before it could not be saved, or that failed (a disk that
+    /// is full or broken). They are asked for again after some seconds.
     NotPruned {
         /// What stays for now.
         ids: Vec<ReleaseId>,
@@ -965,6 +966,12 @@ impl Deploy {
             Phase::Asleep(_) | Phase::Idle | Phase::RollingBack { .. } | Phase::Ending(_) => return None,
         };
         Some(Asker { origin: job.trigger.origin, by: job.trigger.by.clone() })
+    }
+
+    /// Whether what is built was asked for with force.
+    #[must_use]
+    pub fn is_forced(&self) -> bool {
+        matches!(&self.phase, Phase::Building { plan, .. } if plan.job.trigger.force == Force::Yes)
     }
 
     /// Returns when the next try of a fetch or switch is due, and how many have failed.

@@ -70,8 +70,9 @@ pub(super) fn boot(turn: &mut Turn<'_>, journal: Option<Journal>, found: Found) 
     let now = turn.now;
     turn.deploy.mode = found.mode;
     turn.deploy.run = found.run;
-    // After a reboot its clock is another one; then it counts as stood, for workers that crash now are started by what is live anyway.
-    let sooner = turn.deploy.probation.take().filter(|it| it.until <= now.mono + turn.policy.probation);
+    // After a reboot its clock is another one; then it counts as stood, for workers that crash now are started by what is live anyway. Not
+    // if it has failed already: then what is live is known to be bad.
+    let sooner = turn.deploy.probation.take().filter(|it| it.failed.is_some() || it.until <= now.mono + turn.policy.probation);
     turn.deploy.probation = sooner;
     turn.deploy.pools = match (found.pools, found.start) {
         (PoolsFound::Running, _) => Pools::Started,

@@ -24,8 +24,8 @@ const QUARANTINE_LENGTH: usize = 50;
 /// and looking through /proc is not free.
 const SWEEP_AFTER: Duration = Duration::from_secs(600);
 
-/// What could not be removed since its removal could not be recorded is asked for again after that: a full disk has room again any moment.
-const UNSAVED_SWEEP_AFTER: Duration = Duration::from_secs(5);
+/// What could not be removed or recorded since the disk refused is asked for again after that: a full one has room again any moment.
+const REFUSED_SWEEP_AFTER: Duration = Duration::from_secs(10);
 
 /// Decides what to do about one event. Pure: same inputs, same answer. An event that does not apply changes nothing.
 #[must_use]
@@ -224,6 +224,11 @@ impl Turn<'_> {
                         let text = step_failed(step, plan.steps, &what, &last_lines);
                         self.take_failure(plan, blame, text);
                     }
+                    // Another node's result was waited for: that says nothing about the revision.
+                    BuildTime::Over if blame == Blame::Machine => {
+                        let text = step_failed(step, plan.steps, &what, &last_lines);
+                        self.take_failure(plan, blame, text);
+                    }
                     BuildTime::Over => self.take_overlong(plan, step),
                     BuildTime::GivingWay => self.give_way(plan),
                 }
@@ -314,6 +319,11 @@ impl Turn<'_> {
                 // Also the hold that a rollback on its way would bring.
                 let coming = self.deploy.rollback_by.take().is_some();
                 let held = self.deploy.held.take().is_some() || coming;
+                // What was unwell while it was held goes back now, unless it has had longer than its probation: somebody saw to it.
+                let now = self.now.mono;
+                if let Some(probation) = self.deploy.probation.as_mut().filter(|it| held && now >= it.until) {
+                    probation.failed = None;
+                }
                 if held {
                     self.effects.push(Effect::Tell(News::Unheld { by }));
                 }
@@ -498,7 +508,7 @@ impl Turn<'_> {
 
     /// Whether what is live goes back by itself, as soon as nothing is in the way.
     fn returns(&self) -> bool {
-        self.deploy.probation.as_ref().is_some_and(|it| it.failed.is_some())
+        self.deploy.held.is_none() && self.deploy.probation.as_ref().is_some_and(|it| it.failed.is_some())
     }
 
     fn begin_next(&mut self) {
@@ -803,7 +813,6 @@ impl Turn<'_> {
 
     pub(super) fn switch(&mut self, release: ReleaseId, revision: Revision, why: ChangeWhy) {
         let previous = self.deploy.live().map(|entry| entry.id.clone());
-        self.deploy.probation = None;
         self.effects.push(Effect::Switch { release: release.clone() });
         self.deploy.phase = Phase::Switching(Change { release, revision, previous, why });
     }
@@ -883,11 +892,14 @@ impl Turn<'_> {
 
     fn take_rolled_out(&mut self, change: Change) {
         let Change { release, revision, previous, why } = change;
-        if let (ChangeWhy::Deploy(_), Some(previous)) = (&why, previous) {
-            let until = self.now.mono + self.policy.probation;
-            let begins = !self.policy.probation.is_zero() && previous != release;
-            self.deploy.probation = begins.then(|| Probation { release: release.clone(), previous, until, failed: None });
-        }
+        // That of what was live before lasts until here: if this one had not come up, it would be live again.
+        self.deploy.probation = match (&why, previous) {
+            (ChangeWhy::Deploy(_), Some(previous)) if !self.policy.probation.is_zero() && previous != release => {
+                let until = self.now.mono + self.policy.probation;
+                Some(Probation { release: release.clone(), previous, until, failed: None })
+            }
+            _ => None,
+        };
         if let Some(entry) = self.deploy.book.get_mut(&release) {
             entry.proven = true;
         }
@@ -899,16 +911,21 @@ impl Turn<'_> {
         self.end();
     }
 
-    /// Workers crash again and again: of a release on probation that is the end, whatever else is under way. Not while the node is held:
-    /// then whoever holds it wants nothing to move.
+    /// Workers crash again and again: of a release on probation that is the end, whatever else is under way. While the node is held it is
+    /// only remembered: then whoever holds it wants nothing to move.
     fn take_unwell(&mut self, release: &ReleaseId, text: String) {
         let now = self.now.mono;
-        let held = self.blocked().is_some();
-        let Some(probation) = self.deploy.probation.as_mut().filter(|it| it.release == *release && now < it.until && !held) else { return };
+        if self.deploy.mode == Mode::Drained {
+            return;
+        }
+        let Some(probation) = self.deploy.probation.as_mut().filter(|it| it.release == *release && now < it.until) else { return };
         if probation.failed.is_some() {
             return;
         }
         probation.failed = Some(text);
+        if self.deploy.held.is_some() {
+            return;
+        }
         match std::mem::replace(&mut self.deploy.phase, Phase::Idle) {
             Phase::Building { plan, step, time: BuildTime::Until(_) } => {
                 self.effects.push(Effect::EndStep { release: plan.release.clone(), step });
@@ -933,18 +950,32 @@ impl Turn<'_> {
         self.go_back(change, text);
     }
 
+    /// What was live is live again, and is what is wanted. Whoever rolled back still wants no update: the node stays held, for what is so.
+    fn rollback_came_to_nothing(&mut self, release: &ReleaseId, to: &ReleaseId) {
+        if let Some(revision) = self.deploy.book.get(to).map(|entry| entry.revision.clone()) {
+            self.deploy.wanted = Some(Stamp { revision, at: self.now.wall });
+        }
+        if let Some(hold) = &mut self.deploy.held {
+            hold.why = format!("the rollback to {release} failed: back on {to}");
+        }
+    }
+
     fn go_back(&mut self, change: Change, text: String) {
         let Change { release, revision, previous, why } = change;
+        let asked_back = matches!(why, ChangeWhy::Rollback(_));
         let ids = ids_of(why);
         self.deploy.last_error = Some(Said { at: self.now.wall, text: text.clone() });
         let back = previous.filter(|id| self.deploy.book.get(id).is_some_and(Entry::is_whole));
         let Some(to) = back else {
+            self.deploy.probation = None;
             self.deploy.verdict = Some(Said { at: self.now.wall, text: text.clone() });
             self.effects.push(Effect::Tell(News::StaysFailing { release, why: text.clone() }));
             self.answer(&ids, &Outcome::Failed { text });
             return self.end();
         };
-        if let Some(build) = self.deploy.book.get(&release).map(|entry| entry.build.clone()) {
+        if asked_back {
+            self.rollback_came_to_nothing(&release, &to);
+        } else if let Some(build) = self.deploy.book.get(&release).map(|entry| entry.build.clone()) {
             self.quarantine(revision.clone(), build, text.clone());
             self.deploy.complaint = Some(Complaint::Quarantined(revision));
         }
@@ -1015,7 +1046,7 @@ impl Turn<'_> {
     /// Nothing was looked at: what keeps the disk from being written may well be that they are still there.
     fn take_not_pruned(&mut self, ids: &[ReleaseId]) {
         self.take_pruned(&[], ids);
-        self.deploy.sweep_at = Some(self.now.mono + UNSAVED_SWEEP_AFTER);
+        self.deploy.sweep_at = Some(self.now.mono + REFUSED_SWEEP_AFTER);
     }
 
     /// Somebody removed whole releases: nobody can go back to them.

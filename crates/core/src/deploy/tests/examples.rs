@@ -204,8 +204,24 @@ fn a_build_that_takes_too_long_is_ended_and_failed() {
     assert_eq!(node.acts(Event::DeadlineReached), [Effect::EndStep { release: release.clone(), step: 1 }]);
     assert_eq!(next_deadline(&node.deploy), None);
     let what = "killed".to_owned();
-    node.acts(Event::StepFailed { release, step: 1, blame: Blame::Machine, what, last_lines: vec![] });
+    node.acts(Event::StepFailed { release, step: 1, blame: Blame::Revision, what, last_lines: vec![] });
     assert_eq!(node.deploy.quarantined()[0].why, "the build took longer than 15m, at step 1 of 2");
+}
+
+#[test]
+fn a_build_that_waited_too_long_for_another_node_is_tried_again() {
+    let mut node = Node::at_rest();
+    node.deploy_now(Force::No);
+    node.fetched(2);
+    let release = node.working_on();
+    node.acts(Event::Staged { release: release.clone() });
+    node.acts(Event::Linked { release: release.clone() });
+    node.pass(900);
+    assert_eq!(node.acts(Event::DeadlineReached), [Effect::EndStep { release: release.clone(), step: 1 }]);
+    let what = "not done by the node that does it".to_owned();
+    node.acts(Event::StepFailed { release, step: 1, blame: Blame::Machine, what, last_lines: vec![] });
+    assert_eq!(node.deploy.quarantined(), []);
+    assert_eq!(next_deadline(&node.deploy), Some(node.now.mono + Duration::from_secs(1)));
 }
 
 #[test]
@@ -1050,7 +1066,99 @@ fn neither_a_first_deploy_nor_a_rollback_nor_another_release_is_on_probation() {
 fn whoever_holds_the_node_wants_nothing_to_move_also_not_back() {
     let (mut node, release) = on_probation();
     node.request(Request::Hold { why: String::new() });
-    assert_eq!(node.acts(unwell(&release)), []);
+    assert!(!switches(&node.acts(unwell(&release))));
+    // It is not forgotten: who ends the hold in time lets it go back.
+    let (_, effects) = node.request(Request::Unhold);
+    assert!(effects.contains(&Effect::Switch { release: old(1) }), "{effects:?}");
+
+    let (mut node, release) = on_probation();
+    node.request(Request::Hold { why: String::new() });
+    node.acts(unwell(&release));
+    node.pass(300);
+    assert!(!switches(&node.request(Request::Unhold).1), "somebody had time to see to it");
+    assert_eq!(node.live(), Some(release));
+}
+
+#[test]
+fn a_hold_after_the_failure_keeps_it_where_it_is_too() {
+    for ask in [Request::Hold { why: String::new() }, Request::Rollback(RollbackTo::To("20261122T101530Z-0000002".to_owned()))] {
+        let (mut node, release) = on_probation();
+        assert_eq!(release.as_str(), "20261122T101530Z-0000002");
+        node.deploy_now(Force::No);
+        node.fetched(3);
+        let next = node.working_on();
+        node.acts(Event::Staged { release: next.clone() });
+        node.acts(Event::Linked { release: next.clone() });
+        node.acts(unwell(&release));
+        node.request(ask);
+        let what = "killed".to_owned();
+        let effects = node.acts(Event::StepFailed { release: next, step: 1, blame: Blame::Machine, what, last_lines: vec![] });
+        assert!(!switches(&effects), "{effects:?}");
+        assert_eq!(node.live(), Some(release));
+    }
+}
+
+fn switches(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Switch { .. }))
+}
+
+#[test]
+fn a_newer_release_that_does_not_come_up_does_not_end_the_probation_of_what_it_goes_back_to() {
+    let newer = |node: &mut Node| {
+        node.deploy_now(Force::No);
+        node.fetched(3);
+        node.build_all()
+    };
+    let (mut node, release) = on_probation();
+    let next = newer(&mut node);
+    node.acts(Event::Switched { release: next.clone() });
+    node.acts(Event::RolloutFailed { release: next, text: "w/0 ended".to_owned() });
+    node.acts(Event::Switched { release: release.clone() });
+    node.acts(Event::RolledOut { release: release.clone() });
+    assert!(node.acts(unwell(&release)).contains(&Effect::Switch { release: old(1) }));
+
+    let (mut node, release) = on_probation();
+    let next = newer(&mut node);
+    node.acts(Event::SwitchFailed { release: next, text: "no space".to_owned() });
+    assert!(node.acts(unwell(&release)).contains(&Effect::Switch { release: old(1) }));
+
+    // Where it came up it has one of its own, and the former one is over.
+    let (mut node, release) = on_probation();
+    let next = newer(&mut node);
+    node.acts(Event::Switched { release: next.clone() });
+    node.acts(Event::RolledOut { release: next.clone() });
+    assert!(!switches(&node.acts(unwell(&release))));
+    assert!(node.acts(unwell(&next)).contains(&Effect::Switch { release }));
+}
+
+#[test]
+fn what_has_failed_in_its_probation_goes_back_after_a_reboot_too() {
+    let mut node = Node::at_rest();
+    node.pass(5_000);
+    let release = node.deploy_to_end(2);
+    node.deploy_now(Force::No);
+    node.fetched(3);
+    node.acts(unwell(&release));
+    let mut next = Node::of(node.saved.clone());
+    let releases = vec![on_disk(1), FoundRelease { id: release.clone(), built: Some((rev(2), build(1))) }];
+    let world = found(Start::Boot, PoolsFound::NotRunning, Some(1), &[]);
+    let effects = next.acts(Event::Booted(Found { current: Some(release), releases, ..world }));
+    assert!(effects.contains(&Effect::Switch { release: old(1) }), "{effects:?}");
+}
+
+#[test]
+fn a_rollback_whose_pools_do_not_come_up_is_held_for_what_is_so() {
+    let mut node = Node::at_rest();
+    let two = node.deploy_to_end(2);
+    let (id, _) = node.request(Request::Rollback(RollbackTo::Previous));
+    node.acts(Event::Switched { release: old(1) });
+    node.acts(Event::RolloutFailed { release: old(1), text: "w/0 ended".to_owned() });
+    node.acts(Event::Switched { release: two.clone() });
+    let effects = node.acts(Event::RolledOut { release: two.clone() });
+    assert!(matches!(answers(&effects)[..], [(answered, Outcome::Failed { .. })] if answered == id), "{effects:?}");
+    assert_eq!(node.deploy.held().map(|hold| hold.why.clone()), Some(format!("the rollback to {} failed: back on {two}", old(1))));
+    assert_eq!(node.deploy.wanted().map(|stamp| stamp.revision.clone()), Some(rev(2)));
+    assert_eq!((node.live(), node.deploy.quarantined().len()), (Some(two), 0));
 }
 
 #[test]

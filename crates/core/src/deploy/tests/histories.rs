@@ -265,10 +265,12 @@ impl World {
         let crash = self.crash_amid.take();
         let mut unsaved = vec![];
         let mut save_failed = false;
-        for (index, effect) in effects.into_iter().enumerate() {
+        let mut effects = effects.into_iter().enumerate();
+        while let Some((index, effect)) = effects.next() {
             if let Some((start, after)) = crash
                 && index >= usize::from(after)
             {
+                self.remember_untold(std::iter::once(effect).chain(effects.map(|(_, effect)| effect)));
                 return self.crash(start, true);
             }
             if save_failed && let Some(event) = effect.unsaved("no space left") {
@@ -292,6 +294,18 @@ impl World {
             self.send(event)?;
         }
         self.invariants()
+    }
+
+    /// What is live since now, if that is on disk and a crash comes before it is told.
+    fn remember_untold(&mut self, cut: impl Iterator<Item = Effect>) {
+        let saved = self.disk == self.deploy.saved();
+        for effect in cut {
+            if let Effect::Tell(News::Live { release, .. }) = effect
+                && saved
+            {
+                self.live_since = Some((release, self.now.mono));
+            }
+        }
     }
 
     fn begin(&mut self, effect: Effect) -> Check {
@@ -463,7 +477,8 @@ impl World {
         let Some(release) = self.current.clone() else { return Ok(()) };
         let ends = Duration::from_secs(300);
         let lasts = self.live_since.as_ref().is_some_and(|(live, since)| *live == release && self.now.mono < *since + ends);
-        let on_probation = self.deploy.probation().is_some_and(|it| it.release == release && it.failed.is_none());
+        let whole = |id: &ReleaseId| self.deploy.book().get(id).is_some_and(Entry::is_whole);
+        let on_probation = self.deploy.probation().is_some_and(|it| it.release == release && it.failed.is_none() && whole(&it.previous));
         let free = self.deploy.held().is_none() && self.mode == Mode::Minding && self.crash_amid.is_none();
         let before = self.deploy.phase().clone();
         self.allowance += 1;
@@ -586,7 +601,8 @@ impl World {
                 continue;
             }
             match self.deploy.phase() {
-                Phase::Waiting { why: WaitWhy::NothingLive, .. } => return Ok(()),
+                // It would ask for ever; but what could not be removed comes sooner.
+                Phase::Waiting { why: WaitWhy::NothingLive, at, .. } if next_deadline(&self.deploy) == Some(*at) => return Ok(()),
                 _ if next_deadline(&self.deploy).is_some() => self.apply(Op::Deadline)?,
                 _ => return Ok(()),
             }
@@ -641,4 +657,29 @@ proptest! {
     fn whatever_happens_the_newest_wish_is_live_in_the_end_and_current_is_always_whole(ops in ops()) {
         live(Mistake::None, ops)?;
     }
+}
+
+/// Found by the random ones: a deploy that is on disk as over, and whose end was not told any more.
+#[test]
+fn what_went_live_unseen_is_on_probation_from_then_on() {
+    use Op::{CrashAmid, End, Flow, Push, Reach, RollbackTo, Unhold, Unwell};
+    let crash = Op::Crash { start: Start::Boot, done: false };
+    let amid = |effects| CrashAmid { start: Start::Boot, effects };
+    let ops = vec![
+        Reach(true),
+        Flow(6),
+        crash,
+        RollbackTo(1),
+        Push,
+        Flow(2),
+        Unhold,
+        Flow(7),
+        amid(1),
+        End(Ending::Well),
+        amid(0),
+        Reach(true),
+        Flow(2),
+        Unwell,
+    ];
+    live(Mistake::None, ops).expect("as it should be");
 }
