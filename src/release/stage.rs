@@ -479,7 +479,7 @@ impl Plan {
     }
 
     /// Writes all files that are not there; returns what all of them are, how many are Git LFS pointers, and the first of those.
-    fn write_files(&self, top: &OwnedFd, kept: &Kept, out: &Out) -> Result<(Vec<Written>, Option<(u64, String)>), Failure> {
+    fn write_files(&self, top: &OwnedFd, kept: &Kept, out: &Out) -> Result<(Vec<Written>, Pointers), Failure> {
         let missing = (0..self.files.len()).filter(|number| kept.files[*number].is_none()).collect();
         let work =
             Work { missing, next: AtomicUsize::new(0), done: AtomicU64::new(0), bytes: AtomicU64::new(0), stop: AtomicBool::new(false) };
@@ -542,6 +542,9 @@ impl Plan {
         written
     }
 }
+
+/// How many files are pointers of Git LFS, and the first; `None`: none is.
+type Pointers = Option<(u64, String)>;
 
 /// What the writers share.
 struct Work {
