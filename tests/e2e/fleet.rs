@@ -38,11 +38,10 @@ impl Redis {
         said(&mut command).out.trim().to_owned()
     }
 
-    /// Ends it in order.
+    /// Ends it in order. What it forgets is forgotten when it has ended: one that forgets while it is up may grant at once what another holds.
     fn stop(&self, keeps: Keeps) {
         self.ask(&["shutdown"]);
         let _ended = self.child.borrow_mut().wait();
-        // Not flushed while it still answers: it would grant to the next who asks what it has just forgotten.
         if keeps == Keeps::Nothing {
             fs_err::remove_dir_all(self.dir.path().join("appendonlydir")).expect("its files");
         }
@@ -91,8 +90,9 @@ struct Ran {
 /// What each step says first, for [`Fleet::ran`].
 const SAYS: &str = "echo {root} $SELFSTART_FENCE $$ >> @SHARED@/ran;";
 
-/// Ends when it may.
-const UNTIL_TOLD: &str = "until test -e @SHARED@/go; do sleep 0.1; done";
+/// Ends when it may; two at a time are written down.
+const UNTIL_TOLD: &str =
+    "exec 9>>@SHARED@/lock; flock -n 9 || echo {root} >> @SHARED@/two; until test -e @SHARED@/go; do sleep 0.1 9>&-; done";
 
 impl Fleet {
     /// `step`: what is done once; `@SHARED@` is a folder for all.
@@ -149,6 +149,7 @@ impl Fleet {
 
     fn all_live(&self, revision: &str) {
         self.nodes.iter().for_each(|node| is_live(node, revision));
+        assert_eq!(self.first().text("two"), "", "two did it at a time: {:?}", self.ran());
     }
 
     fn go(&self) {
@@ -229,17 +230,13 @@ fn a_node_that_dies_while_it_holds_the_lease_is_followed_by_another_although_red
     let holder = fleet.by_root(&first.root);
 
     // Its agent alone: it is back, and takes up its own lease.
-    let agent = holder.look("/agent/pid").as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
-    signal_to(agent, Signal::KILL);
+    signal_to(agent(holder), Signal::KILL);
     let again = fleet.ran_times(2);
     assert_eq!(again.root, first.root);
     assert!(again.token > first.token && !alive(first.pid), "{first:?} {again:?}");
 
     // All of it; and Redis is restarted before the lease is over.
-    let theirs = children_of(holder.keeper());
-    holder.signal_keeper(Signal::KILL);
-    theirs.into_iter().for_each(|pid| signal_to(pid, Signal::KILL));
-    let _killed = holder.ended();
+    die(holder);
     fleet.redis.stop(Keeps::All);
     fleet.redis.start_again();
     let follower = fleet.ran_times(3);
@@ -274,6 +271,69 @@ fn a_restart_of_redis_makes_nobody_begin_what_another_does() {
         fleet.nodes.iter().for_each(|node| drop(node.cli(&["deploy", "--no-wait"]).exits(0)));
     }
     fleet.go();
+}
+
+#[test]
+fn whatever_is_killed_restarted_and_pushed_never_do_two_nodes_do_it_and_all_come_to_the_newest() {
+    let fleet = Fleet::new(UNTIL_TOLD);
+    let seed = std::env::var("FLEET_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    let rounds = std::env::var("FLEET_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let mut random = fastrand::Rng::with_seed(seed);
+    fleet.start();
+    let mut before = 0;
+    for round in 0..rounds {
+        let running = || Some(fleet.ran()).filter(|ran| ran.len() > before)?.last().filter(|ran| alive(ran.pid)).cloned();
+        let ran = fleet.first().until(&format!("a step (round {round}, seed {seed})"), running);
+        before = fleet.ran().len();
+        let (holder, any) = (fleet.by_root(&ran.root), &fleet.nodes[random.usize(..3)]);
+        match random.u8(..6) {
+            // The agent of the holder, or all of it.
+            0 => signal_to(agent(holder), Signal::KILL),
+            1 => die(holder),
+            // All of one that may be another.
+            2 => die(any),
+            3 => {
+                fleet.redis.stop(Keeps::All);
+                fleet.redis.start_again();
+                die(holder);
+            }
+            4 => {
+                fleet.redis.stop(Keeps::Nothing);
+                fleet.redis.start_again();
+                fleet.first().until("a lease", || (fleet.redis.lasts() > 0).then_some(()));
+            }
+            _ => {
+                fleet.first().commit(&[]);
+                drop(any.cli(&["deploy", "--no-wait"]).exits(0));
+                signal_to(ran.pid, Signal::KILL);
+            }
+        }
+        // What dies comes up again.
+        fleet.nodes.iter().filter(|node| node.keeper() == 0).for_each(start);
+        if alive(ran.pid) {
+            before -= 1;
+        }
+    }
+    fleet.go();
+    let newest = fleet.first().git(&["rev-parse", "HEAD"]);
+    for node in &fleet.nodes {
+        node.until("a socket", || node.root("run/control.sock").exists().then_some(()));
+        node.until("a deploy", || (node.cli(&["deploy", "--no-wait"]).code == Some(0)).then_some(()));
+    }
+    fleet.all_live(&newest);
+}
+
+fn agent(node: &Node) -> i32 {
+    let pid = || node.look("/agent/pid").as_i64().and_then(|pid| i32::try_from(pid).ok());
+    node.until("an agent", pid)
+}
+
+/// As a machine does: all at once.
+fn die(node: &Node) {
+    let theirs = children_of(node.keeper());
+    node.signal_keeper(Signal::KILL);
+    theirs.into_iter().for_each(|pid| signal_to(pid, Signal::KILL));
+    let _killed = node.ended();
 }
 
 #[test]
