@@ -42,6 +42,22 @@ impl Carrying {
     }
 }
 
+/// The most that a helper is told of the steps of all releases together: half of what it takes, so that the rest fits, too.
+const MOST_STEPS: usize = 4 << 20;
+
+/// Takes the newest as long as they fit into a request: of what is left out, no step is skipped.
+fn fitting(candidates: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
+    let mut left = MOST_STEPS;
+    candidates
+        .take_while(|candidate| {
+            let size = serde_json::to_vec(candidate).map_or(usize::MAX, |text| text.len());
+            let fits = size <= left;
+            left = left.saturating_sub(size);
+            fits
+        })
+        .collect()
+}
+
 impl Agent {
     /// Looks whether a step may be skipped; `Ok(false)`: it is run as any other.
     pub(super) fn begin_carrying(
@@ -83,7 +99,7 @@ impl Agent {
             let Ok(store::Loaded::State(mark)) = loaded else { return None };
             Some(Candidate { name: id.to_string(), path: self.layout.release(id), steps: mark.steps })
         };
-        entries.iter().filter_map(|entry| candidate(&entry.id)).filter(|it| !it.steps.is_empty()).collect()
+        fitting(entries.iter().filter_map(|entry| candidate(&entry.id)).filter(|it| !it.steps.is_empty()))
     }
 
     fn ask_carrier(&mut self, what: What, timeout: Option<Duration>, request: &Request) -> Result<(), String> {
@@ -169,4 +185,22 @@ fn list(made: &StepMade) -> String {
         shown.push(format!("{} more", made.made.len() - MOST));
     }
     shown.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_holds_the_newest_releases_that_fit_into_it() {
+        // A step of 2000 paths of 250 bytes is half a megabyte, and fifty releases are kept.
+        let steps = vec![StepMade { key: "k".into(), made: vec!["x".repeat(250).into(); 2_000] }];
+        let of = |number: u32| Candidate { name: number.to_string(), path: "/r".into(), steps: steps.clone() };
+        let chosen = fitting((1..=50).map(of));
+        let names: Vec<&str> = chosen.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["1", "2", "3", "4", "5", "6", "7", "8"]);
+        let request = Request::Before { release: "/r".into(), inputs: Vec::new(), about: "a".repeat(1 << 20), candidates: chosen };
+        assert!(serde_json::to_vec(&request).expect("text").len() < 8 << 20);
+        assert_eq!(fitting((1..=2).map(of)).len(), 2);
+    }
 }
