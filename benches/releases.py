@@ -5,7 +5,8 @@
     benches/releases.py --sizes 5000,80000 --rounds 3
 
 A tree of so many files (sizes spread as in rails/rails: half below 1 KB, some of tens) is generated, served by `git daemon` on loopback, and
-deployed; then ten files change and it is deployed again. Everything is synced (`syncfs` of the file system, which is what selfstart does before a release
+deployed; then ten files change, twice, and the second time is measured: by then selfstart has a release that went as the base of the next one
+(with `release.keep: 1`). Everything is synced (`syncfs` of the file system, which is what selfstart does before a release
 counts as built), so run it when nothing else writes. One run, each round all ways in turn; medians. Ways:
 
     selfstart    `internal-git` fetch, then stage, then syncfs: the helper's work as the agent asks for it; no build, no switch (microseconds)
@@ -81,9 +82,17 @@ class Selfstart:
             sys.exit(f"selfstart: {last}")
         return last["ok"]
 
+    def name(self, number):
+        return f"20261123T0000{number:02}Z-1a2b3c4"
+
+    def retire(self, number):
+        """as a prune leaves the last one that it would remove"""
+        releases = os.path.join(self.base, "releases")
+        os.rename(os.path.join(releases, self.name(number)), os.path.join(releases, f".spare-{self.name(number)}"))
+
     def deploy(self):
         self.number += 1
-        mirror, stem = os.path.join(self.base, "repo.git"), os.path.join(self.base, "releases", f"r{self.number}")
+        mirror, stem = os.path.join(self.base, "repo.git"), os.path.join(self.base, "releases", self.name(self.number))
         fetch = {"mirror": mirror, "url": self.url, "wanted": {"branch": "main"}, "depth": 1, "timeout_millis": 600_000}
         began = time.monotonic()
         revision = self.ask({"fetch": fetch})["fetched"]["revision"]
@@ -132,7 +141,7 @@ class Article(Clone):
         if self.number == 1:
             git("clone", "-q", "--depth", "1", self.url, work)
         else:
-            git("pull", "-q", "--depth", "1", "--rebase", cwd=work)
+            git("pull", "-q", "--ff-only", cwd=work)
         subprocess.run(["cp", "-apR", work, os.path.join(self.base, f"r{self.number}")], check=True)
         syncfs(self.base)
         return time.monotonic() - began
@@ -168,13 +177,22 @@ def measure(binary, files, rounds, folder):
             ways = {"selfstart": Selfstart(binary, of("selfstart"), url), "clone": Clone(of("clone"), url),
                     "worktree": Worktree(of("worktree"), url), "article": Article(of("article"), url)}
             syncfs(base)
-            for name, way in ways.items():
+            # Each way is first in turn: what was written before still costs something.
+            order = list(ways.items())
+            order = order[number % len(order):] + order[:number % len(order)]
+            for name, way in order:
                 first.setdefault(name, []).append(way.deploy())
+                syncfs(base)
             parts["first"].append(ways["selfstart"].parts)
-            change(work, served, number, files)
+            # A node that has more releases than it keeps; one of them is the base of the next.
+            change(work, served, 2 * number, files)
+            ways["selfstart"].deploy()
+            ways["selfstart"].retire(1)
+            change(work, served, 2 * number + 1, files)
             syncfs(base)
-            for name, way in ways.items():
+            for name, way in order:
                 update.setdefault(name, []).append(way.deploy())
+                syncfs(base)
             parts["update"].append(ways["selfstart"].parts)
             for name in ways:
                 shutil.rmtree(of(name))

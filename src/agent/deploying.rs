@@ -505,6 +505,8 @@ impl Agent {
             return Ok(());
         }
         request.known = self.deploying.machine().book().entries().iter().map(|entry| entry.revision.clone()).collect();
+        let bytes = settings.release.min_free.0;
+        request.min_free = (bytes > 0).then(|| git::MinFree { root: self.layout.root().to_owned(), bytes });
         let request = Request::Fetch(request);
         let deadline = clock::now() + settings.source.timeout + HELPER_GRACE;
         self.begin_git("fetch", What::Fetch(fetch), &request, deadline)
@@ -779,6 +781,7 @@ fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: 
         credentials: credentials(source)?,
         allowed_signers: source.allowed_signers.as_deref().map(allowed_signers).transpose()?,
         submodules: source.submodules,
+        min_free: None,
         level: 0,
         proxies: proxies().into_iter().map(|(name, address)| (name, Secret(address))).collect(),
         timeout_millis: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),

@@ -86,6 +86,9 @@ pub(crate) struct Fetch {
     /// `source.submodules`.
     #[serde(default)]
     pub submodules: bool,
+    /// What must be free before anything is received; `None`: nothing.
+    #[serde(default)]
+    pub min_free: Option<MinFree>,
     /// The proxies, by the names that curl has for them: a proxy's password is as secret as another, and an environment is read by all of
     /// the same user.
     #[serde(default)]
@@ -95,6 +98,15 @@ pub(crate) struct Fetch {
     pub level: u32,
     /// The longest that it may take, in milliseconds; then it ends with [`ErrorKind::Timeout`].
     pub timeout_millis: u64,
+}
+
+/// `release.min_free`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MinFree {
+    /// `<root>`.
+    pub root: PathBuf,
+    /// In bytes.
+    pub bytes: u64,
 }
 
 /// What is deployed.

@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use selfstart_core::id::ReleaseId;
 use selfstart_core::units::Bytes;
 
+use super::{base, prune};
 use crate::sys::gate;
 use crate::sys::links;
 
 /// What goes before the name of a release that is being removed.
 pub(super) const TRASH_PREFIX: &str = ".trash-";
+/// What goes before the name of a release that went and is kept as the base of the next one.
+pub(super) const SPARE_PREFIX: &str = ".spare-";
 /// What goes behind the name of a release that is being staged.
 pub(super) const STAGING_SUFFIX: &str = ".tmp";
 
@@ -223,13 +226,18 @@ impl Layout {
         })
     }
 
-    /// Refuses when less than `wanted` is free where releases are.
+    /// Refuses when less than `wanted` is free where releases are; what the base of the next release takes is as good as free.
     ///
     /// # Errors
     /// [`LayoutError::TooLittleSpace`], or the file system cannot be asked.
     pub(crate) fn check_free(&self, wanted: Bytes) -> Result<(), LayoutError> {
         let path = self.releases();
         let free = links::free_bytes(&path).map_err(|source| LayoutError::Directory { path: path.clone(), source })?;
+        if free >= wanted.0 {
+            return Ok(());
+        }
+        let base: u64 = base::spares(&path).iter().filter_map(|(_, spare)| prune::size(spare)).map(|size| size.0).sum();
+        let free = free.saturating_add(base);
         if free < wanted.0 { Err(LayoutError::TooLittleSpace { path, free: Bytes(free), wanted }) } else { Ok(()) }
     }
 }

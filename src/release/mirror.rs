@@ -21,7 +21,9 @@ use git2::{
 use selfstart_core::id::Revision;
 use selfstart_core::units::Bytes;
 
+use super::base;
 use super::git::{Done, ErrorKind, Failure, Fetch, Fetched, Out, Progress, Wanted};
+use super::layout::Layout;
 use super::modules;
 use super::signed::{self, Signer, Signers, Unsigned};
 use super::transport::{self, Address, Reach, Trouble};
@@ -387,6 +389,7 @@ impl<'a> Job<'a> {
             self.check_signed(repository, plan.offered.unwrap_or(commit), plan.tag.as_deref())?;
             return self.settle(repository, commit, tree, 0, 0);
         } else {
+            self.check_free()?;
             let mut options = FetchOptions::new();
             options.remote_callbacks(self.callbacks()).download_tags(AutotagOption::None).update_fetchhead(false);
             if self.address.can_be_shallow() {
@@ -426,6 +429,17 @@ impl<'a> Job<'a> {
         let tree = measure(repository, commit)?;
         self.check_signed(repository, wanted, plan.tag.as_deref())?;
         self.settle(repository, commit, tree, bytes, objects)
+    }
+
+    /// Refuses to receive anything on a disk that is too full to deploy.
+    fn check_free(&self) -> Result<(), Failure> {
+        let Some(wanted) = &self.request.min_free else { return Ok(()) };
+        let checked = Layout::new(&wanted.root).check_free(Bytes(wanted.bytes));
+        checked.map_err(|error| {
+            let text = error.to_string();
+            let (what, hint) = text.split_once("\nhint: ").unwrap_or((&text, "is it there?"));
+            Failure::new(ErrorKind::DiskFull, what).hint(hint)
+        })
     }
 
     /// Tells what is wanted, and here, from what is damaged or was not reached: a tag may be of a tree, and a commit may be malformed. Neither
@@ -668,7 +682,7 @@ fn take_place(mirror: &Path, mut point: impl FnMut() -> io::Result<()>) -> io::R
     links::remove_tree(&mirror.join("HEAD"))?;
     for entry in fs_err::read_dir(mirror)? {
         let entry = entry?;
-        if entry.file_name() != NEW && entry.file_name() != modules::FOLDER {
+        if ![NEW, modules::FOLDER, base::FOLDER].iter().any(|kept| entry.file_name() == *kept) {
             point()?;
             links::remove_tree(&entry.path())?;
         }

@@ -3,6 +3,7 @@
 //! [`git`] is the helper that fetches and stages as the configured user; the rest are synchronous functions (paths in, typed
 //! errors out) that the agent runs on a blocking thread. Nothing here decides *when*: that is `selfstart_core::deploy`.
 
+mod base;
 pub(crate) mod carry;
 pub(crate) mod git;
 pub(crate) mod layout;

@@ -16,7 +16,8 @@ use selfstart_core::id::ReleaseId;
 use selfstart_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Layout, STAGING_SUFFIX, TRASH_PREFIX};
+use super::base;
+use super::layout::{Layout, SPARE_PREFIX, STAGING_SUFFIX, TRASH_PREFIX};
 use crate::sys::gate;
 use crate::sys::spawn::Credentials;
 use crate::sys::sync;
@@ -232,7 +233,8 @@ fn release_in(path: &[u8], prefix: &[u8]) -> Option<ReleaseId> {
     let name = below.split(|byte| *byte == b'/').next()?;
     let name = name.strip_suffix(DELETED).unwrap_or(name);
     let name = std::str::from_utf8(name).ok()?;
-    name.strip_prefix(TRASH_PREFIX).unwrap_or(name).trim_end_matches(STAGING_SUFFIX).parse().ok()
+    let name = [TRASH_PREFIX, SPARE_PREFIX].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
+    name.trim_end_matches(STAGING_SUFFIX).parse().ok()
 }
 
 /// Returns what a release takes on disk; `None` when it is not there or cannot be read.
@@ -356,7 +358,7 @@ pub(crate) fn prune(
     };
     let live = super::switch::current(layout);
     let mut pruned = Pruned::default();
-    let mut away = Vec::new();
+    let (mut away, mut free) = (Vec::new(), Vec::new());
     let before = look()?;
     for id in victims {
         if matches!(&live, Ok(super::switch::Current::Release(release)) if release == id) {
@@ -416,12 +418,45 @@ pub(crate) fn prune(
                 _ => {}
             }
         }
-        if let Err(error) = hands.carry_out(|| links::remove_tree(&to)) {
+        if to != from {
+            free.push((id, to));
+        } else if let Err(error) = hands.carry_out(|| links::remove_tree(&to)) {
             pruned.leftovers.push(format!("`{}` could not be removed whole: {error}", to.display()));
         }
         pruned.removed.push(id.clone());
     }
+    remove_all_but_a_base(layout, free, hands, &mut pruned);
     after.map(|_| pruned)
+}
+
+/// Removes what is out of the way and used by nobody, but for the last one that was whole: that is the base of the next release.
+fn remove_all_but_a_base(layout: &Layout, mut free: Vec<(&ReleaseId, PathBuf)>, hands: &Hands, pruned: &mut Pruned) {
+    // The mark goes later; without it, not all of the release was ever known to be on the disk.
+    let whole = |(id, path): &(&ReleaseId, PathBuf)| fs_err::symlink_metadata(layout.built_mark(id)).is_ok() && has_room_beside(path);
+    let base = free.iter().rposition(whole).map(|at| free.remove(at));
+    if let Some((id, path)) = base {
+        // Out of the way first, since a helper may be about to take it.
+        for (name, old) in base::spares(&layout.releases()) {
+            if let Err(error) = hands.carry_out(|| base::discard(&old, &name)) {
+                pruned.leftovers.push(format!("`{}` could not be removed whole: {error}", old.display()));
+            }
+        }
+        let spare = layout.releases().join(format!("{SPARE_PREFIX}{id}"));
+        if hands.carry_out(|| gate::rename(&path, &spare)).is_err() {
+            free.push((id, path));
+        }
+    }
+    for (_, path) in free {
+        if let Err(error) = hands.carry_out(|| links::remove_tree(&path)) {
+            pruned.leftovers.push(format!("`{}` could not be removed whole: {error}", path.display()));
+        }
+    }
+}
+
+/// Whether there is room for another two of its size: what nobody asked to be kept must not be what fills a disk.
+fn has_room_beside(path: &Path) -> bool {
+    let free = links::free_bytes(path).unwrap_or(0);
+    size(path).is_some_and(|size| free / 2 >= size.0)
 }
 
 /// Removes what a kill left: half-staged releases, half-removed ones, a half-made link; returns what was removed, for people.
@@ -667,6 +702,36 @@ mod tests {
             ids[..2],
             "gone already is gone"
         );
+    }
+
+    #[test]
+    fn the_last_whole_release_that_goes_stays_as_a_base_and_no_other() {
+        let (_dir, layout, ids) = scene(4);
+        fs_err::create_dir_all(layout.run().join("built")).expect("made");
+        let left = || {
+            let names = fs_err::read_dir(layout.releases()).expect("read").map(|entry| entry.expect("an entry").file_name());
+            let mut names: Vec<String> = names.map(|name| name.into_string().expect("text")).collect();
+            names.sort();
+            names
+        };
+        let gone = |ids: &[ReleaseId]| {
+            let pruned = prune(&layout, ids, &Unreadable::KeepOf(BTreeSet::new()), None, &Hands::Own).expect("pruned");
+            assert_eq!((pruned.removed.as_slice(), pruned.leftovers.len()), (ids, 0));
+        };
+        gone(&ids[..1]);
+        assert_eq!(left(), ids[1..].iter().map(ToString::to_string).collect::<Vec<_>>(), "without a mark it was never whole");
+        for id in &ids[1..3] {
+            fs_err::write(layout.built_mark(id), "").expect("written");
+        }
+        gone(&ids[1..2]);
+        assert_eq!(left(), [format!(".spare-{}", ids[1]), ids[2].to_string(), ids[3].to_string()]);
+        assert_eq!(clean_leftovers(&layout).expect("cleaned"), Vec::<String>::new(), "a node may deploy with its next start");
+        // Whoever lives in it is seen, as in any other.
+        let user = spawn(sleep().current_dir(layout.releases().join(format!(".spare-{}/sub", ids[1]))));
+        until_used(&layout, &[(&ids[1], user.pid())]);
+        drop(user);
+        gone(&ids[2..]);
+        assert_eq!(left(), [format!(".spare-{}", ids[2])]);
     }
 
     #[test]

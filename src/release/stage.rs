@@ -1,13 +1,14 @@
 //! Writes the tree of a commit into a new directory. Runs in the helper.
 //!
 //! The tree comes from others: it is looked at as a whole first, and refused before anything is written, if a name or a link in it
-//! would lead out of the directory, or be taken for git's own. Every release is written anew: no hard links, no sharing.
+//! would lead out of the directory, or be taken for git's own. Releases share nothing, no hard links either; but one that went may become the
+//! next one, and then only what differs is written (`base`).
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use git2::{Oid, Repository};
 use rustix::fs::{Mode, OFlags};
 use selfstart_core::units::Bytes;
 
+use super::base::{self, Adjust, Kept, Note, Stamp, Written};
 use super::git::{ErrorKind, Failure, Out, Progress, Stage, Staged};
 use super::link::{self, LinkError};
 use super::{mirror, modules};
@@ -78,22 +80,22 @@ fn stage_tree(request: &Stage, out: &Out) -> Result<Staged, Failure> {
     let destination = &request.destination;
     let failed = |error: &io::Error| Failure::io(format!("failed to write `{}`", destination.display()), error);
     links::remove_tree(destination).map_err(|error| failed(&error))?;
-    if let Some(parent) = destination.parent() {
-        let free = links::free_bytes(parent).map_err(|error| failed(&error))?;
-        if free < plan.bytes {
-            let text = format!("the tree has {}, only {} are free at `{}`", Bytes(plan.bytes), Bytes(free), parent.display());
-            return Err(Failure::new(ErrorKind::DiskFull, text));
-        }
-    }
-    gate::create_dir(destination).map_err(|error| failed(&error))?;
-    let top = links::open_directory(destination).map_err(|error| failed(&error))?;
-    plan.make_directories(&top).map_err(|error| failed(&error))?;
-    let lfs = plan.write_files(&top, out)?;
-    plan.make_links(&top).map_err(|error| failed(&error))?;
+    let mut log = Vec::new();
+    let (top, kept) = plan.on_a_base(request, &mut log).map_or_else(|| plan.on_nothing(destination), Ok)?;
+    plan.make_directories(&top, &kept).map_err(|error| failed(&error))?;
+    let (written, lfs) = plan.write_files(&top, &kept, out)?;
+    plan.make_links(&top, &kept).map_err(|error| failed(&error))?;
+    base::note(&request.mirror, destination, plan.files.iter().zip(&written).map(|(file, written)| (plan.path_of(file), written)));
     write_file(top.as_fd(), OsStr::new(REVISION_FILE), Mode::from_raw_mode(0o644), format!("{}\n", request.revision).as_bytes())
         .map_err(|error| failed(&error))?;
 
-    let mut log = Vec::new();
+    let files = (plan.files.len() + plan.links.len() + 1) as u64;
+    let as_they_were = kept.files.iter().flatten().count() + kept.links.iter().filter(|kept| **kept).count();
+    if as_they_were > 0 {
+        log.push(format!(
+            "{as_they_were} of {files} files are those of a release that went: nothing of them has changed, nor were they touched"
+        ));
+    }
     if let Some(signer) = signer {
         log.push(format!("revision {} is {signer}", request.revision));
     }
@@ -111,7 +113,7 @@ fn stage_tree(request: &Stage, out: &Out) -> Result<Staged, Failure> {
         link::link_shared(destination, &request.shared, &request.linked_dirs, &request.linked_files)
             .map_err(|error| link_failure(&error))?,
     );
-    Ok(Staged { files: (plan.files.len() + plan.links.len() + 1) as u64, bytes: plan.bytes, log })
+    Ok(Staged { files, bytes: plan.bytes, log })
 }
 
 fn link_failure(error: &LinkError) -> Failure {
@@ -161,6 +163,12 @@ struct PlannedFile {
     name: Vec<u8>,
     oid: Oid,
     executable: bool,
+}
+
+impl PlannedFile {
+    const fn mode(&self) -> Mode {
+        Mode::from_bits_retain(if self.executable { 0o755 } else { 0o644 })
+    }
 }
 
 #[derive(Debug)]
@@ -390,79 +398,143 @@ impl Plan {
         true
     }
 
-    fn make_directories(&self, top: &OwnedFd) -> io::Result<()> {
+    /// The path of a file below the top.
+    fn path_of(&self, file: &PlannedFile) -> Vec<u8> {
+        self.path(file.directory).join(OsStr::from_bytes(&file.name)).into_os_string().into_vec()
+    }
+
+    /// Takes a release that went, and what of it is as the tree wants it; `None`: there is none of use.
+    fn on_a_base(&self, request: &Stage, log: &mut Vec<String>) -> Option<(OwnedFd, Kept)> {
+        let destination = &request.destination;
+        let note = base::take(&request.mirror, destination)?;
+        let adjusted = links::open_directory(destination).and_then(|top| {
+            let kept = self.adjust(&top, &note)?;
+            Ok((top, kept))
+        });
+        match adjusted {
+            Ok(adjusted) => Some(adjusted),
+            Err(error) => {
+                // A build can leave what only root removes; the release must not fail for it.
+                if links::remove_tree(destination).is_err() {
+                    let name = destination.file_name().unwrap_or_default().to_string_lossy();
+                    let _tried_again = base::discard(destination, &format!("{name}-base"));
+                }
+                log.push(format!("all files are written anew: of the release that went, nothing can be used: {error}"));
+                None
+            }
+        }
+    }
+
+    fn adjust(&self, top: &OwnedFd, note: &Note) -> io::Result<Kept> {
+        let paths: Vec<PathBuf> = (0..self.directories.len()).map(|number| self.path(number)).collect();
+        let mut wanted = HashMap::new();
+        for (number, directory) in self.directories.iter().enumerate().skip(1) {
+            wanted.insert((directory.above, directory.name.as_slice()), base::Wanted::Directory(number));
+        }
+        for (number, file) in self.files.iter().enumerate() {
+            wanted.insert((file.directory, file.name.as_slice()), base::Wanted::File(number, file.oid, file.mode()));
+        }
+        for (number, link) in self.links.iter().enumerate() {
+            wanted.insert((link.directory, link.name.as_slice()), base::Wanted::Link(number, &link.target));
+        }
+        let nothing = Kept::nothing(self.directories.len(), self.files.len(), self.links.len());
+        Adjust { top, note, wanted: &wanted, paths: &paths, threads: writers() }.run(nothing)
+    }
+
+    /// Begins with an empty directory.
+    fn on_nothing(&self, destination: &Path) -> Result<(OwnedFd, Kept), Failure> {
+        let failed = |error: &io::Error| Failure::io(format!("failed to write `{}`", destination.display()), error);
+        if let Some(parent) = destination.parent() {
+            let free = links::free_bytes(parent).map_err(|error| failed(&error))?;
+            if free < self.bytes {
+                let text = format!("the tree has {}, only {} are free at `{}`", Bytes(self.bytes), Bytes(free), parent.display());
+                return Err(Failure::new(ErrorKind::DiskFull, text));
+            }
+        }
+        gate::create_dir(destination).map_err(|error| failed(&error))?;
+        let top = links::open_directory(destination).map_err(|error| failed(&error))?;
+        Ok((top, Kept::nothing(self.directories.len(), self.files.len(), self.links.len())))
+    }
+
+    fn make_directories(&self, top: &OwnedFd, kept: &Kept) -> io::Result<()> {
         // Kept open only as long as the next is inside: thousands of directories do not need thousands of descriptors.
         let mut open = Opened::new(self, top);
-        for directory in self.directories.iter().skip(1) {
+        for (number, directory) in self.directories.iter().enumerate().skip(1) {
+            if kept.directories[number] {
+                continue;
+            }
             let above = open.get(directory.above)?;
             gate::mkdirat(above, OsStr::from_bytes(&directory.name), Mode::from_raw_mode(0o755))?;
         }
         Ok(())
     }
 
-    fn make_links(&self, top: &OwnedFd) -> io::Result<()> {
+    fn make_links(&self, top: &OwnedFd, kept: &Kept) -> io::Result<()> {
         let mut open = Opened::new(self, top);
-        for link in &self.links {
+        for (link, _) in self.links.iter().zip(&kept.links).filter(|(_, kept)| !**kept) {
             let directory = open.get(link.directory)?;
             gate::symlinkat(OsStr::from_bytes(&link.target), directory, OsStr::from_bytes(&link.name))?;
         }
         Ok(())
     }
 
-    /// Writes all files; returns how many are Git LFS pointers, and the first.
-    fn write_files(&self, top: &OwnedFd, out: &Out) -> Result<Option<(u64, String)>, Failure> {
-        let work = Work { next: AtomicUsize::new(0), done: AtomicU64::new(0), bytes: AtomicU64::new(0), stop: AtomicBool::new(false) };
-        let writers = std::thread::available_parallelism().map_or(1, usize::from).min(WRITERS);
-        let results: Vec<Result<Vec<usize>, Failure>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..writers).map(|_| scope.spawn(|| self.write_some(top, out, &work))).collect();
+    /// Writes all files that are not there; returns what all of them are, how many are Git LFS pointers, and the first of those.
+    fn write_files(&self, top: &OwnedFd, kept: &Kept, out: &Out) -> Result<(Vec<Written>, Pointers), Failure> {
+        let missing = (0..self.files.len()).filter(|number| kept.files[*number].is_none()).collect();
+        let work =
+            Work { missing, next: AtomicUsize::new(0), done: AtomicU64::new(0), bytes: AtomicU64::new(0), stop: AtomicBool::new(false) };
+        let results: Vec<Result<Vec<(usize, Written)>, Failure>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..writers()).map(|_| scope.spawn(|| self.write_some(top, out, &work))).collect();
             threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or_else(|_| Err(Failure::new(ErrorKind::Internal, "a writer of files panicked"))))
                 .collect()
         });
-        let mut pointers = Vec::new();
+        let mut written = kept.files.clone();
         for result in results {
-            pointers.extend(result?);
+            for (number, one) in result? {
+                written[number] = Some(one);
+            }
         }
-        let first = pointers.iter().min().map(|first| self.shown(self.files[*first].directory, &self.files[*first].name));
-        Ok(first.map(|first| (pointers.len() as u64, first)))
+        let written: Vec<Written> = written.into_iter().flatten().collect();
+        let mut pointers = self.files.iter().zip(&written).filter(|(_, written)| written.pointer).map(|(file, _)| file);
+        let lfs = pointers.next().map(|first| (pointers.count() as u64 + 1, self.shown(first.directory, &first.name)));
+        Ok((written, lfs))
     }
 
-    /// One writer: takes the next files until there are none; returns the numbers of Git LFS pointers.
-    fn write_some(&self, top: &OwnedFd, out: &Out, work: &Work) -> Result<Vec<usize>, Failure> {
+    /// One writer: takes the next files until there are none; returns what they are, by number.
+    fn write_some(&self, top: &OwnedFd, out: &Out, work: &Work) -> Result<Vec<(usize, Written)>, Failure> {
         let written = (|| {
             // libgit2's objects are not for several threads; its caches of packs are, so a second repository costs little.
             let corrupt = |error: git2::Error| Failure::new(ErrorKind::Corrupt, error.message().to_owned());
             let open = self.repositories.iter().map(|path| mirror::open(path).map_err(corrupt)).collect::<Result<Vec<_>, _>>()?;
             let odbs = open.iter().map(|repository| repository.odb().map_err(corrupt)).collect::<Result<Vec<_>, _>>()?;
             let mut open = Opened::new(self, top);
-            let mut pointers = Vec::new();
+            let mut all = Vec::new();
             while !work.stop.load(Ordering::Relaxed) {
                 let start = work.next.fetch_add(BATCH, Ordering::Relaxed);
-                if start >= self.files.len() {
+                if start >= work.missing.len() {
                     break;
                 }
-                for number in start..self.files.len().min(start + BATCH) {
+                for number in work.missing[start..work.missing.len().min(start + BATCH)].iter().copied() {
                     let file = &self.files[number];
                     let shown = || self.shown(file.directory, &file.name);
                     let blob = odbs[file.repository]
                         .read(file.oid)
                         .map_err(|error| Failure::new(ErrorKind::Corrupt, format!("`{}`: {}", shown(), error.message())))?;
-                    if blob.data().starts_with(LFS) {
-                        pointers.push(number);
-                    }
-                    let mode = Mode::from_raw_mode(if file.executable { 0o755 } else { 0o644 });
-                    open.get(file.directory)
-                        .and_then(|directory| write_file(directory, OsStr::from_bytes(&file.name), mode, blob.data()))
+                    let stamp = open
+                        .get(file.directory)
+                        .and_then(|directory| write_file(directory, OsStr::from_bytes(&file.name), file.mode(), blob.data()))
                         .map_err(|error| Failure::io(format!("failed to write `{}`", shown()), &error))?;
+                    all.push((number, Written { oid: file.oid, stamp, pointer: blob.data().starts_with(LFS) }));
                     let done = work.done.fetch_add(1, Ordering::Relaxed) + 1;
                     let bytes = work.bytes.fetch_add(blob.len() as u64, Ordering::Relaxed) + blob.len() as u64;
                     if done.is_multiple_of(BATCH as u64) {
-                        out.progress(Progress { objects: done, total_objects: self.files.len() as u64, bytes });
+                        out.progress(Progress { objects: done, total_objects: work.missing.len() as u64, bytes });
                     }
                 }
             }
-            Ok(pointers)
+            Ok(all)
         })();
         if written.is_err() {
             work.stop.store(true, Ordering::Relaxed);
@@ -471,8 +543,13 @@ impl Plan {
     }
 }
 
+/// How many files are pointers of Git LFS, and the first; `None`: none is.
+type Pointers = Option<(u64, String)>;
+
 /// What the writers share.
 struct Work {
+    /// The numbers of the files that are to be written.
+    missing: Vec<usize>,
     next: AtomicUsize,
     done: AtomicU64,
     bytes: AtomicU64,
@@ -506,10 +583,16 @@ impl<'a> Opened<'a> {
     }
 }
 
-/// Writes a new file; one that is there, or a link, is an error. The umask is the helper's, 022.
-fn write_file(directory: std::os::fd::BorrowedFd<'_>, name: &OsStr, mode: Mode, bytes: &[u8]) -> io::Result<()> {
+/// Writes a new file, and returns what it is then; one that is there, or a link, is an error. The umask is the helper's, 022.
+fn write_file(directory: std::os::fd::BorrowedFd<'_>, name: &OsStr, mode: Mode, bytes: &[u8]) -> io::Result<Stamp> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    gate::File::from(gate::openat(directory, name, flags, mode)?).write_all(bytes)
+    let mut file = gate::File::from(gate::openat(directory, name, flags, mode)?);
+    file.write_all(bytes)?;
+    Ok(Stamp::of(&rustix::fs::fstat(&file)?))
+}
+
+fn writers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(WRITERS)
 }
 
 /// Says why a name must not be written, if so.

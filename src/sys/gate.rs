@@ -258,6 +258,14 @@ pub(crate) fn remove_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
     named("remove directory", path, empty(CWD, path).and_then(|()| unlinkat(CWD, path, AtFlags::REMOVEDIR)))
 }
 
+/// As [`remove_dir_all`], of `name` in `at`.
+///
+/// # Errors
+/// What could not be removed first.
+pub(crate) fn remove_dir_all_at(at: BorrowedFd<'_>, name: &std::ffi::OsStr) -> Result<(), Errno> {
+    empty(at, name).and_then(|()| unlinkat(at, name, AtFlags::REMOVEDIR))
+}
+
 fn empty(at: BorrowedFd<'_>, name: impl Arg) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(at, name, flags, Mode::empty())?;

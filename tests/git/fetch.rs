@@ -322,3 +322,19 @@ fn the_app_user_fetches_from_a_repository_of_another() {
     elsewhere["fetch"]["mirror"] = json!(scene.path("forbidden.git"));
     assert_eq!(ask(&mut as_nobody(), &elsewhere).failed().0, "disk_full");
 }
+
+#[test]
+fn nothing_is_received_onto_a_disk_that_is_too_full_and_nothing_new_needs_no_room() {
+    let scene = Scene::new();
+    let mut request = scene.fetch_request(&scene.source());
+    request["fetch"]["min_free"] = serde_json::json!({"root": scene.dir.path(), "bytes": u64::MAX});
+    let answer = helper(&request);
+    let (kind, text, hint) = answer.failed();
+    assert!(kind == "disk_full" && text.contains("are free at") && hint.contains("release.min_free"), "{answer:?}");
+    scene.fetch(&scene.source()).fetched();
+    helper(&request).fetched();
+    scene.advance("new");
+    assert_eq!(helper(&request).failed().0, "disk_full");
+    request["fetch"]["min_free"]["bytes"] = serde_json::json!(1);
+    helper(&request).fetched();
+}

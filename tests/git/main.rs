@@ -11,6 +11,7 @@ mod site;
 #[expect(dead_code, reason = "helpers are waited for, and servers are asked; nothing here tells by files")]
 mod waiting;
 
+mod base;
 mod fetch;
 mod heal;
 mod https;

@@ -298,6 +298,10 @@ fn leftovers(root: &Path, removals: Removals) -> Vec<String> {
     };
     // What is live, what was live before (`rollback` goes to it), and their marks.
     let (mut releases, mut marks) = (names("releases"), names("run/built"));
+    // What went last may wait there as the base of the next one.
+    if let Some(at) = releases.iter().position(|name| name.starts_with(".spare-")) {
+        releases.remove(at);
+    }
     releases.sort();
     marks.sort();
     let wanted: Vec<String> = releases.iter().map(|name| format!("{name}.json")).collect();
