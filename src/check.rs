@@ -194,6 +194,7 @@ fn of_machine(settings: &Settings) -> Vec<Finding> {
     found.extend(hidden::processes().map(|hidden| finding(Weight::Warning, hidden.to_string(), None)));
     found.extend(of_files(settings));
     found.extend(of_ssh(settings));
+    found.extend(of_askpass(settings));
     found.extend(of_signers(settings));
     found.extend(of_secrets(settings));
     found.extend(of_memory(settings));
@@ -381,6 +382,12 @@ fn of_signers(settings: &Settings) -> Vec<Finding> {
     }
     let told = |trouble: &String| finding(Weight::Warning, format!("{KEY}: `{}`, {trouble}", path.display()), Some(lines));
     signers.trouble.iter().map(told).collect()
+}
+
+/// The program that knows the password: there, and nobody's to change.
+fn of_askpass(settings: &Settings) -> Option<Finding> {
+    let Credentials::Askpass(command) = &settings.source.credentials else { return None };
+    agent::askpass_trusted(command).err().map(|text| finding(Weight::Problem, text, None))
 }
 
 /// What a source over ssh needs here: the client, and a key that can be used and that the app's user cannot read.

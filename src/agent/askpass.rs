@@ -34,16 +34,39 @@ pub(super) fn ask(command: &[String], url: &str) -> Result<(Secret, Secret), Str
     let (scheme, rest) = url.split_once("://").unwrap_or(("https", url));
     let place = rest.split('/').next().unwrap_or_default();
     let (named, host) = place.rsplit_once('@').map_or((None, place), |(user, host)| (Some(user), host));
-    let name = match named {
-        Some(name) => name.split(':').next().unwrap_or_default().to_owned(),
-        None => answer(command, &format!("Username for '{scheme}://{host}': "))?,
+    let (name, place) = match named {
+        Some(name) => {
+            let name = name.split(':').next().unwrap_or_default();
+            (name.to_owned(), format!("{name}@{host}"))
+        }
+        // An answer may be a token: it is not in the next question, which everybody may read in /proc.
+        None => (answer(command, &format!("Username for '{scheme}://{host}': "))?, host.to_owned()),
     };
     let name = if name.is_empty() { NOBODY.to_owned() } else { name };
-    let password = answer(command, &format!("Password for '{scheme}://{name}@{host}': "))?;
+    let password = answer(command, &format!("Password for '{scheme}://{place}': "))?;
     if password.is_empty() {
         return Err(format!("source.credentials.askpass: {} answered nothing when asked for the password", shown(command)));
     }
     Ok((Secret(name), Secret(password)))
+}
+
+/// Looks whether the program is there and, where root can be told from others, root's alone: it is run with our rights, and who could
+/// change it would have them. Its arguments name no file (the configuration refuses a `/` in them; it is run in `/`, which is root's).
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn trusted(command: &[String]) -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt;
+    let failed = |why: &dyn std::fmt::Display| format!("source.credentials.askpass: {}: {why}", shown(command));
+    let mut program = std::path::PathBuf::from(command.first().ok_or_else(|| failed(&"no command"))?);
+    if is_apart() || rustix::process::geteuid().is_root() {
+        program = trust::way(&program, trust::End::Root).map_err(|error| failed(&chain(&error)))?;
+    }
+    let found = fs_err::metadata(&program).map_err(|error| failed(&error))?;
+    if !found.is_file() || found.permissions().mode() & 0o111 == 0 {
+        return Err(failed(&"it is no program (`chmod 0755` it)"));
+    }
+    Ok(())
 }
 
 fn shown(command: &[String]) -> String {
@@ -53,16 +76,13 @@ fn shown(command: &[String]) -> String {
 fn answer(command: &[String], question: &str) -> Result<String, String> {
     let failed = |why: &dyn std::fmt::Display| format!("source.credentials.askpass: {}: {why}", shown(command));
     let (program, words) = command.split_first().ok_or_else(|| failed(&"no command"))?;
-    if is_apart() || rustix::process::geteuid().is_root() {
-        // It is run with our rights: who could change it would have them.
-        trust::way(program.as_ref(), trust::End::Root).map_err(|error| failed(&chain(&error)))?;
-    }
+    trusted(command)?;
     let mut asked = Command::new(program);
     asked.args(words).arg(question).env_clear().env("PATH", PATH).env("LANG", "C.UTF-8").current_dir("/");
     asked.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     process::ends_with_us(&mut asked);
     let mut child = gate::spawn(&mut asked).map_err(|error| failed(&error))?;
-    let heard = listen(&mut child, clock::instant() + LONGEST);
+    let heard = listen(&mut child, clock::instant() + LONGEST, MAX_ANSWER);
     if !matches!(heard, Ok(Some(_))) {
         // All that it started, too.
         let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
@@ -78,7 +98,7 @@ fn answer(command: &[String], question: &str) -> Result<String, String> {
 }
 
 /// Reads the answer until the command has ended; `None`: it took too long.
-fn listen(child: &mut Child, until: Instant) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn listen(child: &mut Child, until: Instant, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut text = Vec::new();
     if let Some(mut stdout) = child.stdout.take() {
         loop {
@@ -91,8 +111,8 @@ fn listen(child: &mut Child, until: Instant) -> io::Result<Option<Vec<u8>>> {
                 break;
             }
             text.extend_from_slice(&piece[..read]);
-            if text.len() as u64 > MAX_ANSWER {
-                return Err(io::Error::other("its answer is longer than 64 KiB"));
+            if text.len() as u64 > most {
+                return Err(io::Error::other(format!("its answer is longer than {} KiB", most >> 10)));
             }
         }
     }
@@ -127,7 +147,7 @@ mod tests {
 
     #[test]
     fn it_is_asked_as_git_asks_and_its_first_line_counts() {
-        let both = "case $1 in Username*) echo me;; *\"'https://me@h:8443'\"*) printf 'pass word\\r\\nmore\\n';; esac";
+        let both = "case $1 in Username*) echo me;; *\"'https://h:8443'\"*) printf 'pass word\\r\\nmore\\n';; esac";
         let asked = ask(&sh(both), "https://h:8443/a/b.git").map(|(name, password)| (name.0, password.0));
         assert_eq!(asked, Ok(("me".into(), "pass word".into())));
         let asked = ask(&sh("echo \"$1\""), "https://joe@h/a").map(|(name, password)| (name.0, password.0));
@@ -150,8 +170,8 @@ mod tests {
         }
         let error = ask(&["/nowhere/x".to_owned()], "https://h/a").map(drop).expect_err("none");
         assert!(error.contains("/nowhere"), "{error}");
-        let mut hangs = Command::new("/bin/sh").args(["-c", "sleep 600"]).stdout(Stdio::piped()).spawn().expect("started");
-        assert!(matches!(listen(&mut hangs, clock::instant() + Duration::from_millis(20)), Ok(None)));
+        let mut hangs = Command::new("/bin/sleep").arg("600").stdout(Stdio::piped()).spawn().expect("started");
+        assert!(matches!(listen(&mut hangs, clock::instant() + Duration::from_millis(20), MAX_ANSWER), Ok(None)));
         hangs.kill().and_then(|()| hangs.wait()).expect("ended");
     }
 }

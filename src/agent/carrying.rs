@@ -5,6 +5,7 @@
 //! makes the release anew; a copy of which only a part was made is in no other release.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use selfstart_core::deploy::{Blame, Event, Force, Phase};
@@ -17,7 +18,7 @@ use super::run::{Agent, Ending};
 use super::store;
 use crate::config::settings::BuildStep;
 use crate::keeper::protocol::Ask;
-use crate::release::carry::{Candidate, Moment, Reply, Request, StepMade, VERB};
+use crate::release::carry::{Begun, CHANGED, Candidate, Reply, Request, StepMade, VERB};
 use crate::sys::clock;
 
 /// The longest that a helper may take for a step without a time-out of its own: a copy of the largest folders of packages takes a minute.
@@ -27,8 +28,8 @@ const CARRY_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub(crate) struct Carrying {
     made: BTreeMap<ReleaseId, Vec<StepMade>>,
-    /// The step that runs, and since when.
-    running: Option<(ReleaseId, u32, String, Moment)>,
+    /// The step that runs, and how it began.
+    running: Option<(ReleaseId, u32, String, Begun)>,
 }
 
 impl Carrying {
@@ -40,6 +41,22 @@ impl Carrying {
         self.made.clear();
         made
     }
+}
+
+/// The most that a helper is told of the steps of all releases together: half of what it takes, so that the rest fits, too.
+const MOST_STEPS: usize = 4 << 20;
+
+/// Takes the newest as long as they fit into a request: of what is left out, no step is skipped.
+fn fitting(candidates: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
+    let mut left = MOST_STEPS;
+    candidates
+        .take_while(|candidate| {
+            let size = serde_json::to_vec(candidate).map_or(usize::MAX, |text| text.len());
+            let fits = size <= left;
+            left = left.saturating_sub(size);
+            fits
+        })
+        .collect()
 }
 
 impl Agent {
@@ -57,16 +74,16 @@ impl Agent {
         let settings = self.settings.clone();
         let from = self.from(release, revision).map_err(|error| chain(&error))?;
         let path = from.path.display().to_string();
-        let env: String = settings.build.env.iter().map(|(name, text)| format!("{name}={text}\0")).collect();
         // The same in each release, but for the release's own name.
         let about = format!(
-            "{}\0\0{env}\0{}",
-            launch::step_line(&settings, wanted, &from),
+            "{}\0{}",
+            launch::step_in_any_release(&settings, wanted, &from),
             from.runtime.identity().replace(&path, "{release_path}")
         );
         let forced = matches!(self.deploying.machine().phase(), Phase::Building { plan, .. } if plan.job.trigger.force == Force::Yes);
         let candidates = if forced { Vec::new() } else { self.candidates(release) };
-        let request = Request::Before { release: from.path, inputs: wanted.unless_unchanged.clone(), about, candidates };
+        let programs = from.runtime.tools.iter().map(|tool| tool.program.clone().into()).filter(|it: &PathBuf| it.is_absolute()).collect();
+        let request = Request::Before { release: from.path, inputs: wanted.unless_unchanged.clone(), about, programs, candidates };
         let what = What::Carry { release: release.clone(), revision: revision.clone(), step };
         self.ask_carrier(what, wanted.timeout, &request)?;
         Ok(true)
@@ -83,7 +100,7 @@ impl Agent {
             let Ok(store::Loaded::State(mark)) = loaded else { return None };
             Some(Candidate { name: id.to_string(), path: self.layout.release(id), steps: mark.steps })
         };
-        entries.iter().filter_map(|entry| candidate(&entry.id)).filter(|it| !it.steps.is_empty()).collect()
+        fitting(entries.iter().filter_map(|entry| candidate(&entry.id)).filter(|it| !it.steps.is_empty()))
     }
 
     fn ask_carrier(&mut self, what: What, timeout: Option<Duration>, request: &Request) -> Result<(), String> {
@@ -109,9 +126,15 @@ impl Agent {
                 self.deploying.carrying.made.entry(release.clone()).or_default().push(made);
                 Event::StepDone { release, step }
             }
-            Ok(Reply::Run { key, why, since }) => {
-                tracing::info!("{release}: step {step} runs: {why}");
-                self.deploying.carrying.running = since.map(|since| (release.clone(), step, key, since));
+            Ok(Reply::Run { key, why, begun }) => {
+                match why.as_str() {
+                    CHANGED => tracing::info!("{release}: step {step} runs: {why}"),
+                    _ => self.telling.step_runs(&release, step, &why),
+                }
+                match begun {
+                    Ok(begun) => self.deploying.carrying.running = Some((release.clone(), step, key, begun)),
+                    Err(why) => self.telling.step_not_skipped(&release, step, &why),
+                }
                 return self.run_step(release, revision, step, None);
             }
             Ok(_) => failed(release, step, "the helper answered something else".into()),
@@ -122,11 +145,13 @@ impl Agent {
 
     /// A step is done: looks what it made, if that is wanted; `false`: it is not.
     pub(super) fn begin_made(&mut self, done: &ReleaseId, done_step: u32) -> bool {
-        let Some((release, step, key, since)) = self.deploying.carrying.running.take() else { return false };
+        let Some((release, step, key, begun)) = self.deploying.carrying.running.take() else { return false };
         if release != *done || step != done_step || self.ending == Ending::Leaving {
             return false;
         }
-        let request = Request::After { release: self.layout.release(&release), since };
+        let shared = &self.settings.release;
+        let linked = shared.linked_dirs.iter().chain(&shared.linked_files).cloned().collect();
+        let request = Request::After { release: self.layout.release(&release), begun, linked };
         let what = What::Made { release: release.clone(), step, key };
         match self.ask_carrier(what, None, &request) {
             Ok(()) => true,
@@ -140,7 +165,9 @@ impl Agent {
     /// A helper has looked at what a step made. What it could not tell costs a run of the step, no more.
     pub(super) fn made_over(&mut self, release: ReleaseId, step: u32, key: String, over: &Over) {
         match reply(over) {
-            Ok(Reply::Made(made)) => self.deploying.carrying.made.entry(release.clone()).or_default().push(StepMade { key, made }),
+            Ok(Reply::Made(made, left)) => {
+                self.deploying.carrying.made.entry(release.clone()).or_default().push(StepMade { key, made, left: Some(left) });
+            }
             Ok(Reply::Unclear(why)) => self.telling.step_not_skipped(&release, step, &why),
             Ok(_) => self.telling.step_not_skipped(&release, step, "the helper answered something else"),
             Err(text) => self.telling.step_not_skipped(&release, step, &text),
@@ -169,4 +196,28 @@ fn list(made: &StepMade) -> String {
         shown.push(format!("{} more", made.made.len() - MOST));
     }
     shown.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_holds_the_newest_releases_that_fit_into_it() {
+        // A step of 2000 paths of 250 bytes is half a megabyte, and fifty releases are kept.
+        let steps = vec![StepMade { key: "k".into(), made: vec!["x".repeat(250).into(); 2_000], left: None }];
+        let of = |number: u32| Candidate { name: number.to_string(), path: "/r".into(), steps: steps.clone() };
+        let chosen = fitting((1..=50).map(of));
+        let names: Vec<&str> = chosen.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["1", "2", "3", "4", "5", "6", "7", "8"]);
+        let request = Request::Before {
+            release: "/r".into(),
+            inputs: Vec::new(),
+            about: "a".repeat(1 << 20),
+            programs: Vec::new(),
+            candidates: chosen,
+        };
+        assert!(serde_json::to_vec(&request).expect("text").len() < 8 << 20);
+        assert_eq!(fitting((1..=2).map(of)).len(), 2);
+    }
 }

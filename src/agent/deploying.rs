@@ -27,7 +27,7 @@ use crate::config::settings::{Credentials, Settings, SourceSettings, SshAgent, W
 use crate::keeper::protocol::Ask;
 use crate::release::carry::StepMade;
 use crate::release::git::{self, Done, ErrorKind, Reply, Request, Secret};
-use crate::release::layout::Layout;
+use crate::release::layout::{Layout, LayoutError};
 use crate::release::{prune, switch};
 use crate::rights::trust;
 use crate::sys::clock;
@@ -482,6 +482,11 @@ impl Agent {
 
     fn fetch_now(&mut self, fetch: deploy::FetchId, mut request: git::Fetch) -> Result<(), String> {
         let settings = self.settings.clone();
+        // What a fetch writes is as large as what is staged of it. Other troubles of the folder are staging's to say.
+        if let Err(error @ LayoutError::TooLittleSpace { .. }) = self.layout.check_free(settings.release.min_free) {
+            self.deploy_event(Event::FetchFailed { fetch, trouble: FetchTrouble::Disk, text: chain(&error) });
+            return Ok(());
+        }
         request.known = self.deploying.machine().book().entries().iter().map(|entry| entry.revision.clone()).collect();
         let request = Request::Fetch(request);
         let deadline = clock::now() + settings.source.timeout + HELPER_GRACE;
@@ -507,15 +512,30 @@ impl Agent {
 
     /// Asks the source for its head, and fetches nothing.
     pub(super) fn begin_look(&mut self) -> Result<(), String> {
-        let timeout = self.settings.source.timeout;
-        let request = Request::Look(to_fetch(&self.settings.source, &self.layout, &Wanted::Configured, timeout)?);
-        self.begin_git("look", What::Look, &request, clock::now() + timeout + HELPER_GRACE)
+        let settings = self.settings.clone();
+        if matches!(settings.source.credentials, Credentials::Askpass(_)) {
+            // The loop does not wait for another's program, and asks it one thing at a time.
+            if !std::mem::replace(&mut self.triggering.asking, true) {
+                let layout = self.layout.clone();
+                self.work(move || {
+                    let request = to_fetch(&settings.source, &layout, &Wanted::Configured, settings.source.timeout);
+                    Worked::AskedLook(request.map(Box::new))
+                });
+            }
+            return Ok(());
+        }
+        self.look_now(to_fetch(&settings.source, &self.layout, &Wanted::Configured, settings.source.timeout)?)
+    }
+
+    pub(super) fn look_now(&mut self, request: git::Fetch) -> Result<(), String> {
+        let deadline = clock::now() + Duration::from_millis(request.timeout_millis) + HELPER_GRACE;
+        self.begin_git("look", What::Look, &Request::Look(request), deadline)
     }
 
     /// Starts the git helper with a request on its standard input.
     pub(super) fn begin_git(&mut self, name: &str, what: What, request: &Request, deadline: MonoTime) -> Result<(), String> {
-        let start =
-            launch::own_helper(&self.settings, &self.known, "internal-git", String::new(), &proxies()).map_err(|error| chain(&error))?;
+        let start = launch::own_helper(&self.settings, &self.known, "internal-git", String::new(), &BTreeMap::new())
+            .map_err(|error| chain(&error))?;
         let input =
             crate::sys::memory_file(&serde_json::to_vec(request).map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
         let key = self.errands.begin(name, what, Some(deadline));
@@ -686,6 +706,7 @@ fn to_fetch(source: &SourceSettings, layout: &Layout, wanted: &Wanted, timeout: 
         allowed_signers: source.allowed_signers.as_deref().map(allowed_signers).transpose()?,
         submodules: source.submodules,
         level: 0,
+        proxies: proxies().into_iter().map(|(name, address)| (name, Secret(address))).collect(),
         timeout_millis: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     })
 }
@@ -702,7 +723,7 @@ pub(crate) fn ask_source(settings: &Settings, longest: Duration) -> Result<(), (
     let request = to_fetch(&settings.source, &Layout::new(&settings.root), &Wanted::Configured, longest).map_err(|text| (text, None))?;
     let request = serde_json::to_vec(&Request::Look(request)).map_err(|error| other(&error))?;
     let known = crate::sys::users::Known::default();
-    let start = launch::own_helper(settings, &known, "internal-git", String::new(), &proxies()).map_err(|error| other(&error))?;
+    let start = launch::own_helper(settings, &known, "internal-git", String::new(), &BTreeMap::new()).map_err(|error| other(&error))?;
     let mut command = Command::new(start.programs.first().map_or("", String::as_str));
     command.args(start.argv.iter().skip(1)).env_clear().envs(start.env).current_dir("/");
     let input = crate::sys::memory_file(&request).map_err(|error| other(&error))?;
@@ -789,7 +810,10 @@ pub(crate) fn allowed_signers(path: &Path) -> Result<String, String> {
         // Who could write there would be who decides what is run.
         path_found = trust::way(path, trust::End::Root).map_err(|error| failed(&chain(&error)))?;
     }
-    let file = fs_err::File::open(&path_found).map_err(|error| failed(&error))?;
+    // NONBLOCK: a FIFO in its place must not make the loop wait for a writer.
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+    let file = rustix::fs::open(&path_found, flags, rustix::fs::Mode::empty()).map_err(|error| failed(&error))?;
+    let file = std::fs::File::from(file);
     if !file.metadata().is_ok_and(|found| found.is_file()) {
         return Err(failed(&"it is not a regular file"));
     }

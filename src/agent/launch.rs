@@ -48,6 +48,14 @@ pub(crate) enum LaunchError {
         /// Why.
         why: String,
     },
+    /// The ruby, node or python that its release was built with is not there any more.
+    #[error("`{program}`, which {release} runs, is gone; install it again, or `selfstart deploy --force` makes the release anew")]
+    Gone {
+        /// Which release.
+        release: ReleaseId,
+        /// What is not there.
+        program: String,
+    },
     /// A line in it sets what only selfstart may say.
     #[error("`{}`, line {line}: `SELFSTART_*` is set by selfstart", .path.display())]
     EnvOurs {
@@ -118,7 +126,7 @@ fn release_values(settings: &Settings, from: &From) -> Values {
 /// Returns what a worker is started with.
 ///
 /// # Errors
-/// When its user, a secret or a file of variables cannot be had.
+/// When its user, a secret or a file of variables cannot be had, or the runtime of its release is gone.
 pub(crate) fn worker(
     settings: &Settings,
     known: &Known,
@@ -128,6 +136,7 @@ pub(crate) fn worker(
     key: String,
     env: Env<'_>,
 ) -> Result<Start, LaunchError> {
+    runtime_is_there(from)?;
     let values = worker_values(settings, pool, which, from);
     let user = known_user(known, pool.user.as_ref().or(settings.user.as_ref()))?;
     let mut vars = base(settings, known, user.as_ref(), &from.path)?;
@@ -164,9 +173,25 @@ pub(crate) fn worker(
     })
 }
 
-/// Returns the line of a step that the shell is given.
-pub(crate) fn step_line(settings: &Settings, step: &BuildStep, from: &From) -> String {
-    expand(&step.run, &release_values(settings, from))
+/// What a step says of itself, the same in each release unless it names the release or the revision; secrets as they are written.
+pub(crate) fn step_in_any_release(settings: &Settings, step: &BuildStep, from: &From) -> String {
+    // Where the release is makes no difference: a copy of what was made elsewhere names the new place.
+    let values = Values { release_path: None, ..release_values(settings, from) };
+    let env = settings.build.env.iter().map(|(name, text)| format!("{name}={}\0", text.expand(&values)));
+    std::iter::once(format!("{}\0\0", expand(&step.run, &values))).chain(env).collect()
+}
+
+/// Looks whether what was captured for a release is still installed: without it the next of that name along PATH would be run, of
+/// whatever version. Not before a build step, since a virtual environment is made by one.
+fn runtime_is_there(from: &From) -> Result<(), LaunchError> {
+    for program in from.runtime.tools.iter().map(|tool| &tool.program).filter(|program| program.starts_with('/')) {
+        // What only `user` may look at may well be there.
+        let gone = |error: io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        if fs_err::metadata(program).is_err_and(gone) {
+            return Err(LaunchError::Gone { release: from.release.clone(), program: program.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// Returns what a build step is started with, in a release that is not live yet.

@@ -25,6 +25,7 @@ mod tell;
 mod triggering;
 
 pub(crate) use apart::is_apart;
+pub(crate) use askpass::trusted as askpass_trusted;
 pub(crate) use boot::{At, load, main, total_memory, tree_name};
 pub(crate) use deploying::{allowed_signers, ask_source, chain};
 pub(crate) use launch::PATH;

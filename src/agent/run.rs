@@ -58,6 +58,8 @@ pub(crate) enum Worked {
     TriggersSaved(Result<(), String>),
     /// `source.credentials.askpass` was asked, and said nothing wrong or why it has no answer.
     Asked { fetch: selfstart_core::deploy::FetchId, request: Result<Box<crate::release::git::Fetch>, String> },
+    /// The same, for a look at the source.
+    AskedLook(Result<Box<crate::release::git::Fetch>, String>),
     /// The state of the pools was written, or not.
     StateSaved(Result<(), String>),
     /// Memory and jobs were looked at.
@@ -377,6 +379,7 @@ impl Agent {
             Worked::TriggersSaved(result) => self.triggers_saved(result),
             Worked::Pruned { gone, kept, trouble, unsure } => self.pruned(gone, kept, trouble, unsure),
             Worked::Asked { fetch, request } => self.asked(fetch, request),
+            Worked::AskedLook(request) => self.look_asked(request),
             Worked::StateSaved(result) => self.state_saved(result),
             Worked::Sampled(sampled) => {
                 self.sampled(*sampled);

@@ -197,17 +197,45 @@ pub(crate) fn ask_runtime(settings: &Settings, release: &Path) -> Result<Capture
     if let Some((uid, gid, _)) = start.user.filter(|_| rustix::process::geteuid().is_root()) {
         command.uid(uid).gid(gid);
     }
-    let output = gate::output(&mut command).map_err(|error| error.to_string())?;
-    match serde_json::from_slice(&output.stdout) {
+    let (said, ended) = heard(&mut command, CAPTURE_TIMEOUT)?;
+    match serde_json::from_slice(&said) {
         Ok(Reply::Ok(captured)) => Ok(captured),
         Ok(Reply::Wrong(text) | Reply::Missing(text)) => Err(text),
-        Err(_) => Err(format!("the helper ended without an answer ({})", output.status)),
+        Err(_) => Err(format!("the helper ended without an answer ({ended})")),
     }
+}
+
+/// Runs a command for so long at most, and then ends all that it started: a manager is a script of somebody else's.
+fn heard(command: &mut std::process::Command, longest: Duration) -> Result<(Vec<u8>, std::process::ExitStatus), String> {
+    use std::os::unix::process::CommandExt;
+    /// What a helper may say: an environment, and why it is that.
+    const MOST: u64 = 4 << 20;
+    let mut helper = gate::spawn(command.process_group(0)).map_err(|error| error.to_string())?;
+    let said = super::askpass::listen(&mut helper, clock::instant() + longest, MOST);
+    if !matches!(said, Ok(Some(_))) {
+        let _ = rustix::process::kill_process_group(rustix::process::Pid::from_child(&helper), rustix::process::Signal::KILL);
+    }
+    let ended = helper.wait().map_err(|error| error.to_string())?;
+    let said = said.map_err(|error| error.to_string())?;
+    Ok((said.ok_or_else(|| format!("not done within {}", selfstart_core::time::Human(longest)))?, ended))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_manager_that_never_ends_is_ended_with_all_that_it_started() {
+        let mut sleeps = std::process::Command::new("/bin/sh");
+        sleeps.args(["-c", "sleep 600 & echo $! >&2; wait"]).stdin(std::process::Stdio::null());
+        sleeps.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+        let error = heard(&mut sleeps, Duration::from_millis(300)).expect_err("it was not waited for");
+        assert_eq!(error, "not done within 300ms");
+        let mut says = std::process::Command::new("/bin/sh");
+        says.args(["-c", "head -c 200000 /dev/zero; exit 3"]).stdout(std::process::Stdio::piped());
+        let (said, ended) = heard(&mut says, CAPTURE_TIMEOUT).expect("heard");
+        assert_eq!((said.len(), ended.code()), (200_000, Some(3)));
+    }
 
     #[test]
     fn the_runtime_of_a_release_is_what_its_mark_says_and_without_a_readable_mark_nothing_is_started() {

@@ -221,6 +221,13 @@ impl Telling {
         );
     }
 
+    /// A step with `unless_unchanged` runs, although a release that is here ran it on the same inputs.
+    pub(crate) fn step_runs(&mut self, release: &ReleaseId, step: u32, why: &str) {
+        self.tell(
+            Happening::new(Kind::BuildStep, format!("building {release}, step {step} runs: {why}")).with("release", release.as_str()),
+        );
+    }
+
     /// A step with `unless_unchanged` will run at the next deploy, too.
     pub(crate) fn step_not_skipped(&mut self, release: &ReleaseId, step: u32, why: &str) {
         self.warn(&format!("step {step} of {release} will not be skipped next time: {why}"));

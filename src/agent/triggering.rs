@@ -13,6 +13,7 @@ use super::run::{Agent, Ending, TRY_AGAIN, Worked};
 use super::store;
 use crate::config::settings::{Settings, WantedRef};
 use crate::http::{Ask, Counts, Http, Snapshot};
+use crate::release::git;
 use crate::release::layout::Layout;
 use crate::sys::clock;
 
@@ -35,6 +36,8 @@ pub(crate) struct Triggering {
     unsaved: Option<String>,
     /// Whether the look that is under way is only for `source.supersede`, and no poll.
     only_to_supersede: bool,
+    /// Whether `source.credentials.askpass` is asked for a look, which begins with its answer.
+    pub(super) asking: bool,
     http: Option<Http>,
     http_trouble: Option<String>,
     pub(super) asks: mpsc::Receiver<Ask>,
@@ -60,6 +63,7 @@ impl Triggering {
             unanswered: Vec::new(),
             unsaved: None,
             only_to_supersede: false,
+            asking: false,
             http: None,
             http_trouble: None,
             asks,
@@ -130,7 +134,7 @@ impl Agent {
                     // Whatever is asked already, its answer is a poll's, too.
                     self.triggering.only_to_supersede = false;
                     if let Err(text) = self.begin_look() {
-                        self.trigger_event(Event::LookFailed { text });
+                        self.look_failed(text);
                     }
                 }
                 Effect::TellUnreached { text, again_in } => self.telling.poll_failed(&text, &Human::rough(again_in).to_string()),
@@ -206,8 +210,27 @@ impl Agent {
         if !self.settings.source.supersede || self.deploying.machine().build_step().is_none() {
             return;
         }
-        if self.errands.keys(|what| matches!(what, What::Look)).is_empty() && self.begin_look().is_ok() {
+        let looks = self.triggering.asking || !self.errands.keys(|what| matches!(what, What::Look)).is_empty();
+        if !looks && self.begin_look().is_ok() {
             self.triggering.only_to_supersede = true;
+        }
+    }
+
+    /// The credentials of a look were asked for.
+    pub(super) fn look_asked(&mut self, request: Result<Box<git::Fetch>, String>) {
+        self.triggering.asking = false;
+        if self.ending == Ending::Leaving {
+            return;
+        }
+        if let Err(text) = request.and_then(|request| self.look_now(*request)) {
+            self.look_failed(text);
+        }
+    }
+
+    /// A look did not begin: that is the poll's to say, if it was one.
+    fn look_failed(&mut self, text: String) {
+        if !std::mem::take(&mut self.triggering.only_to_supersede) {
+            self.trigger_event(Event::LookFailed { text });
         }
     }
 

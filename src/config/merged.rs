@@ -303,6 +303,17 @@ impl Reader<'_> {
             self.tell(at, "not a repository", |problem| problem.allowed(allowed).hint(hint));
             return None;
         }
+        // All but the userinfo of https stands in errors, events and the mirror's configuration.
+        let is_https = text.plain_start().starts_with("https://");
+        if text.holds_secrets() && !(is_https && text.secrets_are_userinfo()) {
+            let hint = "a secret may stand before the `@` of an https:// address only, or in `source.credentials`";
+            self.tell(at, "a secret where it would be seen", |problem| problem.hint(hint));
+            return None;
+        }
+        if text.plain_start().strip_prefix("git://").is_some_and(|rest| rest.split('/').next().is_some_and(|host| host.contains('@'))) {
+            self.tell(at, "a user over git://, which knows none", |problem| problem.hint("use https:// or ssh://"));
+            return None;
+        }
         Some(text)
     }
 
@@ -383,6 +394,12 @@ impl Reader<'_> {
         let words = shell_words::split(text).ok().filter(|words| words.first().is_some_and(|first| first.starts_with('/')));
         if words.is_none() {
             self.tell(at, "not a command", |problem| problem.found(text).allowed("the absolute path of a program, and its arguments"));
+        }
+        // It is run with our rights: a script that an interpreter is given would be a program whose owner nobody has looked at.
+        if words.as_ref().is_some_and(|words| words.iter().skip(1).any(|word| word.contains('/'))) {
+            let hint = "write a script of root's that says the whole command, and name that";
+            self.tell(at, "an argument that names a file, or may", |problem| problem.found(text).hint(hint));
+            return None;
         }
         words
     }

@@ -96,7 +96,7 @@ pub const KEYS: &[Key] = &[
         "source.credentials.askpass",
         "command",
         NOTHING,
-        "For https: a program, root's alone, that prints the answer to the question in its last argument, as git's; run by selfstart as itself, before each fetch.",
+        "For https: a program, root's alone, that prints the answer to the question in its last argument, as git's; run by selfstart as itself, before each fetch. Its own arguments have no `/` in them.",
     ),
     key("source.credentials.username", "text (may hold secrets)", NOTHING, "For https, with `password`."),
     key("source.credentials.password", "text (may hold secrets)", NOTHING, "For https, with `username`."),

@@ -162,6 +162,26 @@ impl Text {
             })
     }
 
+    /// Whether all that are secrets stand in the userinfo of a URL, before the last `@` of its authority.
+    #[must_use]
+    pub fn secrets_are_userinfo(&self) -> bool {
+        const LOOKED_UP: char = '\u{1}';
+        const SECRET: char = '\u{2}';
+        let text: String = self
+            .pieces
+            .iter()
+            .map(|piece| match piece {
+                Piece::Plain(text) => text.replace([LOOKED_UP, SECRET], " "),
+                Piece::Env(_) => LOOKED_UP.into(),
+                Piece::File(_) => SECRET.into(),
+            })
+            .collect();
+        let Some((scheme, rest)) = text.split_once("://") else { return !self.holds_secrets() };
+        let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
+        let userinfo = authority.rsplit_once('@').map_or("", |(userinfo, _)| userinfo);
+        !scheme.contains(SECRET) && !rest[userinfo.len()..].contains(SECRET)
+    }
+
     /// The variables of the agent's environment that [`Text::resolve`] reads.
     pub fn variables(&self) -> impl Iterator<Item = &str> {
         self.pieces.iter().filter_map(|piece| if let Piece::Env(name) = piece { Some(name.as_str()) } else { None })

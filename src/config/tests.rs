@@ -469,6 +469,10 @@ fn askpass_is_a_program_with_its_arguments_for_https_only_and_alone() {
     for (repository, credentials, told) in [
         ("https://h/r", "{askpass: a}", "source.credentials.askpass: not a command"),
         ("https://h/r", "{askpass: \"/a 'b\"}", "source.credentials.askpass: not a command"),
+        // Whatever a path in an argument names is run with our rights, and nobody has looked whose it is.
+        ("https://h/r", "{askpass: \"/bin/sh /tmp/a\"}", "source.credentials.askpass: an argument that names a file"),
+        ("https://h/r", "{askpass: \"/bin/sh tmp/a\"}", "source.credentials.askpass: an argument that names a file"),
+        ("https://h/r", "{askpass: \"/bin/x --of=/tmp/a\"}", "source.credentials.askpass: an argument that names a file"),
         ("https://h/r", "{askpass: /a, token: x}", "more than one source of credentials"),
         ("git@h:r", "{askpass: /a}", "`askpass` is of no use to a repository by ssh"),
         ("https://u@h/r", "{askpass: /a}", "the URL of the repository has one, too"),

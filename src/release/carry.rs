@@ -3,7 +3,8 @@
 //! Before a step it names what the step depends on ([`key`]); if a release that is still here ran the step with that very key, what it made
 //! there is copied, never shared: releases must not be able to change each other. Files of text that name the release they were made in
 //! (scripts and settings of a virtual environment do) name the new one in the copy. After a step that ran, it finds what the step made: all
-//! that is younger than the step's beginning by its time of birth (`statx(2)`), which no program can set.
+//! that is younger than the step's beginning by its time of birth (`statx(2)`), which no program can set. A step that did anything else, and
+//! products that are not as the step left them, cost a run of the step: whatever is in doubt is made anew ([`shape`](mod@shape)).
 //!
 //! Not for: which releases are asked (the agent knows them), nor whether it is asked at all.
 
@@ -16,10 +17,15 @@ use std::process::ExitCode;
 
 use memchr::memmem;
 use ring::digest::{Context, SHA256};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, statx};
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::sys::gate;
+use crate::sys::{gate, links};
+
+mod shape;
+
+pub(crate) use shape::Moment;
+use shape::{Seen, Shape, begin, shape, walk};
 
 /// The word on the helper's command line.
 pub(crate) const VERB: &str = "internal-carry";
@@ -29,14 +35,30 @@ const MAX_REQUEST: u64 = 8 << 20;
 /// The largest file in which the name of the old release is looked for; scripts and settings are far smaller.
 const MOST_TEXT: u64 = 1 << 20;
 
+/// Why a step runs that no release ran on the same inputs.
+pub(crate) const CHANGED: &str = "something of it has changed";
+
+const NO_BIRTHS: &str = "the file system keeps no times of birth, so nobody can tell what it makes";
+
 /// The most that a step may have made, in paths that are not within each other: a step that strews more is run each time.
 const MOST_MADE: usize = 2_000;
 
-/// A moment as the file system counts it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) struct Moment {
-    secs: i64,
-    nanos: u32,
+/// How a step found the release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Begun {
+    /// What is younger is the step's.
+    at: Moment,
+    /// The [`Shape`] of all that was there.
+    tree: String,
+}
+
+/// How a step left what it made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Left {
+    /// What is younger is a worker's, or a later step's.
+    until: Moment,
+    /// The [`Shape`] of what it made.
+    tree: String,
 }
 
 /// A step as a release ran it.
@@ -46,6 +68,9 @@ pub(crate) struct StepMade {
     pub(crate) key: String,
     /// What it made, as paths below the release.
     pub(crate) made: Vec<PathBuf>,
+    /// How it left that; `None`: nobody noted it, and it is not copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) left: Option<Left>,
 }
 
 /// A release that may have run the step.
@@ -71,6 +96,8 @@ pub(crate) enum Request {
         inputs: Vec<PathBuf>,
         /// The command, the build's environment as it is written, the runtime.
         about: String,
+        /// The programs of the runtime: one that is built anew in the same place is another one.
+        programs: Vec<PathBuf>,
         /// The newest first.
         candidates: Vec<Candidate>,
     },
@@ -79,7 +106,9 @@ pub(crate) enum Request {
         /// The release that is being built.
         release: PathBuf,
         /// What [`Reply::Run`] said.
-        since: Moment,
+        begun: Begun,
+        /// `linked_dirs` and `linked_files`.
+        linked: Vec<PathBuf>,
     },
 }
 
@@ -100,11 +129,11 @@ pub(crate) enum Reply {
         key: String,
         /// Why.
         why: String,
-        /// When it begins; `None`: the file system keeps no times of birth, so nobody can tell what it makes.
-        since: Option<Moment>,
+        /// How it begins, or why nobody will be able to tell what it makes.
+        begun: Result<Begun, String>,
     },
-    /// What it made.
-    Made(Vec<PathBuf>),
+    /// What it made, below the release.
+    Made(Vec<PathBuf>, Left),
     /// What it made cannot be told from what was there.
     Unclear(String),
     /// It did not work.
@@ -126,40 +155,112 @@ pub(crate) fn main() -> ExitCode {
 
 fn read_request() -> io::Result<Request> {
     let mut text = Vec::new();
-    io::stdin().lock().take(MAX_REQUEST).read_to_end(&mut text)?;
+    io::stdin().lock().take(MAX_REQUEST + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_REQUEST {
+        return Err(io::Error::other("the request is too long"));
+    }
     serde_json::from_slice(&text).map_err(io::Error::other)
 }
 
 fn answer(request: Request) -> io::Result<Reply> {
     match request {
-        Request::Before { release, inputs, about, candidates } => {
-            let key = key(&release, &inputs, &about)?;
-            match candidates.iter().find_map(|it| it.steps.iter().find(|step| step.key == key).map(|step| (it, step))) {
-                None => Ok(Reply::Run { key, why: "something of it has changed".into(), since: begin(&release)? }),
-                Some((old, step)) => match in_the_way(old, &release, &step.made) {
-                    Some(why) => Ok(Reply::Run { key, why, since: begin(&release)? }),
-                    None => {
-                        for path in &step.made {
-                            copy(&old.path.join(path), &release.join(path), &Names::new(&old.path, &release))?;
-                        }
-                        Ok(Reply::Carried { from: old.name.clone(), step: step.clone() })
-                    }
-                },
-            }
-        }
-        Request::After { release, since } => made(&release, since),
+        Request::Before { release, inputs, about, programs, candidates } => before(&release, &inputs, &about, &programs, &candidates),
+        Request::After { release, begun, linked } => after(&release, &begun, &linked),
     }
 }
 
+/// Looks for a release of which the step's products can be had; whatever hinders that is a reason to run it.
+fn before(release: &Path, inputs: &[PathBuf], about: &str, programs: &[PathBuf], candidates: &[Candidate]) -> io::Result<Reply> {
+    let key = match key(release, inputs, about, programs) {
+        Ok(key) => key,
+        Err(error) => {
+            let why = format!("what it depends on cannot be read: {}", crate::agent::chain(&error));
+            return Ok(Reply::Run { key: String::new(), why: why.clone(), begun: Err(why) });
+        }
+    };
+    let mut why = None;
+    for old in candidates {
+        for step in old.steps.iter().filter(|step| step.key == key) {
+            match carry(old, step, release)? {
+                Ok(step) => return Ok(Reply::Carried { from: old.name.clone(), step }),
+                Err(hindered) => why = why.or(Some(hindered)),
+            }
+        }
+    }
+    let why = why.unwrap_or_else(|| CHANGED.into());
+    // The first is of all that is there, and so comes before the moment.
+    let begun = shape(release, &[PathBuf::new()], None).and_then(|tree| Ok(begin(release)?.map(|at| Begun { at, tree: tree.name })));
+    let begun = match begun {
+        Ok(begun) => begun.ok_or_else(|| NO_BIRTHS.into()),
+        Err(error) => Err(crate::agent::chain(&error)),
+    };
+    Ok(Reply::Run { key, why, begun })
+}
+
+/// Copies what a step made; inside is why it cannot be had from there.
+fn carry(old: &Candidate, step: &StepMade, release: &Path) -> io::Result<Result<StepMade, String>> {
+    if let Some(why) = in_the_way(old, release, &step.made) {
+        return Ok(Err(why));
+    }
+    let Some(left) = &step.left else { return Ok(Err(format!("{} does not say how the step left what it made", old.name))) };
+    match changed(old, &step.made, left) {
+        Err(error) => return Ok(Err(format!("what {} has cannot be read: {}", old.name, crate::agent::chain(&error)))),
+        Ok((Some(why), _)) => return Ok(Err(why)),
+        Ok((None, bytes)) if links::free_bytes(release).is_ok_and(|free| free < bytes) => {
+            return Ok(Err(format!("a copy from {} takes {bytes} bytes, and there is no room for them", old.name)));
+        }
+        Ok((None, _)) => {}
+    }
+    let copied =
+        step.made.iter().try_for_each(|path| copy(&old.path.join(path), &release.join(path), left.until, &Names::new(&old.path, release)));
+    // As what was copied is now: it is the next release's to copy.
+    let sealed = copied.and_then(|()| {
+        let until = begin(release)?.ok_or_else(|| io::Error::other(NO_BIRTHS))?;
+        Ok(Left { until, tree: shape(release, &step.made, Some(until))?.name })
+    });
+    match sealed {
+        Ok(left) => Ok(Ok(StepMade { left: Some(left), ..step.clone() })),
+        Err(error) => {
+            for path in &step.made {
+                links::remove_tree(&release.join(path))?;
+            }
+            // A full disk is the machine's trouble, and is told as such.
+            if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+                return Err(error);
+            }
+            Ok(Err(format!("what {} has cannot be copied: {}", old.name, crate::agent::chain(&error))))
+        }
+    }
+}
+
+/// Why what a step made is not as it left it, and how large it is. What was added since does no harm: it is not copied.
+fn changed(old: &Candidate, made: &[PathBuf], left: &Left) -> io::Result<(Option<String>, u64)> {
+    let mut why = None;
+    for path in made {
+        walk(&old.path, path, &mut |shown, seen| {
+            let older = seen.born.is_some_and(|born| born < left.until);
+            if older && !seen.is_dir() && seen.changed >= left.until {
+                why.get_or_insert_with(|| format!("in {}, `{}` was changed after the step", old.name, shown.display()));
+            }
+            Ok(older)
+        })?;
+    }
+    let Shape { name, bytes } = shape(&old.path, made, Some(left.until))?;
+    if why.is_none() && name != left.tree {
+        why = Some(format!("in {}, something of what the step made was removed, renamed or changed after it", old.name));
+    }
+    Ok((why, bytes))
+}
+
 /// Names what a step depends on: the same inputs have the same name, others have another.
-fn key(release: &Path, inputs: &[PathBuf], about: &str) -> io::Result<String> {
+fn key(release: &Path, inputs: &[PathBuf], about: &str, programs: &[PathBuf]) -> io::Result<String> {
     let mut hash = Context::new(&SHA256);
     let mut say = |bytes: &[u8]| {
         hash.update(&(bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
     say(about.as_bytes());
-    say(machine().as_bytes());
+    say(machine(programs).as_bytes());
     for input in inputs {
         say(b"input");
         // What is named itself may be a link, as those of `linked_files` are.
@@ -194,15 +295,19 @@ fn key(release: &Path, inputs: &[PathBuf], about: &str) -> io::Result<String> {
     Ok(hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Names the machine's own languages: where no manager has them, what is built belongs to them.
-fn machine() -> String {
+/// Names the system, and the languages: the machine's own, and those of the runtime, which may be built anew in the same place.
+fn machine(programs: &[PathBuf]) -> String {
     let path = std::env::var("PATH").unwrap_or_default();
-    let of = |name: &&str| {
-        let found = path.split(':').find_map(|folder| fs_err::canonicalize(Path::new(folder).join(name)).ok())?;
-        let about = fs_err::metadata(&found).ok()?;
-        Some(format!("{} {} {} {}", found.display(), about.len(), about.mtime(), about.mtime_nsec()))
-    };
-    ["ruby", "node", "python3"].iter().filter_map(of).collect::<Vec<_>>().join("\n")
+    let on_path = |name: &&str| path.split(':').find_map(|folder| fs_err::canonicalize(Path::new(folder).join(name)).ok());
+    let own = ["ruby", "node", "python3"].iter().filter_map(on_path).map(|found| (found.display().to_string(), found));
+    // The path of one of the runtime is in `about`; below the release it would be another in each.
+    let captured = programs.iter().map(|program| (String::new(), program.clone()));
+    let about = own.chain(captured).map(|(shown, program)| match fs_err::metadata(&program) {
+        Ok(about) => format!("{shown} {} {} {}", about.len(), about.mtime(), about.mtime_nsec()),
+        Err(_) => format!("{shown} nothing"),
+    });
+    let system = fs_err::read_to_string("/etc/os-release").unwrap_or_default();
+    [std::env::consts::ARCH.to_owned(), system].into_iter().chain(about).collect::<Vec<_>>().join("\n")
 }
 
 /// A digest of a file, which may be larger than the memory that a helper should take.
@@ -218,56 +323,60 @@ fn content(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Returns the beginning of a step: all that is there is older, all that it makes is not.
-fn begin(release: &Path) -> io::Result<Option<Moment>> {
-    let born = || -> io::Result<Option<Moment>> {
-        let path = release.join(".selfstart-begin");
-        drop(gate::File::open(&path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, 0o600)?);
-        let at = birth(&path);
-        gate::remove_file(&path)?;
-        at
-    };
-    let Some(first) = born()? else { return Ok(None) };
-    // The kernel's clock for files ticks some hundred times a second: what was made in the same tick as the first stamp is older than the
-    // next tick.
-    loop {
-        match born()? {
-            Some(at) if at == first => std::thread::yield_now(),
-            at => return Ok(at),
-        }
+/// Finds what is younger than the step's beginning: whole folders where the folder itself is. All else must be as it was.
+fn after(release: &Path, begun: &Begun, linked: &[PathBuf]) -> io::Result<Reply> {
+    let Some(until) = begin(release)? else { return Ok(Reply::Unclear(NO_BIRTHS.into())) };
+    if until <= begun.at {
+        return Ok(Reply::Unclear("the clock was set back meanwhile".into()));
     }
-}
-
-fn birth(path: &Path) -> io::Result<Option<Moment>> {
-    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BTIME).map_err(io::Error::from)?;
-    let has = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
-    Ok(has.then_some(Moment { secs: found.stx_btime.tv_sec, nanos: found.stx_btime.tv_nsec }))
-}
-
-/// Finds what is younger than the step's beginning: whole folders where the folder itself is.
-fn made(release: &Path, since: Moment) -> io::Result<Reply> {
-    let mut made = Vec::new();
-    let mut waiting = VecDeque::from([PathBuf::new()]);
-    while let Some(folder) = waiting.pop_front() {
-        for entry in fs_err::read_dir(release.join(&folder))? {
-            let shown = folder.join(entry?.file_name());
-            let path = release.join(&shown);
-            let Some(born) = birth(&path)? else { return Ok(Reply::Unclear("the file system keeps no times of birth".into())) };
-            let found = fs_err::symlink_metadata(&path)?;
-            if born >= since {
-                if made.len() == MOST_MADE {
-                    return Ok(Reply::Unclear(format!("it makes more than {MOST_MADE} files beside each other")));
-                }
-                made.push(shown);
-            } else if found.is_dir() {
-                waiting.push_back(shown);
-            } else if (Moment { secs: found.mtime(), nanos: u32::try_from(found.mtime_nsec()).unwrap_or(0) }) >= since {
-                return Ok(Reply::Unclear(format!("it changes `{}`, which is not its own", shown.display())));
+    let (mut made, mut unclear) = (Vec::new(), None);
+    walk(release, Path::new(""), &mut |shown, seen| {
+        // What a process that the step left behind makes now is not looked at.
+        if seen.born >= Some(begun.at) {
+            if seen.born < Some(until) && !shown.as_os_str().is_empty() {
+                made.push(shown.to_owned());
             }
+            return Ok(false);
+        }
+        if !seen.is_dir() && seen.changed >= begun.at {
+            unclear.get_or_insert_with(|| format!("it changes `{}`, which is not its own", shown.display()));
+        }
+        Ok(unclear.is_none() && made.len() <= MOST_MADE)
+    })?;
+    if let Some(why) = unclear {
+        return Ok(Reply::Unclear(why));
+    }
+    if made.len() > MOST_MADE {
+        return Ok(Reply::Unclear(format!("it makes more than {MOST_MADE} files beside each other")));
+    }
+    if shape(release, &[PathBuf::new()], Some(begun.at))?.name != begun.tree {
+        return Ok(Reply::Unclear("it removes, renames or changes files or folders of the revision".into()));
+    }
+    for path in linked {
+        if let Some(what) = written(&release.join(path), path, begun.at)? {
+            return Ok(Reply::Unclear(format!("meanwhile `{}` was written, which is shared", what.display())));
         }
     }
     made.sort();
-    Ok(Reply::Made(made))
+    let tree = shape(release, &made, Some(until))?.name;
+    Ok(Reply::Made(made, Left { until, tree }))
+}
+
+/// What of a shared file or folder was written since, whoever did it; logs are not counted, as live workers write them all the time.
+fn written(link: &Path, shown: &Path, since: Moment) -> io::Result<Option<PathBuf>> {
+    let real = match fs_err::canonicalize(link) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        real => real?,
+    };
+    let mut found = None;
+    walk(&real, Path::new(""), &mut |below: &Path, seen: &Seen| {
+        let log = seen.is_file() && real.join(below).extension().is_some_and(|it| it == "log");
+        if !log && (seen.changed >= since || seen.born >= Some(since)) {
+            found.get_or_insert_with(|| if below.as_os_str().is_empty() { shown.to_owned() } else { shown.join(below) });
+        }
+        Ok(found.is_none())
+    })?;
+    Ok(found)
 }
 
 /// Why what an older release has cannot be copied; `None`: it can.
@@ -320,8 +429,16 @@ impl Names {
     }
 }
 
-/// Copies a file, a link or a tree, with modes and times: tools that compare times must see what they left.
-fn copy(from: &Path, to: &Path, names: &Names) -> io::Result<()> {
+/// Copies a file, a link or a tree, with modes and times (tools that compare times must see what they left), but what is younger than `until`.
+fn copy(from: &Path, to: &Path, until: Moment, names: &Names) -> io::Result<()> {
+    let seen = match Seen::of(from) {
+        // Only what is younger comes and goes; of all else the shape was looked at.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        seen => seen?,
+    };
+    if seen.born.is_none_or(|born| born >= until) {
+        return Ok(());
+    }
     let found = fs_err::symlink_metadata(from)?;
     if found.is_symlink() {
         let target = fs_err::read_link(from)?;
@@ -334,7 +451,7 @@ fn copy(from: &Path, to: &Path, names: &Names) -> io::Result<()> {
         gate::create_dir(to)?;
         for entry in fs_err::read_dir(from)? {
             let name = entry?.file_name();
-            copy(&from.join(&name), &to.join(&name), names)?;
+            copy(&from.join(&name), &to.join(&name), until, names)?;
         }
         let folder = fs_err::File::open(to)?;
         folder.set_permissions(std::fs::Permissions::from_mode(found.mode() & 0o7777))?;
@@ -362,121 +479,4 @@ fn copy(from: &Path, to: &Path, names: &Names) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn release(dir: &tempfile::TempDir, name: &str, files: &[(&str, &str)]) -> PathBuf {
-        let path = dir.path().join(name);
-        for (file, text) in files {
-            let file = path.join(file);
-            fs_err::create_dir_all(file.parent().expect("below")).expect("made");
-            fs_err::write(file, text).expect("written");
-        }
-        path
-    }
-
-    fn before(release: &Path, about: &str, candidates: &[Candidate]) -> Reply {
-        let inputs = vec!["Gemfile.lock".into(), "app/assets".into()];
-        let request = Request::Before { release: release.to_owned(), inputs, about: about.into(), candidates: candidates.to_vec() };
-        answer(request).expect("answered")
-    }
-
-    fn run(reply: Reply) -> (String, String, Moment) {
-        match reply {
-            Reply::Run { key, why, since } => (key, why, since.expect("times of birth")),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    const TREE: &[(&str, &str)] = &[("Gemfile.lock", "rack"), ("app/assets/a.js", "a"), ("app/model.rb", "m")];
-
-    #[test]
-    fn a_key_is_of_what_is_named_and_of_nothing_else() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let key = |name: &str, tree: &[(&str, &str)], about: &str| run(before(&release(&dir, name, tree), about, &[])).0;
-        let first = key("1", TREE, "cmd");
-        assert_eq!(key("2", &[("Gemfile.lock", "rack"), ("app/assets/a.js", "a"), ("app/model.rb", "other")], "cmd"), first);
-        let others = [
-            key("3", TREE, "other command"),
-            key("4", &[("Gemfile.lock", "rake"), ("app/assets/a.js", "a")], "cmd"),
-            key("5", &[("Gemfile.lock", "rack"), ("app/assets/b.js", "a")], "cmd"),
-            key("6", &[("Gemfile.lock", "rack"), ("app/assets/a.js", "a"), ("app/assets/b.js", "")], "cmd"),
-            key("7", &[("Gemfile.lock", "rack")], "cmd"),
-            key("8", &[("Gemfile.lock", "racka"), ("app/assets/.js", "")], "cmd"),
-        ];
-        for (i, other) in others.iter().enumerate() {
-            assert!(*other != first && !others[..i].contains(other), "{i}");
-        }
-        let program = release(&dir, "9", TREE);
-        fs_err::set_permissions(program.join("Gemfile.lock"), std::fs::Permissions::from_mode(0o755)).expect("set");
-        assert_ne!(run(before(&program, "cmd", &[])).0, first);
-    }
-
-    #[test]
-    fn what_a_step_made_is_copied_and_names_the_new_release() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let old = release(&dir, "20260101T000000Z-aaaaaaa", TREE);
-        let (key, _, since) = run(before(&old, "cmd", &[]));
-        let script = format!("#!{}/vendor/bin/x\n", old.display());
-        release(&dir, "20260101T000000Z-aaaaaaa", &[("vendor/lib/x.rb", "x"), ("vendor/bin/x", &script), ("app/built", "1")]);
-        fs_err::write(old.join("vendor/lib/b"), format!("\0{}", old.display())).expect("written");
-        fs_err::set_permissions(old.join("vendor/bin/x"), std::fs::Permissions::from_mode(0o755)).expect("set");
-        fs_err::set_permissions(old.join("vendor/lib/x.rb"), std::fs::Permissions::from_mode(0o444)).expect("set");
-        fs_err::os::unix::fs::symlink(old.join("vendor/lib"), old.join("vendor/link")).expect("linked");
-        let Reply::Made(made) = answer(Request::After { release: old.clone(), since }).expect("answered") else { panic!("unclear") };
-        assert_eq!(made, [PathBuf::from("app/built"), "vendor".into()]);
-
-        let new = release(&dir, "20260102T000000Z-bbbbbbb", TREE);
-        let candidate = Candidate { name: "old".into(), path: old.clone(), steps: vec![StepMade { key: key.clone(), made }] };
-        let candidates = std::slice::from_ref(&candidate);
-        assert!(matches!(before(&new, "cmd", candidates), Reply::Carried { from, step } if from == "old" && step == candidate.steps[0]));
-        assert_eq!(fs_err::read_to_string(new.join("vendor/bin/x")).expect("read"), format!("#!{}/vendor/bin/x\n", new.display()));
-        assert_eq!(fs_err::read_link(new.join("vendor/link")).expect("a link"), new.join("vendor/lib"));
-        assert_eq!(fs_err::read(new.join("vendor/lib/b")).expect("read"), format!("\0{}", old.display()).into_bytes());
-        for file in ["vendor/bin/x", "vendor/lib/x.rb", "vendor/lib"] {
-            let [was, is] = [&old, &new].map(|release| fs_err::metadata(release.join(file)).expect("there"));
-            assert_eq!((was.mode(), was.modified().expect("a time")), (is.mode(), is.modified().expect("a time")), "{file}");
-            assert_ne!(was.ino(), is.ino(), "{file} is shared");
-        }
-        // What is copied is of no release but its own.
-        fs_err::write(new.join("app/built"), "2").expect("written");
-        assert_eq!(fs_err::read_to_string(old.join("app/built")).expect("read"), "1");
-
-        let taken = release(&dir, "20260103T000000Z-ccccccc", TREE);
-        release(&dir, "20260103T000000Z-ccccccc", &[("vendor/own", "")]);
-        assert_eq!(run(before(&taken, "cmd", candidates)).1, "the revision has `vendor` itself now");
-        fs_err::remove_file(old.join("app/built")).expect("removed");
-        let last = release(&dir, "20260104T000000Z-ddddddd", TREE);
-        assert_eq!(run(before(&last, "cmd", candidates)).1, "`app/built` is no longer in old");
-        assert!(fs_err::symlink_metadata(last.join("vendor")).is_err(), "nothing is copied by halves");
-    }
-
-    #[test]
-    fn nothing_is_copied_through_a_link_or_out_of_the_release() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let old = release(&dir, "old", TREE);
-        release(&dir, "old", &[("vendor/x/y", "1")]);
-        let (key, ..) = run(before(&old, "cmd", &[]));
-        let shared = release(&dir, "shared", &[("x", "")]);
-        let with = |made: &str| Candidate {
-            name: "old".into(),
-            path: old.clone(),
-            steps: vec![StepMade { key: key.clone(), made: vec![made.into()] }],
-        };
-        let new = release(&dir, "new", TREE);
-        fs_err::os::unix::fs::symlink(&shared, new.join("vendor")).expect("linked");
-        assert_eq!(run(before(&new, "cmd", &[with("vendor/x/y")])).1, "`vendor/x` is no folder of the revision any more");
-        assert!(run(before(&new, "cmd", &[with("../old/vendor")])).1.ends_with("is no path within a release"));
-        assert!(run(before(&new, "cmd", &[with("/etc")])).1.ends_with("is no path within a release"));
-    }
-
-    #[test]
-    fn a_step_that_changes_what_is_not_its_own_is_never_skipped() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let release = release(&dir, "1", TREE);
-        let (.., since) = run(before(&release, "cmd", &[]));
-        fs_err::write(release.join("Gemfile.lock"), "changed").expect("written");
-        let Reply::Unclear(why) = answer(Request::After { release, since }).expect("answered") else { panic!("clear") };
-        assert_eq!(why, "it changes `Gemfile.lock`, which is not its own");
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@
 //! never shrinks, and because a thread in it cannot be cancelled: the helper can be killed at any moment, and the next one
 //! heals what it left. It never retries and decides nothing about the deploy.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -51,7 +52,8 @@ impl Request {
     fn holds_secrets(&self) -> bool {
         match self {
             Self::Fetch(fetch) | Self::Look(fetch) => {
-                fetch.url.0.contains('@') || !matches!(fetch.credentials, Credentials::None | Credentials::Ssh { key: None, .. })
+                let in_urls = fetch.url.0.contains('@') || fetch.proxies.values().any(|proxy| proxy.0.contains('@'));
+                in_urls || !matches!(fetch.credentials, Credentials::None | Credentials::Ssh { key: None, .. })
             }
             Self::Stage(_) | Self::Uses(_) | Self::Name { .. } | Self::Tidy { .. } => false,
         }
@@ -84,6 +86,10 @@ pub(crate) struct Fetch {
     /// `source.submodules`.
     #[serde(default)]
     pub submodules: bool,
+    /// The proxies, by the names that curl has for them: a proxy's password is as secret as another, and an environment is read by all of
+    /// the same user.
+    #[serde(default)]
+    pub proxies: BTreeMap<String, Secret>,
     /// Of how many repositories it is a submodule.
     #[serde(default)]
     pub level: u32,
@@ -487,6 +493,14 @@ mod tests {
         assert!(fetch("https://h/r", json!({"token": "x"})));
         assert!(fetch("https://h/r", json!({"password": {"username": "u", "password": "p"}})));
         assert!(fetch("https://u:p@h/r", json!("none")));
+        let mut proxied = json!({"fetch": {
+            "mirror": "/m", "url": "https://h/r", "wanted": {"branch": "main"}, "depth": 1, "timeout_millis": 1,
+            "proxies": {"HTTPS_PROXY": "http://u:p@proxy:3128"},
+        }});
+        let holds = |request: &serde_json::Value| serde_json::from_value::<Request>(request.clone()).expect("a request").holds_secrets();
+        assert!(holds(&proxied));
+        proxied["fetch"]["proxies"]["HTTPS_PROXY"] = json!("http://proxy:3128");
+        assert!(!holds(&proxied));
         let debug = format!("{:?}", SshKey { path: "/k".into(), text: Secret("hunter2".into()) });
         assert!(!debug.contains("hunter2"), "{debug}");
     }

@@ -313,6 +313,7 @@ impl<'a> Job<'a> {
         }
         let reach = Reach {
             ca: request.ca.clone(),
+            proxies: request.proxies.clone(),
             credentials: request.credentials.clone(),
             timeout: Duration::from_millis(request.timeout_millis),
         };
@@ -396,7 +397,9 @@ impl<'a> Job<'a> {
                 });
             }
             let remote = connection.remote();
-            remote.download(&plan.refspecs, Some(&mut options)).map_err(|error| reached(&error))?;
+            remote
+                .download(&plan.refspecs, Some(&mut options))
+                .map_err(|error| self.no_commit(repository, &plan).unwrap_or_else(|| reached(&error)))?;
             if plan.everything {
                 remote
                     .update_tips(None, git2::RemoteUpdateFlags::empty(), AutotagOption::None, Some("selfstart: fetch"))
@@ -416,11 +419,34 @@ impl<'a> Job<'a> {
             (Wanted::Revision(id), true) => {
                 Failure::new(ErrorKind::NotFound, format!("no branch or tag of {} contains revision {id}", self.address))
             }
-            _ => Failure::new(ErrorKind::Corrupt, format!("what was fetched is no commit: {}", error.message())),
+            _ => self
+                .no_commit(repository, &plan)
+                .unwrap_or_else(|| Failure::new(ErrorKind::Corrupt, format!("what was fetched is no commit: {}", error.message()))),
         })?;
         let tree = measure(repository, commit)?;
         self.check_signed(repository, wanted, plan.tag.as_deref())?;
         self.settle(repository, commit, tree, bytes, objects)
+    }
+
+    /// Tells what is wanted, and here, from what is damaged or was not reached: a tag may be of a tree, and a commit may be malformed. Neither
+    /// is mended by another try or another mirror.
+    fn no_commit(&self, repository: &Repository, plan: &Plan) -> Option<Failure> {
+        let wanted = plan.offered?;
+        let odb = repository.odb().ok()?;
+        let mut kind = odb.read(wanted).ok()?.kind();
+        if kind == ObjectType::Tag {
+            kind = repository.find_tag(wanted).ok()?.peel().ok()?.kind()?;
+        }
+        let shown = match &plan.tag {
+            Some(tag) => format!("tag `{tag}` of {}", self.address),
+            None => format!("{wanted} of {}", self.address),
+        };
+        let text = match (kind, commit_of(repository, wanted)) {
+            (ObjectType::Commit, Ok(_)) => return None,
+            (ObjectType::Commit, Err(error)) => format!("the commit of {shown} cannot be read: {}", error.message()),
+            (kind, _) => format!("{shown} is of a {}, and no commit", kind.str()),
+        };
+        Some(Failure::new(ErrorKind::NotFound, text))
     }
 
     /// Refuses what is not signed by who may; [`WANTED`] stays where it was. A tag that is wanted by its name must be signed itself.

@@ -114,22 +114,23 @@ pub(super) fn of(repository: &Repository, commit: Oid, parent: &str) -> Result<V
 
 /// Reads `.gitmodules`: addresses by path. Git's format, of which nothing is obeyed but `path` and `url` of a `submodule`.
 fn read(text: &str) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    let mut section: Option<(Option<String>, Option<String>)> = None;
-    let mut keep = |section: &mut Option<(Option<String>, Option<String>)>| {
-        if let Some((Some(path), Some(url))) = section.take() {
-            found.entry(path).or_insert(url);
-        }
-    };
+    // By name, in the order of the file; sections of the same name are one.
+    let mut sections: Vec<(String, Option<String>, Option<String>)> = Vec::new();
+    let mut current = None;
     for line in text.replace("\\\n", "").lines() {
-        let line = line.trim();
+        let mut line = line.trim();
         if let Some(head) = line.strip_prefix('[') {
-            keep(&mut section);
-            let is_submodule = head.get(..9).is_some_and(|name| name.eq_ignore_ascii_case("submodule"));
-            section = is_submodule.then_some((None, None));
-            continue;
+            let (name, rest) = section(head);
+            current = name.map(|name| {
+                sections.iter().position(|(known, ..)| *known == name).unwrap_or_else(|| {
+                    sections.push((name, None, None));
+                    sections.len() - 1
+                })
+            });
+            line = rest;
         }
-        let (Some((path, url)), Some((key, value))) = (&mut section, line.split_once('=')) else { continue };
+        let section = current.and_then(|at: usize| sections.get_mut(at));
+        let (Some((_, path, url)), Some((key, value))) = (section, line.split_once('=')) else { continue };
         match key.trim().to_ascii_lowercase().as_str() {
             // The last one counts, as for git.
             "path" => *path = Some(value_of(value).trim_end_matches('/').to_owned()),
@@ -137,8 +138,35 @@ fn read(text: &str) -> BTreeMap<String, String> {
             _ => {}
         }
     }
-    keep(&mut section);
+    let mut found = BTreeMap::new();
+    for (_, path, url) in sections {
+        if let (Some(path), Some(url)) = (path, url) {
+            found.entry(path).or_insert(url);
+        }
+    }
     found
+}
+
+/// Reads what follows the `[` of a section: the name of a submodule, and what stands behind the `]`. `None`: it is of something else.
+fn section(head: &str) -> (Option<String>, &str) {
+    let (mut name, mut quoted, mut escaped) = (String::new(), false, false);
+    let mut end = head.len();
+    for (at, c) in head.char_indices() {
+        match c {
+            _ if escaped => (escaped, _) = (false, name.push(c)),
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            ']' if !quoted => {
+                end = at;
+                break;
+            }
+            c => name.push(c),
+        }
+    }
+    let of = |name: &str| name.get(..9).is_some_and(|kind| kind.eq_ignore_ascii_case("submodule"));
+    let rest = if of(&name) { name.split_off(9) } else { return (None, head.get(end + 1..).unwrap_or_default()) };
+    let named = rest.is_empty() || rest.starts_with([' ', '\t', '.']);
+    (named.then(|| rest.trim_start().to_owned()), head.get(end + 1..).unwrap_or_default())
 }
 
 /// A value of git-config(1): quotes, escapes, comments.
@@ -192,9 +220,7 @@ fn resolve(parent: &str, url: &str) -> Result<String, String> {
         (Address::Local(_), _) => Ok(url),
         // Files of this machine are nobody's to name who only writes to a repository elsewhere (CVE-2022-39253 and its kin).
         (_, Address::Local(_)) => Err(format!("its address is a path on this machine: `{shown}`")),
-        (from, to) if to.is_plain_http() && !from.is_plain_http() => {
-            Err(format!("its address is not encrypted, its parent's is: `{shown}`"))
-        }
+        (from, to) if to.is_plain() && !from.is_plain() => Err(format!("its address is not encrypted, its parent's is: `{shown}`")),
         _ => Ok(url),
     }
 }
@@ -374,6 +400,10 @@ mod tests {
             ("git@h:a", "file://localhost/etc", None),
             ("https://h/a", "http://h/b", None),
             ("http://h/a", "http://h/b", Some("http://h/b")),
+            ("https://h/a", "git://h/b", None),
+            ("git@h:a", "git://h/b", None),
+            ("git://h/a", "git://h/b", Some("git://h/b")),
+            ("git://h/x/a", "../b", Some("git://h/x/b")),
             // CVE-2018-17456 and its kin.
             ("https://h/a", "-u./payload", None),
             ("https://h/a", "--upload-pack=x", None),
@@ -436,6 +466,11 @@ mod tests {
             [Submodule \"../../x\"]\n\tPATH=b/\n\turl=../b\n\tupdate = !touch /tmp/pwned\n[submodule \"c\"]\n\tpath = c\n\
             [submodule \"d\"]\n\turl = one\n\turl = two\\\n/three\n\tpath = \"with \\\"quotes\\\" \"\n[core]\n\tpath = e\n\turl = e\n";
         let wanted = [("lib/a", "https://h/a#b"), ("b", "../b"), ("with \"quotes\" ", "two/three")];
+        assert_eq!(read(text), wanted.into_iter().map(|(path, url)| (path.to_owned(), url.to_owned())).collect());
+        // Sections of one name are one, as for git; what follows `]` counts; and a name is no other's beginning.
+        let text = "[submodule \"a ]\\\"\"]\n path = a\n[submodule \"b\"] path = b\n[submodule \"a ]\\\"\"]\n url = one\n\
+            [submodule \"b\"]url = two\n[submodule \"b\"]\n url = three\n[submodules \"c\"]\n path = c\n url = c\n";
+        let wanted = [("a", "one"), ("b", "three")];
         assert_eq!(read(text), wanted.into_iter().map(|(path, url)| (path.to_owned(), url.to_owned())).collect());
         for odd in ["", "[", "[submodule", "path = x", "[submodule \"a\"]\npath\nurl", "=\n[submodule]\n=\n"] {
             assert_eq!(read(odd), BTreeMap::new(), "{odd}");

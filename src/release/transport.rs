@@ -8,13 +8,14 @@ mod address;
 mod http;
 pub(crate) mod ssh;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 pub(super) use address::Address;
 
-use super::git::{Credentials, ErrorKind, Failure};
+use super::git::{Credentials, ErrorKind, Failure, Secret};
 use crate::sys::libgit2;
 
 /// The longest that a connection may take to come about; a server that has not answered by then is taken for unreachable.
@@ -28,6 +29,8 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct Reach {
     /// `source.ca`.
     pub(super) ca: Option<PathBuf>,
+    /// The proxies, by the names of the variables that usually say them.
+    pub(super) proxies: BTreeMap<String, Secret>,
     /// `source.credentials`.
     pub(super) credentials: Credentials,
     /// The longest that the fetch may take: no single wait is longer.

@@ -154,3 +154,58 @@ fn nothing_of_an_older_release_is_in_any_worker_whether_its_packages_were_copied
     fs_err::remove_dir_all(node.root("releases").join(&second)).expect("deleted");
     search(&node, &[&first, &second]);
 }
+
+#[test]
+fn a_step_is_skipped_only_where_it_alone_made_what_is_copied_and_nothing_else() {
+    let node = Node::new();
+    node.commit(&[("lock", "1\n"), ("w", "#!/bin/sh\necho $$ > made/server.pid\nexec sleep 1000\n")]);
+    node.configure_raw(&format!(
+        "app: e2e\nroot: @DIR@/root\nsource: {{repository: @DIR@/src, branch: main}}\n\
+         release: {{min_free: 1MB, confirm: 0s, linked_dirs: [vendor]}}\nbuild:\n  steps:\n    \
+         - {{run: 'test -d {{release_path}}; mkdir made; cp lock made/one', unless_unchanged: [lock]}}\n    \
+         - {{run: 'chmod +x w', unless_unchanged: [lock]}}\n    \
+         - {{run: 'cp lock vendor/installed', unless_unchanged: [lock]}}\n\
+         pools:\n  w: {{command: './w', {QUICK}}}\n"
+    ));
+    node.start();
+    node.until("the control socket", || node.root("run/control.sock").exists().then_some(()));
+    let ready = || {
+        node.cli(&["wait", "--ready", "--timeout", "40s"]).exits(0);
+        node.idle();
+        node.until("a worker that says who it is", || node.root("current/made/server.pid").exists().then_some(()));
+    };
+    ready();
+    for text in ["step 2 of", "it changes `w`, which is not its own"] {
+        node.told(0, "trouble", text);
+    }
+    node.told(0, "trouble", "meanwhile `vendor` was written, which is shared");
+    let skipped = |mark: usize| {
+        let told = node.since(mark, &["build_step"]);
+        told.iter()
+            .filter_map(|event| Some(event["text"].as_str()?.split_once(" is skipped")?.0.chars().last()?.to_string()))
+            .collect::<Vec<_>>()
+    };
+
+    // Another commit, the same inputs: what a live worker left beside the products stays where it is.
+    let pid = node.text("root/current/made/server.pid");
+    let mark = node.mark();
+    node.commit(&[("README", "second\n")]);
+    node.cli(&["deploy"]).exits(0);
+    ready();
+    assert_eq!(skipped(mark), ["1"]);
+    assert_ne!(node.text("root/current/made/server.pid"), pid);
+    assert_eq!(node.text("root/current/made/one"), "1\n");
+
+    // Somebody changed it wherever it is: the step runs, and says why.
+    let mark = node.mark();
+    let (_, second) = node.live();
+    for release in fs_err::read_dir(node.root("releases")).expect("releases").flatten() {
+        fs_err::write(release.path().join("made/one"), "planted\n").expect("written");
+    }
+    node.commit(&[("README", "third\n")]);
+    node.cli(&["deploy"]).exits(0);
+    ready();
+    assert_eq!(skipped(mark), Vec::<String>::new());
+    node.told(mark, "build_step", &format!("step 1 runs: in {second}, `made/one` was changed after the step"));
+    assert_eq!(node.text("root/current/made/one"), "1\n");
+}

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::node::{Node, QUICK, run};
 use crate::site::{Authority, Manner, Site, basic};
@@ -142,7 +143,7 @@ fn a_secret_of_the_source_stands_in_its_file_and_nowhere_else() {
     });
     let questions = node.text("asked");
     assert!(
-        questions.contains("Username for 'https://localhost:") && questions.contains("Password for 'https://x-access-token@"),
+        questions.contains("Username for 'https://localhost:") && questions.contains("Password for 'https://localhost:"),
         "{questions}"
     );
     let mut files = 0;
@@ -150,4 +151,106 @@ fn a_secret_of_the_source_stands_in_its_file_and_nowhere_else() {
     seen.extend(holds(node.text("agent.log").as_bytes(), &words).then(|| "agent.log".to_owned()));
     assert!(files > 20, "{files} files");
     assert!(seen.is_empty(), "{seen:#?}");
+}
+
+/// A node on an https source whose password only a program knows; the program waits while there is no `go`.
+fn with_askpass(more: &str) -> (Node, Site, String) {
+    let node = Node::new();
+    let authority = Authority::new();
+    node.write("ca.pem", &authority.pem());
+    let site = Site::start(node.path("served"), authority.localhost(), Manner::Wants(basic("x-access-token", "a-password")));
+    let bare = node.path("served/app.git").display().to_string();
+    run(Command::new("git").args(["init", "-q", "--bare", "-b", "main", &bare]));
+    let dir = node.path("").display().to_string();
+    let script =
+        "#!/bin/sh\necho \"$1\" >>@DIR@/asked\nwhile [ ! -e @DIR@/go ]; do sleep 0.05; done\ncase $1 in Pass*) echo a-password;; esac\n";
+    node.write("askpass", &script.replace("@DIR@", dir.trim_end_matches('/')));
+    fs_err::set_permissions(node.path("askpass"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode");
+    node.write("go", "");
+    let url = format!("https://localhost:{}/app.git", site.port);
+    let source = "source: {repository: '@URL@', branch: main, ca: '@DIR@/ca.pem', credentials: {askpass: '@DIR@/askpass'}";
+    node.configure(&format!("  w: {{command: '@FIXTURE@', {QUICK}}}"), &format!("{}{more}", source.replace("@URL@", &url)));
+    node.git(&["push", "-q", "--force", &bare, "main"]);
+    (node, site, bare)
+}
+
+#[test]
+fn the_agent_answers_while_a_poll_asks_for_the_password_and_a_newer_head_ends_a_build() {
+    let (node, _site, bare) = with_askpass(", poll: 1s, supersede: true}\nbuild: {steps: ['test ! -e slow || sleep 1000']}\n");
+    node.boot();
+    let old = node.commit(&[("slow", "yes\n")]);
+    node.git(&["push", "-q", "--force", &bare, "main"]);
+    node.until("the slow build", || (node.look("/deploy/phase") == "building").then_some(()));
+    fs_err::remove_file(node.path("go")).expect("removed");
+    let (pid, asked) = (node.look("/agent/pid"), node.text("asked").lines().count());
+    node.until("the poll's question", || (node.text("asked").lines().count() > asked).then_some(()));
+    for _ in 0..10 {
+        let began = Instant::now();
+        node.cli(&["status"]);
+        assert!(began.elapsed() < Duration::from_secs(2), "the answer took {:?}", began.elapsed());
+    }
+    // One question at a time.
+    assert_eq!(node.text("asked").lines().count(), asked + 1, "{}", node.text("asked"));
+    node.git(&["rm", "-q", "slow"]);
+    let new = node.commit(&[("README", "newer\n")]);
+    node.git(&["push", "-q", "--force", &bare, "main"]);
+    node.write("go", "");
+    node.until("the newer one", || (node.live().0 == new).then_some(()));
+    assert_ne!(node.live().0, old);
+    assert_eq!(node.look("/agent/pid"), pid, "nobody ended the agent");
+    let asked = node.text("asked").lines().count();
+    node.cli(&["check"]).exits(0);
+    assert!(node.text("asked").lines().count() >= asked + 2, "{}", node.text("asked"));
+}
+
+#[test]
+fn a_program_that_others_could_change_is_not_asked_for_the_password() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root can give files away");
+    }
+    let (node, _site, bare) = with_askpass("}");
+    node.boot();
+    let asked = node.text("asked");
+    node.commit(&[("README", "second\n")]);
+    node.git(&["push", "-q", "--force", &bare, "main"]);
+    std::os::unix::fs::chown(node.path("askpass"), Some(65534), None).expect("given away");
+    node.cli(&["deploy"]).exits(1).says(&["source.credentials.askpass", "belongs to user 65534"]);
+    node.cli(&["check"]).exits(78).says(&["source.credentials.askpass", "belongs to user 65534", "chown root"]);
+    node.cli(&["check", "--offline"]).exits(78).says(&["source.credentials.askpass", "belongs to user 65534"]);
+    assert_eq!(node.text("asked"), asked, "it was run");
+    std::os::unix::fs::chown(node.path("askpass"), Some(0), None).expect("taken back");
+    fs_err::set_permissions(node.path("askpass"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("its mode");
+    node.cli(&["check", "--offline"]).exits(78).says(&["source.credentials.askpass", "is no program"]);
+}
+
+#[test]
+fn what_is_no_file_of_signers_is_not_waited_for_and_a_full_disk_is_told_before_it_is_fetched() {
+    let node = Node::new();
+    let configure = |source: &str| {
+        let text = "app: e2e\nroot: @DIR@/root\nsource: {repository: @DIR@/src, branch: main@MORE@}\nrelease: {min_free: @FREE@, confirm: 0s}\n\
+            pools:\n  w: {command: '@FIXTURE@', ready: {after: 50ms}}\n";
+        let (more, free) = source.split_once('|').expect("two");
+        node.configure_raw(&text.replace("@MORE@", more).replace("@FREE@", free));
+    };
+    configure("|0");
+    node.boot();
+    configure("|1000TB");
+    node.cli(&["reload"]).exits(0);
+    let before = node.live();
+    node.commit(&[("README", "second\n")]);
+    let mark = node.mark();
+    node.cli(&["deploy"]).exits(1).says(&["free"]);
+    node.told(mark, "fetch_failed", "free");
+    assert!(node.since(mark, &["deploy_started"]).is_empty(), "nothing was fetched, so nothing is made");
+    node.same(node.live(), before.clone());
+    run(Command::new("mkfifo").arg(node.path("signers")));
+    configure(", verify: {allowed_signers: '@DIR@/signers'}|0");
+    let (pid, began) = (node.look("/agent/pid"), Instant::now());
+    node.cli(&["check", "--offline"]).exits(78).says(&["is not a regular file"]);
+    node.cli(&["reload"]);
+    node.cli(&["deploy"]);
+    node.cli(&["status"]);
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert_eq!(node.look("/agent/pid"), pid);
+    node.same(node.live(), before);
 }

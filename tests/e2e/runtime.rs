@@ -127,3 +127,23 @@ fn a_virtual_environment_that_the_build_did_not_make_is_missed() {
     let venv = format!("VIRTUAL_ENV={}/.venv\0", node.root("releases").join(node.live().1).display());
     assert!(String::from_utf8_lossy(&environ).contains(&venv), "{venv}");
 }
+
+#[test]
+fn a_release_whose_ruby_was_uninstalled_runs_no_other() {
+    let node = with_rbenv(&["3.1.2"]);
+    node.commit(&[(".ruby-version", "3.1.2\n")]);
+    node.boot();
+    assert_eq!(runs(&node), "3.1.2");
+    fs_err::remove_dir_all(node.path("rbenv/versions/3.1.2")).expect("uninstalled");
+    signal_to(node.pid("w"), Signal::KILL);
+    // Not Debian's, which is the next along PATH.
+    let error = node.until("it says why", || {
+        let why = node.look("/pools/0/slots/0/last_verdict/text").as_str()?.to_owned();
+        why.contains("rbenv/versions/3.1.2/bin/ruby").then_some(why)
+    });
+    assert!(error.contains("is gone") && error.contains("deploy --force"), "{error}");
+    node.cli(&["exec", "--", "ruby", "-e", "0"]).says(&["3.1.2/bin/ruby`, which", "is gone"]);
+    install(&node, "3.1.2");
+    node.state("w", "ready");
+    assert_eq!(runs(&node), "3.1.2");
+}

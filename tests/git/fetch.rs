@@ -180,6 +180,42 @@ fn tags_are_peeled() {
 }
 
 #[test]
+fn what_is_no_commit_is_told_as_that_and_the_mirror_is_kept() {
+    let scene = Scene::new();
+    let daemon = git_daemon(&scene);
+    let tree = scene.in_work(&["rev-parse", "HEAD^{tree}"]);
+    scene.in_work(&["tag", "of-a-tree", &tree]);
+    scene.in_work(&["tag", "-a", "-m", "x", "of-a-tag-of-a-tree", "of-a-tree"]);
+    // A date that no clock knows, as a hostile or broken client writes it.
+    let text = format!("tree {tree}\nauthor a <a@b> 18446744073709551617 +0000\ncommitter a <a@b> 18446744073709551617 +0000\n\nx\n");
+    scene.write("odd", text.as_bytes());
+    scene.advance("second");
+    for (url, odds) in [(scene.source(), 0), (format!("git://127.0.0.1:{}/app.git", daemon.port), 1)] {
+        if odds > 0 {
+            // Not for the path: libgit2 itself reads all that it is offered there, and fails.
+            let (odd, source) = (scene.path("work/odd").display().to_string(), scene.source());
+            let odd = scene.git(&["--git-dir", &source, "hash-object", "-t", "commit", "-w", "--literally", &odd]);
+            std::fs::write(scene.path("served/app.git/refs/tags/odd"), format!("{odd}\n")).expect("written");
+        }
+        let mut request = scene.fetch_request(&url);
+        helper(&request).fetched();
+        let before = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(scene.mirror()).expect("a mirror"));
+        let odd = [("odd", "cannot be read")].into_iter().take(odds);
+        for (tag, words) in [("of-a-tree", "is of a tree"), ("of-a-tag-of-a-tree", "is of a tree")].into_iter().chain(odd) {
+            request["fetch"]["wanted"] = json!({"tag": tag});
+            let answer = helper(&request);
+            let (kind, text, _) = answer.failed();
+            assert!(kind == "not_found" && text.contains(words) && text.contains(tag), "{tag} from {url}: {answer:?}");
+        }
+        request["fetch"]["wanted"] = json!({"branch": "main"});
+        let fetched = helper(&request);
+        assert_eq!(fetched.fetched().1, Vec::<String>::new(), "nothing was damaged: {fetched:?}");
+        let after = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(scene.mirror()).expect("a mirror"));
+        assert_eq!(before, after);
+    }
+}
+
+#[test]
 fn a_pinned_revision_is_fetched_by_its_id_or_found_in_the_whole_history() {
     let scene = Scene::new();
     let daemon = git_daemon(&scene);

@@ -263,7 +263,10 @@ fn a_proxy_is_used_and_no_proxy_honoured() {
     // Only the proxy knows where this is.
     let mut request = with_ca(&scene, &authority, "https://localhost:1/app.git");
     let through = |request: &Value, no_proxy: &str| {
-        ask(helper_command().env("HTTPS_PROXY", format!("http://joe:x@127.0.0.1:{}", proxy.port)).env("NO_PROXY", no_proxy), request)
+        let mut request = request.clone();
+        request["fetch"]["proxies"] = json!({"HTTPS_PROXY": format!("http://joe:x@127.0.0.1:{}", proxy.port), "NO_PROXY": no_proxy});
+        // What the environment says is for nobody: everybody of the same user could read it there.
+        ask(helper_command().env("HTTPS_PROXY", "http://127.0.0.1:9"), &request)
     };
     assert_eq!(through(&request, "").fetched().0, head);
     let asked = proxy.seen.lock().expect("whole").clone();

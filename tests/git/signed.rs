@@ -329,8 +329,15 @@ fn what_was_changed_made_for_something_else_or_is_no_ssh_signature_counts_for_no
 
     // Stricter than git: what git would take.
     let dateless = date(&text).into_bytes();
+    // git takes such a date for none, and asks whether the key counts now; whose the signature is may choose it.
+    let at = |when: &str| text.replace(DAY, when).into_bytes();
+    let (zero, negative) = (at("0 +0000"), at("-86400 +0000"));
+    let returned = good.replace('\n', "\r\n");
     for (case, id, allowed, words) in [
         ("no date", signing.with_signature(&dateless, &signing.sign("a", "git", &dateless)), allowed.clone(), "without a date"),
+        ("the date 0", signing.with_signature(&zero, &signing.sign("a", "git", &zero)), allowed.clone(), "without a date"),
+        ("a date before 1970", signing.with_signature(&negative, &signing.sign("a", "git", &negative)), allowed.clone(), "without a date"),
+        ("lines that end with CR", signing.with_signature(&payload, &returned), allowed.clone(), "cannot be read"),
         ("P-521", signing.commit("p521", DAY), format!("a@b {}", signing.public("p521")), "ecdsa-sha2-nistp521"),
         (
             "two",

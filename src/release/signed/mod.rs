@@ -209,8 +209,9 @@ fn header<'a>(object: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     object.split(|byte| *byte == b'\n').take_while(|line| !line.is_empty()).find_map(|line| line.strip_prefix(name))
 }
 
-/// Returns the seconds since 1970 of a header `NAME <MAIL> SECONDS ZONE`.
+/// Returns the seconds since 1970 of a header `NAME <MAIL> SECONDS ZONE`; `None`: it has none, or one that git takes for none, and that no
+/// key's dates could be held against.
 fn date(object: &[u8], name: &[u8]) -> Option<i64> {
     let line = std::str::from_utf8(header(object, name)?.rsplit(|byte| *byte == b'>').next()?).ok()?;
-    line.split_ascii_whitespace().next()?.parse().ok()
+    line.split_ascii_whitespace().next()?.parse().ok().filter(|at| *at > 0)
 }

@@ -113,8 +113,12 @@ impl Signature {
     /// When it is no signature, or of a kind that cannot be checked.
     pub(super) fn read(text: &str) -> Result<Self, Unsigned> {
         let damaged = || Unsigned::Damaged(DAMAGED);
-        let body = text.strip_prefix(BEGIN).filter(|rest| rest.starts_with(['\n', '\r'])).ok_or_else(damaged)?;
+        let body = text.strip_prefix(BEGIN).filter(|rest| rest.starts_with('\n')).ok_or_else(damaged)?;
         let (body, _) = body.split_once(&format!("\n{END}")).ok_or_else(damaged)?;
+        // git, too, hands lines that end with CR to ssh-keygen as they are, which knows no such lines.
+        if body.contains('\r') {
+            return Err(damaged());
+        }
         let body: String = body.chars().filter(|c| !c.is_ascii_whitespace()).collect();
         let bytes = STANDARD.decode(body).map_err(|_| damaged())?;
         let mut fields = Fields(bytes.strip_prefix(MAGIC).ok_or_else(damaged)?);

@@ -59,7 +59,13 @@ impl Address {
                 }
                 Ok(Self::Local(percent_decoded(path).into()))
             }
-            "git" => Ok(Self::Git(parse_url(text)?)),
+            "git" => {
+                let url = parse_url(text)?;
+                if !url.username().is_empty() || url.password().is_some() {
+                    return Err(unsupported("git:// knows no user, and would show a password to everybody"));
+                }
+                Ok(Self::Git(url))
+            }
             "http" | "https" => {
                 let mut url = parse_url(text)?;
                 let user = (!url.username().is_empty() || url.password().is_some()).then(|| {
@@ -116,8 +122,8 @@ impl Address {
     }
 
     /// Whether what is said there is read by everybody on the way.
-    pub(in crate::release) fn is_plain_http(&self) -> bool {
-        matches!(self, Self::Http { url, .. } if url.scheme() == "http")
+    pub(in crate::release) fn is_plain(&self) -> bool {
+        matches!(self, Self::Git(_)) || matches!(self, Self::Http { url, .. } if url.scheme() == "http")
     }
 
     /// Whether commits can be left out: not where libgit2 copies from a directory.
@@ -237,6 +243,8 @@ mod tests {
             ("ext::true", "Unsupported"),
             ("ext://x", "Unsupported"),
             ("https://", "Unsupported"),
+            ("git://u:p@h/x", "Unsupported"),
+            ("git://u@h/x", "Unsupported"),
             ("file://x", "Unsupported"),
             ("ssh://-oProxyCommand=x/y", "Unsupported"),
             ("-oProxyCommand=x:y", "Unsupported"),

@@ -4,15 +4,16 @@
 //! followed for the first request only, as git does, and what follows goes to where they led; credentials go to the configured
 //! server and no other.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream};
-use reqwest::blocking::{Client, RequestBuilder, Response};
+use reqwest::blocking::{Client, ClientBuilder, RequestBuilder, Response};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, LOCATION};
-use reqwest::{StatusCode, Url};
+use reqwest::{NoProxy, Proxy, StatusCode, Url};
 
 use super::{CONNECT_TIMEOUT, Reach, STALL_TIMEOUT, Trouble};
 use crate::release::git::{Credentials, ErrorKind, Failure, Secret};
@@ -49,7 +50,7 @@ impl Link {
                     .hint("set `source.credentials.token`, or an ssh address"));
             }
         };
-        let client = Client::builder()
+        let client = proxied(&reach.proxies)?
             .user_agent(USER_AGENT)
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(reach.timeout.min(CONNECT_TIMEOUT))
@@ -181,6 +182,29 @@ impl Link {
         }
         Failure::new(ErrorKind::Unreachable, format!("failed to reach {host}: {text}"))
     }
+}
+
+/// Begins a client with the proxies that the request names, and none of this process's environment.
+fn proxied(proxies: &BTreeMap<String, Secret>) -> Result<ClientBuilder, Failure> {
+    let said = |names: [&str; 2]| names.into_iter().find_map(|name| proxies.get(name)).map_or("", |said| said.0.as_str());
+    let except = NoProxy::from_string(said(["NO_PROXY", "no_proxy"]));
+    let mut builder = Client::builder().no_proxy();
+    let https = (["HTTPS_PROXY", "https_proxy"], Proxy::https as fn(String) -> reqwest::Result<Proxy>);
+    let http = (["HTTP_PROXY", "http_proxy"], Proxy::http as fn(String) -> reqwest::Result<Proxy>);
+    let all = (["ALL_PROXY", "all_proxy"], Proxy::all as fn(String) -> reqwest::Result<Proxy>);
+    for (names, proxy) in [https, http, all] {
+        let address = said(names);
+        if address.is_empty() {
+            continue;
+        }
+        // Without the address, which may hold a password.
+        let proxy = proxy(address.to_owned()).map_err(|_| {
+            Failure::new(ErrorKind::Unsupported, format!("what {} says is no proxy's address", names[0]))
+                .hint("HTTPS_PROXY=http://user:password@host:port")
+        })?;
+        builder = builder.proxy(proxy.no_proxy(except.clone()));
+    }
+    Ok(builder)
 }
 
 fn below(base: &Url, path: &str) -> Url {
