@@ -1,11 +1,11 @@
 //! What `selfstart check` looks at: the configuration, and whether this machine has what it names.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use selfstart_core::runtime::Setting;
 use selfstart_core::runtime::choose::LANGUAGES;
+use selfstart_core::runtime::{Captured, Setting};
 
 use crate::agent;
 use crate::cli::check::{Checkup, Finding, Weight};
@@ -230,6 +230,7 @@ fn of_runtime(settings: &Settings) -> Vec<Finding> {
     };
     let mut found: Vec<Finding> = captured.tools.iter().map(|tool| finding(Weight::Fact, format!("build.runtime: {tool}"), None)).collect();
     found.extend(captured.notes.iter().map(|note| finding(Weight::Warning, format!("build.runtime: {note}"), None)));
+    found.extend(of_runtime_of_others(settings, &captured));
     if live.is_some() {
         for tool in LANGUAGES.iter().filter(|tool| !captured.tools.iter().any(|it| it.tool == **tool)) {
             let program = if *tool == "python" { "python3" } else { tool };
@@ -242,6 +243,37 @@ fn of_runtime(settings: &Settings) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// Pools of another user to whom the runtime, found for the app's, is closed: it lies in a home of mode 0700, as a rule.
+fn of_runtime_of_others(settings: &Settings, captured: &Captured) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for pool in &settings.pools {
+        let Some(user) = pool.user.as_ref().and_then(|spec| users::user(&spec.user, spec.group.as_deref()).ok()) else { continue };
+        for tool in &captured.tools {
+            let Some(closed) = closed_to(Path::new(&tool.program), &user) else { continue };
+            let text = format!(
+                "pools.{}.user: `{}` cannot run {} of build.runtime, `{}`: `{}` is closed to it",
+                pool.policy.name,
+                user.name,
+                tool.tool,
+                tool.program,
+                closed.display()
+            );
+            let hint = "install it where every user may enter (/opt, /usr/local), and say where in `build.env`";
+            found.push(finding(Weight::Warning, text, Some(hint)));
+        }
+    }
+    found
+}
+
+/// The first part of the way to a program that a user may not enter, or the program itself if the user may not execute it; by the way that
+/// is written and by the one that links make of it. What we may not look at either is not said to be closed.
+fn closed_to(program: &Path, user: &users::User) -> Option<PathBuf> {
+    let parts = |path: &Path| path.ancestors().map(Path::to_owned).collect::<Vec<_>>().into_iter().rev();
+    let real = fs_err::canonicalize(program).ok();
+    let mut way = parts(program).chain(real.iter().flat_map(|path| parts(path)));
+    way.find(|part| fs_err::metadata(part).is_ok_and(|found| !may(&found, user, 1)))
 }
 
 /// Whether this machine can keep the limits that need cgroups.
@@ -406,7 +438,8 @@ fn may_read(file: &std::fs::Metadata, user: &users::User) -> bool {
     may(file, user, 4)
 }
 
-/// By the file's own mode (`path_resolution(7)`); an access list may say otherwise. `what`: 4 to read, 2 to write.
+/// By the file's own mode (`path_resolution(7)`); an access list may say otherwise. `what`: 4 to read, 2 to write, 1 to enter or
+/// execute.
 fn may(file: &std::fs::Metadata, user: &users::User, what: u32) -> bool {
     use std::os::unix::fs::MetadataExt;
     let who = &user.credentials;

@@ -4,6 +4,7 @@
 mod told;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -302,6 +303,58 @@ fn check_looks_at_what_the_configuration_names() {
         let others = told.out.lines().filter(|line| line.starts_with("warning: ") && !line.contains("run as root")).count();
         assert_eq!(others, usize::from(code == 0 && !words.is_empty()), "{told:?}");
     }
+}
+
+#[test]
+fn check_warns_of_a_pool_whose_user_cannot_enter_the_home_of_the_runtime() {
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("skipped: only root may say whose workers are");
+    }
+    let node = Node::new();
+    let dir = node.dir.path();
+    let mode = |path: &Path, mode| fs_err::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("its mode");
+    let home = dir.join("home");
+    let bin = home.join(".rbenv/versions/3.3.1/bin");
+    fs_err::create_dir_all(&bin).expect("a folder");
+    fs_err::write(bin.join("ruby"), "#!/bin/sh\necho 'ruby 3.3.1 (2024)'\n").expect("a program");
+    mode(&bin.join("ruby"), 0o755);
+    mode(dir, 0o755);
+    // 1 is `daemon`, whose pool may run what is in the home of its own; 65534 is `nobody`.
+    std::os::unix::fs::chown(&home, Some(1), Some(1)).expect("given");
+    let text = format!(
+        "app: flipper\nroot: {0}/root\nuser: '1'\nsource: {{repository: {0}/repo, branch: main}}\nrelease: {{min_free: 1MB}}\n\
+         build: {{runtime: {{rbenv: 3.3.1}}, env: {{RBENV_ROOT: {1}/.rbenv}}}}\n\
+         pools:\n  own: {{command: sleep 9}}\n  same: {{command: sleep 9, user: '1'}}\n  other: {{command: sleep 9, user: '65534'}}\n",
+        dir.display(),
+        home.display()
+    );
+    fs_err::write(node.config(), text).expect("a file");
+    let warned = || {
+        let told = node.run("check --offline");
+        assert!(told.code == 0 && told.out.contains("build.runtime: ruby 3.3.1: "), "{told:?}");
+        told.out.lines().filter(|line| line.contains("of build.runtime")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (home, ruby) = (home.display(), bin.join("ruby"));
+    let wanted = |closed: &dyn std::fmt::Display| {
+        let text = format!("`nobody` cannot run ruby of build.runtime, `{}`: `{closed}` is closed to it", ruby.display());
+        vec![format!("warning: pools.other.user: {text}")]
+    };
+    mode(&dir.join("home"), 0o700);
+    assert_eq!(warned(), wanted(&home));
+    mode(&dir.join("home"), 0o755);
+    assert_eq!(warned(), [""; 0]);
+    // The program itself, and a way that only its links lead through.
+    mode(&ruby, 0o750);
+    std::os::unix::fs::chown(&ruby, Some(1), Some(1)).expect("given");
+    assert_eq!(warned(), wanted(&ruby.display()));
+    let closed = dir.join("closed");
+    fs_err::create_dir(&closed).expect("a folder");
+    std::os::unix::fs::chown(&closed, Some(1), Some(1)).expect("given");
+    fs_err::rename(&ruby, closed.join("ruby")).expect("moved");
+    mode(&closed.join("ruby"), 0o755);
+    mode(&closed, 0o700);
+    std::os::unix::fs::symlink(closed.join("ruby"), &ruby).expect("a link");
+    assert_eq!(warned(), wanted(&closed.display()));
 }
 
 #[test]

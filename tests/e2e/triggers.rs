@@ -265,6 +265,19 @@ fn clients_that_say_nothing_or_too_much_hold_up_nobody() {
 }
 
 #[test]
+fn no_more_than_64_connections_are_served_at_a_time_and_the_rest_waits() {
+    let (node, port) = node("", "");
+    let silent: Vec<TcpStream> = (0..64).map(|_| connect(&node, port)).collect();
+    // The next one has its turn when one of them was sent away.
+    assert_eq!(ask(&node, port, "GET /healthz", &[], b"").code, 200);
+    let gone = |mut stream: &TcpStream| {
+        stream.set_nonblocking(true).expect("set");
+        stream.read(&mut [0; 64]).is_ok_and(|bytes| bytes == 0)
+    };
+    assert!(silent.iter().any(gone), "a 65th was served beside 64 others");
+}
+
+#[test]
 fn https_is_served_with_a_certificate_that_a_reload_renews() {
     let dir = tempfile::tempdir().expect("a directory");
     let authority = Authority::new();

@@ -100,6 +100,8 @@ pub struct Receiver<M> {
     sent: VecDeque<MonoTime>,
     incidents: BTreeMap<String, Incident>,
     dropped: u32,
+    /// How many of those the message that is being sent tells of; what is dropped meanwhile is for the next one.
+    said: u32,
     told: bool,
 }
 
@@ -113,6 +115,7 @@ impl<M> Default for Receiver<M> {
             sent: VecDeque::new(),
             incidents: BTreeMap::new(),
             dropped: 0,
+            said: 0,
             told: false,
         }
     }
@@ -125,7 +128,8 @@ impl<M: Clone> Receiver<M> {
         match event {
             Event::Happened { incident, message } => self.happened(incident, message, now),
             Event::Sent if self.sending => {
-                (self.sending, self.failures, self.told, self.dropped) = (false, 0, false, 0);
+                (self.sending, self.failures, self.told) = (false, 0, false);
+                self.dropped = self.dropped.saturating_sub(self.said);
                 self.waiting.pop_front();
             }
             Event::Failed { text } if self.sending => {
@@ -182,6 +186,7 @@ impl<M: Clone> Receiver<M> {
         while self.sent.len() > RATE {
             self.sent.pop_front();
         }
+        self.said = self.dropped;
         effects.push(Effect::Send { message, repeated, dropped: self.dropped });
     }
 
@@ -273,6 +278,64 @@ mod tests {
         assert_eq!(receiver.next_deadline(), Some(at(60)));
         let dropped = u32::try_from(200 - RATE - WAITING_MAX).expect("small");
         assert_eq!(step(&mut receiver, 60, Event::DeadlineReached), send(10, 0, dropped));
+    }
+
+    #[test]
+    fn a_receiver_that_was_reached_again_is_as_new() {
+        let mut receiver = Receiver::default();
+        happens(&mut receiver, 0, "a", 1);
+        for secs in [0, 100, 200] {
+            step(&mut receiver, secs, Event::Failed { text: "away".into() });
+            step(&mut receiver, secs + 50, Event::DeadlineReached);
+        }
+        assert_eq!(step(&mut receiver, 300, Event::Sent), []);
+        happens(&mut receiver, 300, "b", 2);
+        let told = step(&mut receiver, 300, Event::Failed { text: "again".into() });
+        assert_eq!(told, [Effect::TellUnreached { text: "again".into() }]);
+        assert_eq!(receiver.next_deadline(), Some(at(301)));
+    }
+
+    #[test]
+    fn a_message_that_was_let_go_costs_the_next_one_no_try() {
+        let mut receiver = Receiver::default();
+        happens(&mut receiver, 0, "a", 1);
+        happens(&mut receiver, 0, "b", 2);
+        let mut given_up = Vec::new();
+        for number in 1..=2 * TRIES_MAX {
+            let secs = u64::from(number) * 1_000;
+            let effects = step(&mut receiver, secs, Event::Failed { text: "away".into() });
+            given_up.extend(effects.iter().any(|effect| matches!(effect, Effect::TellGivenUp { .. })).then_some(number));
+            step(&mut receiver, secs + 500, Event::DeadlineReached);
+        }
+        assert_eq!(given_up, [TRIES_MAX, 2 * TRIES_MAX]);
+    }
+
+    #[test]
+    fn what_found_no_room_is_told_once_and_is_no_incident_that_was_told() {
+        let mut receiver = Receiver::default();
+        for number in 0..=WAITING_MAX {
+            let number = u32::try_from(number).expect("small");
+            happens(&mut receiver, 0, &number.to_string(), number);
+        }
+        let waiting = receiver.waiting.len();
+        let last = u32::try_from(WAITING_MAX).expect("small");
+        let next = step(&mut receiver, 0, Event::Sent);
+        assert_eq!((waiting, next), (WAITING_MAX, send(1, 0, 1)));
+        assert_eq!(step(&mut receiver, 0, Event::Sent), send(2, 0, 0));
+        happens(&mut receiver, 1, &last.to_string(), last);
+        assert_eq!(receiver.waiting.back().map(|it| (it.message, it.repeated)), Some((last, 0)));
+    }
+
+    #[test]
+    fn of_too_many_incidents_the_oldest_is_forgotten() {
+        let mut receiver = Receiver::default();
+        let incidents = u32::try_from(INCIDENTS_MAX).expect("small");
+        for number in 0..=incidents {
+            happens(&mut receiver, u64::from(number) * 10, &number.to_string(), number);
+            step(&mut receiver, u64::from(number) * 10, Event::Sent);
+        }
+        assert_eq!(receiver.incidents.len(), INCIDENTS_MAX);
+        assert!(!receiver.incidents.contains_key("0") && receiver.incidents.contains_key(&incidents.to_string()));
     }
 
     #[test]
