@@ -489,6 +489,7 @@ fn of_secrets(settings: &Settings) -> Vec<Finding> {
         .filter_map(|(key, text)| text.resolve(&key, &process_env).err())
         .map(|error| finding(Weight::Problem, agent::chain(&error), None))
         .collect();
+    found.extend(of_proofs(settings));
     let open = |path: &Path| fs_err::metadata(path).is_ok_and(|file| std::os::unix::fs::MetadataExt::mode(&file) & 0o004 != 0);
     for path in settings.secret_files().iter().collect::<BTreeSet<_>>().into_iter().filter(|path| open(path)) {
         let text = format!("`{}` holds a secret, and everybody on this machine may read it", path.display());
@@ -496,6 +497,18 @@ fn of_secrets(settings: &Settings) -> Vec<Finding> {
         found.push(finding(Weight::Warning, text, Some(&hint)));
     }
     found
+}
+
+/// What others prove themselves by over http: an empty one would let in everybody, or nobody.
+fn of_proofs(settings: &Settings) -> Vec<Finding> {
+    let token = settings.http.as_ref().and_then(|http| http.token.as_ref()).map(|token| ("http.token", token));
+    let secret = settings.triggers.webhook.as_ref().map(|secret| ("source.webhook.secret", secret));
+    let judged = token.into_iter().chain(secret).filter_map(|(key, text)| match text.resolve(key, &process_env) {
+        Ok(proof) if proof.expose().trim().is_empty() => Some(format!("{key}: is empty")),
+        Ok(_) => None,
+        Err(error) => Some(agent::chain(&error)),
+    });
+    judged.map(|text| finding(Weight::Problem, text, None)).collect()
 }
 
 /// More than the machine has, if every worker came to its limit.

@@ -267,6 +267,8 @@ fn check_looks_at_what_the_configuration_names() {
     };
     let (here, main, small) = ("DIR/root", "repository: REPO, branch: main", "release: {min_free: 1MB}");
     fs_err::write(dir.join("file"), "secret").expect("a file");
+    fs_err::write(dir.join("empty"), "\n").expect("a file");
+    fs_err::set_permissions(dir.join("empty"), std::fs::Permissions::from_mode(0o600)).expect("its mode");
     for (root, source, more, pool, flags, code, words) in [
         (here, main, small, "", "", 0, ""),
         ("DIR/file/root", main, small, "", "", 78, "root: `DIR/file` cannot be written: not a directory"),
@@ -274,6 +276,25 @@ fn check_looks_at_what_the_configuration_names() {
         (here, "repository: REPO, branch: mian", small, "", "", 0, "has no branch `mian`\nhint: is it `main`?"),
         (here, "repository: REPO, branch: mian", small, "", "--offline", 0, ""),
         (here, "repository: DIR/nowhere, branch: main", small, "", "", 0, "there is no repository at `DIR/nowhere`"),
+        (here, main, "http: {listen: '127.0.0.1:1', token: '${file:DIR/empty}'}\nrelease: {min_free: 1MB}", "", "", 78, "http.token"),
+        (
+            here,
+            main,
+            "http: {listen: '127.0.0.1:1', token: '${env:SELFSTART_NO_SUCH}'}\nrelease: {min_free: 1MB}",
+            "",
+            "",
+            78,
+            "http.token",
+        ),
+        (
+            here,
+            "repository: REPO, branch: main, webhook: {secret: '${file:DIR/empty}'}",
+            "http: {listen: '127.0.0.1:1'}\nrelease: {min_free: 1MB}",
+            "",
+            "",
+            78,
+            "source.webhook.secret: is empty",
+        ),
         (here, "repository: REPO, branch: main, ca: DIR/no.pem", small, "", "", 78, "source.ca: `DIR/no.pem` cannot be read"),
         (
             here,
@@ -296,7 +317,7 @@ fn check_looks_at_what_the_configuration_names() {
         (here, main, small, ", env_files: [DIR/no.env]", "", 78, "pools.w.env_files: `DIR/no.env` cannot be read"),
     ] {
         let full = |text: &str| text.replace("DIR", &dir.display().to_string());
-        let told = check(root, &full(source), more, &full(pool), flags);
+        let told = check(root, &full(source), &full(more), &full(pool), flags);
         assert_eq!(told.code, code, "{source} {pool}: {told:?}");
         assert!(told.out.contains(&full(words)), "{words}: {told:?}");
         // Root is warned of on every machine where that is who we are.

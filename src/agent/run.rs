@@ -428,6 +428,7 @@ impl Agent {
             self.trigger_deadline(),
             self.notifying.next_deadline(),
             self.onces.next_deadline(),
+            self.http_again(),
             self.errands.next_deadline(),
             self.outputs.next_retry(),
             self.save_again,
@@ -449,6 +450,9 @@ impl Agent {
         }
         self.notify_deadline(now);
         self.once_deadlines(now);
+        if self.http_again().is_some_and(|at| at <= now) {
+            self.begin_http();
+        }
         let (kill, over) = self.errands.due(now);
         for key in kill {
             self.ask(Ask::KillTree { key });

@@ -12,10 +12,13 @@ use super::errands::{Over, What};
 use super::run::{Agent, Ending, TRY_AGAIN, Worked};
 use super::store;
 use crate::config::settings::{Settings, WantedRef};
-use crate::http::{Ask, Counts, Http, Snapshot};
+use crate::http::{Ask, Counts, How, Http, Snapshot};
 use crate::release::git;
 use crate::release::layout::Layout;
 use crate::sys::clock;
+
+/// A secret or a certificate that http could not be begun with is read again after that.
+const HTTP_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The way back to a webhook's sender.
 type Reply = oneshot::Sender<Result<(), String>>;
@@ -40,6 +43,7 @@ pub(crate) struct Triggering {
     pub(super) asking: bool,
     http: Option<Http>,
     http_trouble: Option<String>,
+    http_again: Option<MonoTime>,
     pub(super) asks: mpsc::Receiver<Ask>,
     to_loop: mpsc::Sender<Ask>,
 }
@@ -51,7 +55,7 @@ impl Triggering {
         let saved = match store::load::<Saved>(&path, store::SCHEMA_NOW, |_, fields| fields) {
             Ok(store::Loaded::State(saved)) => saved,
             Ok(store::Loaded::Nothing) => Saved::default(),
-            Ok(store::Loaded::Bad { .. }) | Err(_) => Saved { waiting: Some(Origin::Boot), seen: None },
+            Ok(store::Loaded::Bad { .. }) | Err(_) => Saved { waiting: Some(Origin::Boot), ..Saved::default() },
         };
         let (to_loop, asks) = mpsc::channel(crate::http::ASKS);
         Self {
@@ -66,6 +70,7 @@ impl Triggering {
             asking: false,
             http: None,
             http_trouble: None,
+            http_again: None,
             asks,
             to_loop,
         }
@@ -246,7 +251,7 @@ impl Agent {
         let event = match looked {
             Ok(Some(revision)) => {
                 let fetched = self.deploying.machine().fetched().map(|stamp| stamp.revision.clone());
-                Event::Seen { revision, fetched }
+                Event::Seen { revision, fetched, configured: self.deploying.machine().configured().cloned() }
             }
             Ok(None) => Event::LookFailed { text: "the source does not say what its head is".into() },
             Err(text) => Event::LookFailed { text },
@@ -254,17 +259,31 @@ impl Agent {
         self.trigger_event(event);
     }
 
-    /// Serves http as the configuration says; what goes on is ended first.
+    /// Serves http as the configuration says. What goes on is ended when it is known that something else can take its place; a secret or a
+    /// certificate that is being renewed is read again soon.
     pub(super) fn begin_http(&mut self) {
-        self.triggering.http = None;
-        match Http::begin(&self.settings, self.triggering.to_loop.clone()) {
+        self.triggering.http_again = None;
+        let begun = How::read(&self.settings).and_then(|how| {
+            self.triggering.http = None;
+            how.map(|how| Http::begin(how, self.triggering.to_loop.clone())).transpose()
+        });
+        match begun {
             Ok(http) => (self.triggering.http, self.triggering.http_trouble) = (http, None),
             Err(error) => {
-                let text = format!("http is not served: {}", chain(&error));
-                self.telling.warn(&text);
+                let goes_on = if self.triggering.http.is_some() { "http is served as before" } else { "http is not served" };
+                let text = format!("{goes_on}: {}", chain(&error));
+                if self.triggering.http_trouble.as_ref() != Some(&text) {
+                    self.telling.warn(&format!("{text}; tried again every {} s", HTTP_AGAIN.as_secs()));
+                }
                 self.triggering.http_trouble = Some(text);
+                self.triggering.http_again = Some(clock::now() + HTTP_AGAIN);
             }
         }
+    }
+
+    /// When http is to be begun again, if it could not be.
+    pub(super) fn http_again(&self) -> Option<MonoTime> {
+        self.triggering.http_again
     }
 
     /// A reload changed what triggers, or how it comes in.

@@ -50,15 +50,38 @@ struct Payload {
     deleted: bool,
 }
 
+const SERVERS: [(Server, &str); 4] = [
+    (Server::Forgejo, "x-forgejo-event"),
+    (Server::Gitea, "x-gitea-event"),
+    (Server::GitHub, "x-github-event"),
+    (Server::GitLab, "x-gitlab-event"),
+];
+
+/// What a webhook comes to whatever its body is; `None`: the body decides.
+pub(super) fn hopeless<'h>(header: impl Fn(&str) -> Option<&'h str>) -> Option<Judged> {
+    let Some((server, _)) = SERVERS.into_iter().find_map(|(server, name)| Some((server, header(name)?))) else {
+        return Some(Judged::Unreadable("no header says which event it is; GitHub, GitLab, Gitea and Forgejo are understood".into()));
+    };
+    let tag = match server {
+        Server::GitHub => header("x-hub-signature-256").and_then(|text| text.strip_prefix("sha256=")),
+        Server::Gitea => header("x-gitea-signature"),
+        Server::Forgejo => header("x-forgejo-signature").or_else(|| header("x-gitea-signature")),
+        Server::GitLab => return header("x-gitlab-token").is_none().then_some(Judged::Forged(NO_TOKEN)),
+    };
+    let is_tag = tag.and_then(bytes).is_some_and(|tag| tag.len() == TAG_BYTES);
+    (!is_tag).then_some(Judged::Forged(NO_SIGNATURE))
+}
+
+/// HMAC-SHA256.
+const TAG_BYTES: usize = 32;
+
+const NO_TOKEN: &str = "X-Gitlab-Token is not the secret";
+
+const NO_SIGNATURE: &str = "the signature is missing or is not made with the secret";
+
 /// Judges a webhook; `header` returns the value of a header by its name in lower case.
 pub(super) fn judge<'h>(header: impl Fn(&str) -> Option<&'h str>, body: &[u8], secret: &str, wanted: &WantedRef) -> Judged {
-    let servers = [
-        (Server::Forgejo, "x-forgejo-event"),
-        (Server::Gitea, "x-gitea-event"),
-        (Server::GitHub, "x-github-event"),
-        (Server::GitLab, "x-gitlab-event"),
-    ];
-    let Some((server, event)) = servers.into_iter().find_map(|(server, name)| Some((server, header(name)?))) else {
+    let Some((server, event)) = SERVERS.into_iter().find_map(|(server, name)| Some((server, header(name)?))) else {
         return Judged::Unreadable("no header says which event it is; GitHub, GitLab, Gitea and Forgejo are understood".into());
     };
     // Nothing of the body counts before this.
@@ -66,12 +89,12 @@ pub(super) fn judge<'h>(header: impl Fn(&str) -> Option<&'h str>, body: &[u8], s
         Server::GitHub => signed(header("x-hub-signature-256").and_then(|text| text.strip_prefix("sha256=")), body, secret),
         Server::Gitea => signed(header("x-gitea-signature"), body, secret),
         Server::Forgejo => signed(header("x-forgejo-signature").or_else(|| header("x-gitea-signature")), body, secret),
-        Server::GitLab => same(header("x-gitlab-token").unwrap_or_default(), secret),
+        Server::GitLab => header("x-gitlab-token").is_some_and(|token| !secret.trim().is_empty() && same(token, secret)),
     };
     if !genuine {
         return Judged::Forged(match server {
-            Server::GitLab => "X-Gitlab-Token is not the secret",
-            _ => "the signature is missing or is not made with the secret",
+            Server::GitLab => NO_TOKEN,
+            _ => NO_SIGNATURE,
         });
     }
     let pushes: &[&str] = if server == Server::GitLab { &["Push Hook", "Tag Push Hook", "System Hook"] } else { &["push"] };
@@ -117,6 +140,10 @@ fn plain(text: &str) -> String {
 /// Whether this is the HMAC-SHA256 of the body, in hexadecimal; compared in constant time.
 fn signed(hex: Option<&str>, body: &[u8], secret: &str) -> bool {
     let Some(tag) = hex.and_then(bytes) else { return false };
+    // With an empty one anybody can sign.
+    if secret.trim().is_empty() {
+        return false;
+    }
     hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), body, &tag).is_ok()
 }
 
@@ -192,6 +219,42 @@ mod tests {
         assert_eq!(judged(&[("x-gitea-event", "push"), ("x-gitea-signature", &signature)], GITEA, &main_branch()), Judged::Push);
         let forgejo = [("x-forgejo-event", "push"), ("x-gitea-event", "push"), ("x-forgejo-signature", signature.as_str())];
         assert_eq!(judged(&forgejo, GITEA, &main_branch()), Judged::Push);
+    }
+
+    #[test]
+    fn an_empty_secret_proves_nothing() {
+        for secret in ["", " \n"] {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+            let hex: String = hmac::sign(&key, GITHUB.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            let signature = format!("sha256={hex}");
+            for headers in [
+                vec![("x-github-event", "push"), ("x-hub-signature-256", signature.as_str())],
+                vec![("x-gitea-event", "push"), ("x-gitea-signature", hex.as_str())],
+                vec![("x-forgejo-event", "push"), ("x-forgejo-signature", hex.as_str())],
+                vec![("x-gitlab-event", "Push Hook"), ("x-gitlab-token", secret)],
+                vec![("x-gitlab-event", "Push Hook")],
+            ] {
+                let header = |name: &str| headers.iter().find(|(it, _)| *it == name).map(|(_, value)| *value);
+                let judged = judge(header, GITHUB.as_bytes(), secret, &main_branch());
+                assert!(matches!(judged, Judged::Forged(_)), "{headers:?}: {judged:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_body_can_mend_is_known_by_the_header_alone() {
+        let known = |headers: &[(&str, &str)]| hopeless(|name| headers.iter().find(|(it, _)| *it == name).map(|(_, value)| *value));
+        let tag = "0".repeat(64);
+        assert!(matches!(known(&[("host", "h")]), Some(Judged::Unreadable(_))));
+        assert!(matches!(known(&[("x-github-event", "push")]), Some(Judged::Forged(_))));
+        assert!(matches!(
+            known(&[("x-github-event", "push"), ("x-hub-signature-256", &format!("sha256={}", &tag[1..]))]),
+            Some(Judged::Forged(_))
+        ));
+        assert!(matches!(known(&[("x-gitea-event", "push"), ("x-gitea-signature", "0g")]), Some(Judged::Forged(_))));
+        assert!(matches!(known(&[("x-gitlab-event", "Push Hook")]), Some(Judged::Forged(_))));
+        assert_eq!(known(&[("x-github-event", "push"), ("x-hub-signature-256", &format!("sha256={tag}"))]), None);
+        assert_eq!(known(&[("x-gitlab-event", "Push Hook"), ("x-gitlab-token", "x")]), None);
     }
 
     #[test]

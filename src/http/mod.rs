@@ -55,7 +55,7 @@ pub(crate) struct Counts {
 
 /// How http is served; read from the configuration when it begins and at a reload.
 #[derive(Clone, Debug)]
-struct How {
+pub(crate) struct How {
     listen: SocketAddr,
     token: Option<String>,
     tls: Option<Arc<rustls::ServerConfig>>,
@@ -64,12 +64,38 @@ struct How {
     wanted: WantedRef,
 }
 
+impl How {
+    /// Reads what the configuration names; `None`: it says nothing of http.
+    ///
+    /// # Errors
+    /// When a secret or a certificate cannot be had.
+    pub(crate) fn read(settings: &Settings) -> Result<Option<Self>, HttpError> {
+        let Some(http) = &settings.http else { return Ok(None) };
+        let env = |name: &str| std::env::var(name).ok();
+        let token = http.token.as_ref().map(|token| token.resolve("http.token", &env).map(|it| it.expose().to_owned())).transpose();
+        let token = token.map_err(HttpError::Token)?;
+        if token.as_ref().is_some_and(|token| token.trim().is_empty()) {
+            return Err(HttpError::NoToken);
+        }
+        Ok(Some(Self {
+            listen: http.listen,
+            token,
+            tls: http.tls.as_ref().map(|tls| serve::tls(&tls.cert, &tls.key)).transpose()?,
+            webhook: settings.triggers.webhook.clone(),
+            wanted: settings.source.wanted.clone(),
+        }))
+    }
+}
+
 /// Why http is not served.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HttpError {
     /// The token cannot be had.
     #[error("`http.token`")]
     Token(#[source] crate::config::secret::SecretError),
+    /// Nobody could give it, and everybody an empty one.
+    #[error("`http.token` is empty")]
+    NoToken,
     /// A file of `http.tls` cannot be used.
     #[error("`http.tls`: `{path}`: {why}")]
     Tls {
@@ -92,21 +118,11 @@ pub(crate) struct Http {
 }
 
 impl Http {
-    /// Begins to serve what the configuration says; `None`: it says nothing.
+    /// Begins to serve. An address that is taken is tried again and again, and is a [`Http::trouble`] meanwhile.
     ///
     /// # Errors
-    /// When a secret or a certificate cannot be had. An address that is taken is tried again and again, and is a [`Http::trouble`] meanwhile.
-    pub(crate) fn begin(settings: &Settings, asks: mpsc::Sender<Ask>) -> Result<Option<Self>, HttpError> {
-        let Some(http) = &settings.http else { return Ok(None) };
-        let env = |name: &str| std::env::var(name).ok();
-        let token = http.token.as_ref().map(|token| token.resolve("http.token", &env).map(|it| it.expose().to_owned())).transpose();
-        let how = How {
-            listen: http.listen,
-            token: token.map_err(HttpError::Token)?,
-            tls: http.tls.as_ref().map(|tls| serve::tls(&tls.cert, &tls.key)).transpose()?,
-            webhook: settings.triggers.webhook.clone(),
-            wanted: settings.source.wanted.clone(),
-        };
+    /// When there is no thread for it.
+    pub(crate) fn begin(how: How, asks: mpsc::Sender<Ask>) -> Result<Self, HttpError> {
         let (stop, stopped) = oneshot::channel();
         let trouble = Arc::new(Mutex::new(None));
         let noted = Arc::clone(&trouble);
@@ -118,7 +134,7 @@ impl Http {
                 runtime.shutdown_background();
             })
             .map_err(HttpError::Thread)?;
-        Ok(Some(Self { stop: Some(stop), thread: Some(thread), trouble }))
+        Ok(Self { stop: Some(stop), thread: Some(thread), trouble })
     }
 
     /// Why nobody is served now; `None`: all is well.

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::hooks::{Judged, judge, same};
+use super::hooks::{Judged, hopeless, judge, same};
 use super::{Ask, How, HttpError, SNAPSHOT_AGE, Snapshot, metrics};
 use crate::sys::clock;
 
@@ -38,7 +38,7 @@ const HEADER_WITHIN: Duration = Duration::from_secs(10);
 /// The whole connection is over after this time: a webhook waits for the disk, a scraper for one snapshot.
 const WHOLE_WITHIN: Duration = Duration::from_secs(30);
 
-/// The largest header: hyper's least buffer.
+/// The largest header: twice hyper's least buffer.
 const HEADER_MAX: usize = 16 << 10;
 
 /// The largest body of a webhook: a push of 2,048 commits, the most that GitHub names in one, takes about half of it.
@@ -46,6 +46,12 @@ const BODY_MAX: usize = 4 << 20;
 
 /// Bodies that are read at a time.
 const BODIES_MAX: usize = 4;
+
+/// A body is there after this time: git servers send it at once.
+const BODY_WITHIN: Duration = Duration::from_secs(5);
+
+/// So long a webhook waits for its turn. Who holds up others is gone by then ([`BODY_WITHIN`]).
+const TURN_WITHIN: Duration = Duration::from_secs(8);
 
 /// The loop answers within this time, or it is not healthy. GitHub waits 10 s for an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -120,7 +126,7 @@ async fn accept(how: How, asks: mpsc::Sender<Ask>, trouble: &Mutex<Option<String
                             match acceptor {
                                 None => converse(stream, &shared).await,
                                 Some(acceptor) => {
-                                    if let Ok(stream) = acceptor.accept(stream).await {
+                                    if let Ok(Ok(stream)) = timeout(HEADER_WITHIN, acceptor.accept(stream)).await {
                                         converse(stream, &shared).await;
                                     }
                                 }
@@ -293,12 +299,24 @@ async fn webhook(shared: &Shared, request: Request<Incoming>) -> Answer {
     let Some(secret) = &shared.how.webhook else {
         return plain(StatusCode::NOT_FOUND, "`source.webhook` is not configured");
     };
-    let Ok(_turn) = shared.bodies.try_acquire() else { return busy("too many webhooks at a time") };
     let (parts, body) = request.into_parts();
-    let body = match Limited::new(body, BODY_MAX).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return plain(StatusCode::PAYLOAD_TOO_LARGE, "larger than 4 MiB"),
-        Err(_) => return plain(StatusCode::BAD_REQUEST, "the body ended too early"),
+    let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    // Before anything is read or waited for: whoever proves nothing takes nobody's turn.
+    if let Some(Judged::Unreadable(why) | Judged::Ignored(why)) = hopeless(header) {
+        return plain(StatusCode::BAD_REQUEST, &why);
+    }
+    if let Some(Judged::Forged(why)) = hopeless(header) {
+        return plain(StatusCode::UNAUTHORIZED, why);
+    }
+    if hyper::body::Body::size_hint(&body).lower() > BODY_MAX as u64 {
+        return plain(StatusCode::PAYLOAD_TOO_LARGE, "larger than 4 MiB");
+    }
+    let Ok(Ok(_turn)) = timeout(TURN_WITHIN, shared.bodies.acquire()).await else { return busy("too many webhooks at a time") };
+    let body = match timeout(BODY_WITHIN, Limited::new(body, BODY_MAX).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return plain(StatusCode::PAYLOAD_TOO_LARGE, "larger than 4 MiB"),
+        Ok(Err(_)) => return plain(StatusCode::BAD_REQUEST, "the body ended too early"),
+        Err(_) => return plain(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
     };
     let secret = match secret.resolve("source.webhook.secret", &|name| std::env::var(name).ok()) {
         Ok(secret) => secret,
@@ -307,7 +325,10 @@ async fn webhook(shared: &Shared, request: Request<Incoming>) -> Answer {
             return plain(StatusCode::INTERNAL_SERVER_ERROR, "the secret cannot be read; the log of selfstart says why");
         }
     };
-    let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    if secret.expose().trim().is_empty() {
+        tracing::warn!("a webhook cannot be judged: `source.webhook.secret` is empty");
+        return plain(StatusCode::INTERNAL_SERVER_ERROR, "the secret is empty; the log of selfstart says so");
+    }
     match judge(header, &body, secret.expose(), &shared.how.wanted) {
         Judged::Forged(why) => plain(StatusCode::UNAUTHORIZED, why),
         Judged::Unreadable(why) => plain(StatusCode::BAD_REQUEST, &why),

@@ -170,7 +170,14 @@ fn webhooks_of_others_lead_to_nothing_and_each_is_told_why() {
     let other = push(&node, port, "refs/heads/other", SECRET);
     assert_eq!((other.code, other.body.contains("ignored")), (200, true), "{other:?}");
     assert_eq!(ask(&node, port, "GET /webhook", &[], b"").code, 405);
-    assert_eq!(ask(&node, port, "POST /webhook", &[("X-GitHub-Event", "push")], &vec![b'x'; 5 << 20]).code, 413);
+    let unsigned = request("POST /webhook", &[("X-GitHub-Event", "push")], 5 << 20);
+    assert_eq!(ask_on(connect(&node, port), &unsigned, b"").code, 401);
+    let tag = format!("sha256={}", "0".repeat(64));
+    let large = request("POST /webhook", &[("X-GitHub-Event", "push"), ("X-Hub-Signature-256", &tag)], 5 << 20);
+    assert_eq!(ask_on(connect(&node, port), &large, b"").code, 413, "before any of it was sent");
+    let chunked = large.replace(&format!("Content-Length: {}", 5 << 20), "Transfer-Encoding: chunked");
+    let body = [format!("{:x}\r\n", 5 << 20).as_bytes(), &vec![b'x'; 5 << 20], b"\r\n0\r\n\r\n"].concat();
+    assert_eq!(ask_on(connect(&node, port), &chunked, &body).code, 413);
     assert_eq!(ask(&node, port, "POST /webhook", &[], b"{}").code, 400);
     assert_eq!(ask(&node, port, "GET /", &[], b"").code, 404);
     let gitlab = [("X-Gitlab-Event", "Push Hook"), ("X-Gitlab-Token", "guessed")];
@@ -262,6 +269,48 @@ fn clients_that_say_nothing_or_too_much_hold_up_nobody() {
     let mut first = silent.into_iter().next().expect("one");
     first.set_read_timeout(Some(PATIENCE)).expect("set");
     assert_eq!(first.read(&mut [0; 64]).map_err(|error| error.kind()).unwrap_or(0), 0);
+}
+
+#[test]
+fn webhooks_whose_bodies_do_not_come_keep_no_other_from_its_turn() {
+    let (node, port) = node(HOOK, "");
+    let first = node.live().0;
+    let stuck = |header: &[(&str, &str)]| {
+        let mut stream = connect(&node, port);
+        stream.write_all(request("POST /webhook", header, 1_000).as_bytes()).expect("written");
+        stream
+    };
+    // Who proves nothing is answered before anything of the body is there.
+    let mut stream = stuck(&[("X-GitHub-Event", "push")]);
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    let mut said = [0; 12];
+    stream.read_exact(&mut said).expect("an answer");
+    assert_eq!(&said, b"HTTP/1.1 401");
+    let tag = format!("sha256={}", "0".repeat(64));
+    let _silent: Vec<TcpStream> = (0..6).map(|_| stuck(&[("X-GitHub-Event", "push"), ("X-Hub-Signature-256", &tag)])).collect();
+    let newest = node.commit(&[("README", "second\n")]);
+    assert_ne!(first, newest);
+    assert_eq!(push(&node, port, "refs/heads/main", SECRET).code, 202);
+    live_is(&node, &newest);
+}
+
+#[test]
+fn what_is_served_goes_on_while_a_token_cannot_be_read_and_follows_when_it_can() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let token = dir.path().join("token");
+    fs_err::write(&token, "first\n").expect("written");
+    let (node, port) = node("", &format!("http: {{listen: '127.0.0.1:@PORT@', token: '${{file:{}}}'}}\n", token.display()));
+    let code = |token: &str| ask(&node, port, "GET /status", &[("Authorization", &format!("Bearer {token}"))], b"").code;
+    assert_eq!((code("first"), code("")), (200, 401));
+    for bad in ["", " \n"] {
+        fs_err::write(&token, bad).expect("written");
+        node.cli(&["reload"]);
+        assert_eq!((code("first"), code("")), (200, 401), "as before");
+    }
+    assert!(node.status().to_string().contains("http is served as before"), "{}", node.status());
+    fs_err::write(&token, "second\n").expect("written");
+    node.until("the new token", || (code("second") == 200).then_some(()));
+    assert_eq!(code("first"), 401);
 }
 
 #[test]

@@ -937,6 +937,8 @@ pub struct Deploy {
     fetches: u64,
     wanted: Option<Stamp>,
     fetched: Option<Stamp>,
+    /// What was fetched last of what is configured.
+    configured: Option<Revision>,
     /// What the source was seen to have since it was fetched last.
     seen: Option<Revision>,
     run: Option<String>,
@@ -1086,6 +1088,12 @@ impl Deploy {
     #[must_use]
     pub fn fetched(&self) -> Option<&Stamp> {
         self.fetched.as_ref()
+    }
+
+    /// Returns what the source last said of what is configured: not of a `--ref`.
+    #[must_use]
+    pub fn configured(&self) -> Option<&Revision> {
+        self.configured.as_ref()
     }
 
     /// Returns the release that was made last (its [`Entry::built_at`]).

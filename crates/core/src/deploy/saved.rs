@@ -34,6 +34,8 @@ pub struct Saved {
     pub wanted: Option<Stamp>,
     /// What the source last said.
     pub fetched: Option<Stamp>,
+    /// What was fetched last of what is configured.
+    pub configured: Option<Revision>,
     /// What went wrong since all was well.
     pub last_error: Option<Said>,
     /// How the last deploy ended.
@@ -121,6 +123,7 @@ pub(super) fn of(deploy: &Deploy) -> Saved {
         journal: journal(&deploy.phase),
         wanted: deploy.wanted.clone(),
         fetched: deploy.fetched.clone(),
+        configured: deploy.configured.clone(),
         last_error: deploy.last_error.clone(),
         verdict: deploy.verdict.clone(),
         run: deploy.run.clone(),
@@ -173,6 +176,7 @@ pub(super) fn wake(saved: Saved) -> Deploy {
         fetches: 0,
         wanted: saved.wanted,
         fetched: saved.fetched,
+        configured: saved.configured,
         seen: None,
         run: saved.run,
         probation: saved.probation,

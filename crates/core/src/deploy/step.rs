@@ -630,6 +630,9 @@ impl Turn<'_> {
             self.deploy.complaint = None;
         }
         self.deploy.seen = None;
+        if job.trigger.wanted == Wanted::Configured {
+            self.deploy.configured = Some(revision.clone());
+        }
         // The source was reached: from now on nothing else delays the pools.
         if let Pools::NotStarted { until } = &mut self.deploy.pools {
             *until = (*until).min(self.now.mono);

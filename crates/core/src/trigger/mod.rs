@@ -86,6 +86,8 @@ pub struct Saved {
     pub waiting: Option<Origin>,
     /// The head that the source had when it was last asked.
     pub seen: Option<Revision>,
+    /// What of the configured source had been fetched by then.
+    pub seen_with: Option<Revision>,
 }
 
 /// What happened.
@@ -103,6 +105,8 @@ pub enum Event {
         revision: Revision,
         /// What was fetched last.
         fetched: Option<Revision>,
+        /// The last that was fetched of what is configured: not by `--ref`, of which an operator wants that it stays.
+        configured: Option<Revision>,
     },
     /// Answers [`Effect::Look`].
     LookFailed {
@@ -144,6 +148,7 @@ pub struct Triggers {
     /// What a former agent left waiting.
     recalled: Option<Origin>,
     seen: Option<Revision>,
+    seen_with: Option<Revision>,
     poll: Poll,
     booted: bool,
 }
@@ -174,14 +179,14 @@ impl Triggers {
     /// Returns what a former agent left; `Saved::default()`: nothing.
     #[must_use]
     pub fn new(saved: Saved) -> Self {
-        Self { recalled: saved.waiting, seen: saved.seen, ..Self::default() }
+        Self { recalled: saved.waiting, seen: saved.seen, seen_with: saved.seen_with, ..Self::default() }
     }
 
     /// What must outlive the agent.
     #[must_use]
     pub fn saved(&self) -> Saved {
         let waiting = self.window.and_then(|window| window.waiting).or(self.given).or(self.recalled);
-        Saved { waiting, seen: self.seen.clone() }
+        Saved { waiting, seen: self.seen.clone(), seen_with: self.seen_with.clone() }
     }
 
     /// Whether a deploy was given that is not known to be in the journal of deploys.
@@ -223,7 +228,7 @@ pub fn step(mut triggers: Triggers, event: Event, now: MonoTime, jitter: Jitter,
         }
         Event::Arrived(origin) => triggers.arrive(origin, now, policy, &mut effects),
         Event::Safe => triggers.given = None,
-        Event::Seen { revision, fetched } => {
+        Event::Seen { revision, fetched, configured } => {
             triggers.poll.looking = false;
             triggers.poll.failures = 0;
             triggers.poll.next = policy.poll.map(|every| now + jitter.spread(every));
@@ -231,8 +236,11 @@ pub fn step(mut triggers: Triggers, event: Event, now: MonoTime, jitter: Jitter,
                 effects.push(Effect::TellBack);
             }
             // What was fetched last was given to the machine of deploys, whatever became of it there.
-            let news = triggers.seen.as_ref() != Some(&revision) && fetched.as_ref() != Some(&revision);
-            triggers.seen = Some(revision);
+            let other = triggers.seen.as_ref() != Some(&revision);
+            // It is as it was seen, and something else was fetched in between: the branch was set back.
+            let back = triggers.seen_with.is_some() && triggers.seen_with != configured;
+            let news = (other || back) && fetched.as_ref() != Some(&revision);
+            (triggers.seen, triggers.seen_with) = (Some(revision), configured);
             if news {
                 triggers.arrive(Origin::Poll, now, policy, &mut effects);
             }
